@@ -1,0 +1,1 @@
+"""The address book of a swarm: a bootstrap node and its health."""

@@ -1,0 +1,1 @@
+"""Torch: the only importer of it."""

@@ -1,0 +1,1 @@
+"""Decisions, pure: values in, values out; time and randomness are arguments."""

@@ -1,0 +1,1 @@
+"""Corpora and tokenizers: a microbatch by its id."""

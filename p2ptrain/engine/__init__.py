@@ -1,0 +1,1 @@
+"""Asyncio: feeds decisions, performs what they return, owns tasks and deadlines."""

@@ -1,0 +1,1 @@
+"""The real network: the only importer of hivemind."""

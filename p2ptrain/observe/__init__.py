@@ -1,0 +1,1 @@
+"""One vocabulary of events for logs, metrics, reports and checkers."""

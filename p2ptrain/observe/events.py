@@ -1,0 +1,284 @@
+"""One vocabulary of events: logs, metrics, reports and checkers all read it.
+
+An event says what happened, never what to do. Its time is the event loop's (seconds
+since the process's loop began; virtual in simulation), so one seed gives one log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from p2ptrain.core.agreement import Counted
+from p2ptrain.units import Chain, Digest, PeerId, RunId, Seconds, Slot, Stage, Step
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Root of all events."""
+
+
+class PeerStarted(Event, tag=True):
+    """A peer has joined a run."""
+
+    run: RunId
+    addresses: tuple[str, ...]
+
+
+class PeerStopped(Event, tag=True):
+    """A peer leaves in an orderly way."""
+
+    reason: str
+
+
+class LinkUp(Event, tag=True):
+    """Both channels to ``peer`` are open."""
+
+    peer: PeerId
+
+
+class LinkDown(Event, tag=True):
+    """The link to ``peer`` broke or was closed."""
+
+    peer: PeerId
+    reason: str
+
+
+class LinkRefused(Event, tag=True):
+    """``peer`` was refused at link open."""
+
+    peer: PeerId
+    reason: str
+
+
+class FrameRefused(Event, tag=True):
+    """``peer`` sent bytes or a message that the protocol does not allow."""
+
+    peer: PeerId
+    reason: str
+
+
+class Suspected(Event, tag=True):
+    """``peer`` has been silent too long."""
+
+    peer: PeerId
+    silent_seconds: Seconds
+
+
+class Restored(Event, tag=True):
+    """A suspected peer spoke again: the suspicion was false."""
+
+    peer: PeerId
+
+
+class SeatOpened(Event, tag=True):
+    """This peer begins to serve a stage; ``reason`` is the assignment's."""
+
+    stage: Stage
+    version: Step
+    reason: str
+
+
+class SeatClosed(Event, tag=True):
+    """This peer no longer serves a stage."""
+
+    stage: Stage
+    reason: str
+
+
+class StateLoaded(Event, tag=True):
+    """A joiner has taken over a verified snapshot."""
+
+    stage: Stage
+    version: Step
+    source: PeerId
+    size_bytes: int
+
+
+class BusySaid(Event, tag=True):
+    """An Ask was answered BUSY."""
+
+    stage: Stage
+    peer: PeerId
+    reason: str
+
+
+class FrameSent(Event, tag=True):
+    """A data frame went out. ``tensor_bytes``: of the uncompressed tensor in fp32."""
+
+    what: Literal["forward", "gradient", "part", "chunk", "corpus"]
+    peer: PeerId
+    stage: Stage
+    step: Step
+    slot: Slot
+    frame_bytes: int
+    tensor_bytes: int
+    replay: bool
+
+
+class Sourced(Event, tag=True):
+    """Stage 0 took a microbatch from the data."""
+
+    step: Step
+    slot: Slot
+    order: int
+
+
+class ForwardDone(Event, tag=True):
+    """A forward result lies in the retention store."""
+
+    stage: Stage
+    step: Step
+    slot: Slot
+    service_seconds: Seconds
+
+
+class SlotCounted(Event, tag=True):
+    """A microbatch is in this seat's accumulator (or, evaluating, passed through it)."""
+
+    stage: Stage
+    step: Step
+    slot: Slot
+
+
+class Subtracted(Event, tag=True):
+    """An overlap was taken out of this seat's accumulator."""
+
+    stage: Stage
+    step: Step
+    slot: Slot
+
+
+class Recalled(Event, tag=True):
+    """A forward was recalled from ``peer``; ``answer`` is its state there."""
+
+    stage: Stage
+    step: Step
+    slot: Slot
+    peer: PeerId
+    answer: str
+
+
+class Replayed(Event, tag=True):
+    """A microbatch is sent again; ``reason`` says why."""
+
+    stage: Stage
+    step: Step
+    slot: Slot
+    peer: PeerId
+    reason: str
+
+
+class RoundBegan(Event, tag=True):
+    """This seat waits for, or leads, a round; ``reason`` says what moved it."""
+
+    stage: Stage
+    step: Step
+    round: int
+    leader: PeerId
+    reason: str
+
+
+class SumPublished(Event, tag=True):
+    """This seat holds the whole sum of its stage."""
+
+    stage: Stage
+    step: Step
+    digest: Digest
+    round: int
+
+
+class StepCommitted(Event, tag=True):
+    """This seat has stepped. ``cover`` is that of its own stage's SUM.
+
+    ``loss``, ``val_loss``: nats per token, equal in all stages (None: none this step).
+    ``seconds``: since this seat's previous commit.
+    """
+
+    epoch: int
+    stage: Stage
+    step: Step
+    chain: Chain
+    digest: Digest
+    cover: tuple[Counted, ...]
+    expected: bytes
+    loss: float | None
+    val_loss: float | None
+    skipped: bool
+    tokens: int
+    seconds: Seconds
+
+
+class Bounds(Event, tag=True):
+    """A seat's fill beside its bounds, sampled at every commit and at each new maximum."""
+
+    stage: Stage
+    queue: int
+    queue_bound: int
+    parked: int
+    parked_bound: int
+    retained_bytes: int
+    retained_bound: int
+
+
+class Alarm(Event, tag=True):
+    """Something an operator must see; training may go on."""
+
+    reason: str
+
+
+class FaultFired(Event, tag=True):
+    """A planned fault happened (written by whoever injects faults)."""
+
+    fault: str
+    target: str
+
+
+class RunEnded(Event, tag=True):
+    """The run is complete on this peer."""
+
+    step: Step
+    reason: str
+
+
+AnyEvent: TypeAlias = (
+    PeerStarted
+    | PeerStopped
+    | LinkUp
+    | LinkDown
+    | LinkRefused
+    | FrameRefused
+    | Suspected
+    | Restored
+    | SeatOpened
+    | SeatClosed
+    | StateLoaded
+    | BusySaid
+    | FrameSent
+    | Sourced
+    | ForwardDone
+    | SlotCounted
+    | Subtracted
+    | Recalled
+    | Replayed
+    | RoundBegan
+    | SumPublished
+    | StepCommitted
+    | Bounds
+    | Alarm
+    | FaultFired
+    | RunEnded
+)
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An event with its time and its peer: a line of events.jsonl."""
+
+    at: Seconds
+    peer: PeerId
+    event: AnyEvent
+
+
+Emit: TypeAlias = Callable[[AnyEvent], None]
+"""What the engine is given to speak through; a sink adds the time and the peer."""

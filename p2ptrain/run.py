@@ -1,0 +1,168 @@
+"""The RunSpec: what every peer of a run must agree on.
+
+A RunSpec is frozen and validated once; its digest *is* the run id, so two peers
+that disagree on anything that could change the weights are in two different runs
+and refuse each other at link open. What only one peer decides (its device, its
+ports, where it keeps files) never stands here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+CodecName: TypeAlias = Literal["fp32", "bf16"]
+"""Codecs that are built; the interface takes more (see compute/codecs)."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A section of the RunSpec: frozen, strict, compared by value."""
+
+
+class Model(Part):
+    """A Llama-style decoder. Sizes are counts; ``context`` is in tokens."""
+
+    vocab_size: int = 256
+    d_model: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    d_ff: int = 256
+    context: int = 128
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+
+
+class Cut(Part):
+    """How the layers are cut into stages.
+
+    ``layers`` gives the count of each stage; empty means by estimated cost.
+    """
+
+    stages: int = 4
+    layers: tuple[int, ...] = ()
+
+
+class Batch(Part):
+    """``sequences`` of ``context`` tokens make a microbatch, ``microbatches`` (G) a step."""
+
+    sequences: int = 4
+    microbatches: int = 16
+
+
+class Optimizer(Part):
+    """Muon for matrices with AdamW for the rest, or AdamW alone; warm-up, then cosine."""
+
+    name: Literal["muon", "adamw"] = "muon"
+    learning_rate: float = 0.02
+    adamw_learning_rate: float = 3e-3
+    momentum: float = 0.95
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    warmup_steps: int = 10
+    steps: int = 300
+    final_ratio: float = 0.1
+
+
+class Sync(Part):
+    """How replicas agree. ``start_replicas``: seats per stage before step 0 begins."""
+
+    mode: Literal["exact", "delayed", "local"] = "exact"
+    agreement: Literal["bitwise", "canonical"] = "bitwise"
+    start_replicas: int = 1
+
+
+class Accumulator(Part):
+    """Fixed-point gradient sums. ``fraction_bits``: binary places of an int64 sum."""
+
+    dtype: Literal["int64", "int32"] = "int64"
+    fraction_bits: int = 40
+
+
+class Codec(Part):
+    """Codec of every boundary, or one name per boundary (stages - 1 of them)."""
+
+    name: CodecName = "bf16"
+    boundaries: tuple[CodecName, ...] = ()
+
+
+class CorpusFile(Part):
+    """One file of the corpus, by its path inside the corpus."""
+
+    path: str
+    size_bytes: int
+
+
+class Data(Part):
+    """The corpus, pinned: every stage-0 peer must hold exactly these bytes.
+
+    ``source``: ``stdlib`` (the running Python's own library), ``text`` (a file or
+    folder) or ``jsonl``. ``root``: BLAKE2b over the manifest and the bytes, in hex.
+    Empty ``files`` mean: not pinned yet (``p2ptrain init`` and the first peer pin it).
+    ``held_out``: the share of the samples kept for validation.
+    """
+
+    source: Literal["stdlib", "text", "jsonl"] = "stdlib"
+    tokenizer: Literal["bytes"] = "bytes"
+    jsonl_field: str = "text"
+    files: tuple[CorpusFile, ...] = ()
+    root: str = ""
+    held_out: float = 0.02
+
+
+class Arithmetic(Part):
+    """What must be equal for bit-equality. ``torch``: a version, or empty for any one."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int = 1
+    device: Literal["cpu", "cuda", "mps", "any"] = "any"
+    torch: str = ""
+
+
+class Evaluation(Part):
+    """Every ``every_steps`` steps (0: only at the end) ``microbatches`` held-out microbatches."""
+
+    every_steps: int = 25
+    microbatches: int = 4
+
+
+class Checkpoint(Part):
+    """A snapshot on disk every so many steps (0: never)."""
+
+    every_steps: int = 0
+
+
+class Limits(Part):
+    """Bounds and deadlines of the protocol; each reason stands beside its use in core/."""
+
+    queue_slots: int = 4
+    replay_slots: int = 2
+    window_per_stage: int = 4
+    heartbeat_seconds: float = 1.0
+    suspect_seconds: float = 5.0
+    lease_seconds: float = 10.0
+    record_seconds: float = 60.0
+    retained_bytes: int = 1 << 30
+
+
+class RunSpec(Part):
+    """Everything a run agrees on. See the sections for units."""
+
+    name: str = "p2ptrain"
+    seed: int = 0
+    model: Model = Model()
+    cut: Cut = Cut()
+    batch: Batch = Batch()
+    optimizer: Optimizer = Optimizer()
+    sync: Sync = Sync()
+    accumulator: Accumulator = Accumulator()
+    codec: Codec = Codec()
+    data: Data = Data()
+    arithmetic: Arithmetic = Arithmetic()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    limits: Limits = Limits()

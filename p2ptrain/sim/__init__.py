@@ -1,0 +1,1 @@
+"""The other world: virtual time, a seeded network, checkers outside the system."""

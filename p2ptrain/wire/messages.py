@@ -1,0 +1,351 @@
+"""Every message that peers exchange, as strict frozen values.
+
+Control messages travel alone; the data messages (``Forward``, ``Gradient``, ``Part``,
+``Chunk``, ``CorpusChunk``) are followed by a payload whose exact size the receiver
+computes from the RunSpec and checks *before* it allocates (see limits).
+
+All step-bound messages carry ``Position``: (epoch, step, chain of step-1). A foreign
+chain is refused. Unknown fields, wrong types and unknown tags are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from p2ptrain.core.agreement import Ack, Ballot, Bitmap, Go, Message, Nack, Plan, Position, Sum
+from p2ptrain.units import Chain, Digest, PeerId, RunId, Slot, Stage, Step
+
+# --- opening a link ---------------------------------------------------------------
+
+
+class Hello(Message, tag=True):
+    """First message of the opener of a stream. ``incarnation`` grows with every start."""
+
+    protocol: int
+    run: RunId
+    channel: Literal["control", "data"]
+    incarnation: int
+    arithmetic: str
+
+
+class Welcome(Message, tag=True):
+    """The stream is accepted; it flows from the opener to the acceptor only from here on."""
+
+    incarnation: int
+
+
+class Refused(Message, tag=True):
+    """The stream is refused; ``reason`` is one line that says what to do."""
+
+    reason: str
+
+
+# --- presence ---------------------------------------------------------------------
+
+
+class SeatStatus(Message, array_like=True):
+    """What a peer says of one of its seats. ``rate``: microbatches per second."""
+
+    stage: Stage
+    state: Literal["joining", "serving", "draining"]
+    version: Step
+    rate: float
+    queue: int
+    parked: int
+
+
+class Heartbeat(Message, tag=True):
+    """I live; ``lag_seconds`` is my event loop's own delay."""
+
+    count: int
+    lag_seconds: float
+    seats: tuple[SeatStatus, ...]
+
+
+class Leaving(Message, tag=True):
+    """I am going; ``reason`` for the log. Not a failure."""
+
+    reason: str
+
+
+# --- flow: offers (DESIGN 4) ---------------------------------------------------------
+
+
+class Ask(Message, tag=True):
+    """May I send you this microbatch for ``stage``? ``replay`` asks for a replay slot."""
+
+    at: Position
+    slot: Slot
+    stage: Stage
+    attempt: int
+    replay: bool
+
+
+class Offer(Message, tag=True):
+    """A queue slot is reserved for ``lease_seconds``; expected ``delay_seconds`` until computed."""
+
+    at: Position
+    slot: Slot
+    stage: Stage
+    attempt: int
+    delay_seconds: float
+    service_seconds: float
+    lease_seconds: float
+
+
+class Busy(Message, tag=True):
+    """Not now: ask again after ``retry_seconds``. ``behind``: this seat is not at that step yet."""
+
+    at: Position
+    slot: Slot
+    stage: Stage
+    attempt: int
+    retry_seconds: float
+    reason: Literal["queue", "parked", "behind", "draining", "foreign", "unknown"]
+
+
+class Decline(Message, tag=True):
+    """I do not take up your offer; free the slot."""
+
+    at: Position
+    slot: Slot
+    stage: Stage
+    attempt: int
+
+
+class Accepted(Message, tag=True):
+    """The frame (``what``) for ``stage`` has arrived whole and holds its place."""
+
+    at: Position
+    slot: Slot
+    stage: Stage
+    what: Literal["forward", "gradient"]
+
+
+class Computed(Message, tag=True):
+    """The forward result lies in this seat's retention store. ``service_seconds``: its compute."""
+
+    at: Position
+    slot: Slot
+    stage: Stage
+    service_seconds: float
+
+
+class Recall(Message, tag=True):
+    """Give the microbatch back if you have not begun to compute it."""
+
+    at: Position
+    slot: Slot
+    stage: Stage
+
+
+class Where(Message, tag=True):
+    """What do you hold of this microbatch at ``stage``?"""
+
+    at: Position
+    slot: Slot
+    stage: Stage
+
+
+class Whereabouts(Message, tag=True):
+    """Answer to Ask, Recall, Where or a superfluous frame.
+
+    ``state``: ``none`` (also the answer RECALLED), ``queued``, ``computing``, ``parked``,
+    ``counted`` or ``committed`` (the step is over).
+    """
+
+    at: Position
+    slot: Slot
+    stage: Stage
+    state: Literal["none", "queued", "computing", "parked", "counted", "committed"]
+
+
+class Repath(Message, tag=True):
+    """I hold this microbatch for ``stage`` now: send its gradient to me."""
+
+    at: Position
+    slot: Slot
+    stage: Stage
+
+
+class Pull(Message, tag=True):
+    """Send me the frame you retain: the input *of* ``stage`` or the gradient *for* ``stage``."""
+
+    at: Position
+    slot: Slot
+    stage: Stage
+    what: Literal["forward", "gradient"]
+
+
+class Gone(Message, tag=True):
+    """Answer to Pull: I do not retain it; ``holder`` has it, or nobody I know ('')."""
+
+    at: Position
+    slot: Slot
+    stage: Stage
+    what: Literal["forward", "gradient"]
+    holder: PeerId
+
+
+class Forward(Message, tag=True):
+    """Input of ``stage`` for a microbatch. Payload: token ids, then the encoded activations.
+
+    ``path``: the peer that serves each stage below ``stage``.
+    """
+
+    at: Position
+    slot: Slot
+    stage: Stage
+    attempt: int
+    replay: bool
+    path: tuple[PeerId, ...]
+
+
+class Gradient(Message, tag=True):
+    """Gradient of the output of ``stage``. Payload: the encoded gradient.
+
+    ``path``: the peers that served the stages 0..stage. ``replay``: the receiver did not
+    park the input; it must pull it from ``path[stage-1]``.
+    """
+
+    at: Position
+    slot: Slot
+    stage: Stage
+    replay: bool
+    path: tuple[PeerId, ...]
+
+
+# --- reduction and barrier (DESIGN 5) ---------------------------------------------------
+
+
+class Part(Message, tag=True):
+    """Payload: integers of elements start..stop; a member's own, or the shard owner's sum."""
+
+    at: Position
+    stage: Stage
+    ballot: Ballot
+    what: Literal["own", "sum"]
+    start: int
+    stop: int
+
+
+class PullSum(Message, tag=True):
+    """Send me the whole sum of this stage (as Parts under your ballot)."""
+
+    at: Position
+    stage: Stage
+
+
+class WantSums(Message, tag=True):
+    """Tell me the SUMs of these stages, if you know them."""
+
+    at: Position
+    stages: tuple[Stage, ...]
+
+
+class Committed(Message, tag=True):
+    """This seat has stepped: version ``step`` + 1 of ``stage`` lies under ``chain``."""
+
+    epoch: int
+    step: Step
+    chain: Chain
+    stage: Stage
+
+
+# --- state and corpus transfer (DESIGN 6) --------------------------------------------
+
+
+class WantManifest(Message, tag=True):
+    """Which snapshot of ``stage`` can you give?"""
+
+    stage: Stage
+
+
+class StageManifest(Message, tag=True):
+    """A snapshot after a commit. ``root``: Merkle root over its chunks.
+
+    ``members``: the step record's peers per stage, so that a joiner hashes like the others.
+    """
+
+    stage: Stage
+    available: bool
+    epoch: int
+    version: Step
+    chain: Chain
+    size_bytes: int
+    chunk_bytes: int
+    leaves: tuple[Digest, ...]
+    root: Digest
+    members: tuple[tuple[PeerId, ...], ...]
+
+
+class WantChunk(Message, tag=True):
+    """Send me chunk ``index`` of the snapshot with this root."""
+
+    stage: Stage
+    root: Digest
+    index: int
+
+
+class Chunk(Message, tag=True):
+    """Payload: the chunk's bytes."""
+
+    stage: Stage
+    root: Digest
+    index: int
+
+
+class WantCorpus(Message, tag=True):
+    """Send me ``size_bytes`` bytes of the corpus from ``offset``."""
+
+    offset: int
+    size_bytes: int
+
+
+class CorpusChunk(Message, tag=True):
+    """Payload: bytes of the corpus (files in manifest order, concatenated)."""
+
+    offset: int
+
+
+class NoSuch(Message, tag=True):
+    """I cannot give what you asked for; ``reason`` for the log."""
+
+    what: Literal["snapshot", "chunk", "corpus", "sum"]
+    stage: Stage
+    reason: str
+
+
+Handshake: TypeAlias = Hello | Welcome | Refused
+Control: TypeAlias = (
+    Heartbeat
+    | Leaving
+    | Ask
+    | Offer
+    | Busy
+    | Decline
+    | Accepted
+    | Computed
+    | Recall
+    | Where
+    | Whereabouts
+    | Repath
+    | Pull
+    | Gone
+    | Bitmap
+    | Plan
+    | Ack
+    | Nack
+    | Go
+    | PullSum
+    | Sum
+    | WantSums
+    | Committed
+    | WantManifest
+    | StageManifest
+    | WantChunk
+    | WantCorpus
+    | NoSuch
+)
+Data: TypeAlias = Forward | Gradient | Part | Chunk | CorpusChunk
+AnyMessage: TypeAlias = Handshake | Control | Data

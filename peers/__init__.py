@@ -1,0 +1,1 @@
+"""Programs that serve: a peer, a simulation of many, a progress display."""
