@@ -168,25 +168,6 @@ class Repath(Message, tag=True):
     stage: Stage
 
 
-class Pull(Message, tag=True):
-    """Send me the frame you retain: the input *of* ``stage`` or the gradient *for* ``stage``."""
-
-    at: Position
-    slot: Slot
-    stage: Stage
-    what: Literal["forward", "gradient"]
-
-
-class Gone(Message, tag=True):
-    """Answer to Pull: I do not retain it; ``holder`` has it, or nobody I know ('')."""
-
-    at: Position
-    slot: Slot
-    stage: Stage
-    what: Literal["forward", "gradient"]
-    holder: PeerId
-
-
 class Forward(Message, tag=True):
     """Input of ``stage`` for a microbatch. Payload: token ids, then the encoded activations.
 
@@ -202,17 +183,14 @@ class Forward(Message, tag=True):
 
 
 class Gradient(Message, tag=True):
-    """Gradient of the output of ``stage``. Payload: the encoded gradient.
+    """Gradient of the output of ``stage``, for the seat that parked its input.
 
-    ``path``: the peers that served the stages 0..stage. ``replay``: the receiver did not
-    park the input; it must pull it from ``path[stage-1]``.
+    Payload: the encoded gradient.
     """
 
     at: Position
     slot: Slot
     stage: Stage
-    replay: bool
-    path: tuple[PeerId, ...]
 
 
 # --- reduction and barrier (DESIGN 5) ---------------------------------------------------
@@ -330,8 +308,6 @@ Control: TypeAlias = (
     | Where
     | Whereabouts
     | Repath
-    | Pull
-    | Gone
     | Bitmap
     | Plan
     | Ack
