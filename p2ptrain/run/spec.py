@@ -1,16 +1,27 @@
-"""The RunSpec: what every peer of a run must agree on.
+"""The values of a RunSpec, and its digest.
 
-A RunSpec is frozen and validated once; its digest *is* the run id, so two peers
-that disagree on anything that could change the weights are in two different runs
-and refuse each other at link open. What only one peer decides (its device, its
-ports, where it keeps files) never stands here.
+What only one peer decides (its device, its ports, where it keeps files) never stands
+here: whatever stands here changes the run id.
+
+Invariants: equal RunSpecs have equal digests whatever they were read from (TOML, the
+directory, Python); the encoded form fits one directory record.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal, TypeAlias
 
 import msgspec
+
+from p2ptrain.errors import RunSpecError
+from p2ptrain.units import RunId
+
+MAX_SPEC_BYTES = 4000
+"""Encoded size: a directory record holds 4 kB, its framing included."""
+
+RUN_ID_BYTES = 16
+"""128 bits: no two runs share an id by accident, and it stays short enough to read out."""
 
 CodecName: TypeAlias = Literal["fp32", "bf16"]
 """Codecs that are built; the interface takes more (see compute/codecs)."""
@@ -20,7 +31,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A section of the RunSpec: frozen, strict, compared by value."""
 
 
-class Model(Part):
+class Model(Part, frozen=True, kw_only=True):
     """A Llama-style decoder. Sizes are counts; ``context`` is in tokens."""
 
     vocab_size: int = 256
@@ -34,7 +45,7 @@ class Model(Part):
     norm_eps: float = 1e-5
 
 
-class Cut(Part):
+class Cut(Part, frozen=True, kw_only=True):
     """How the layers are cut into stages.
 
     ``layers`` gives the count of each stage; empty means by estimated cost.
@@ -44,14 +55,14 @@ class Cut(Part):
     layers: tuple[int, ...] = ()
 
 
-class Batch(Part):
+class Batch(Part, frozen=True, kw_only=True):
     """``sequences`` of ``context`` tokens make a microbatch, ``microbatches`` (G) a step."""
 
     sequences: int = 4
     microbatches: int = 16
 
 
-class Optimizer(Part):
+class Optimizer(Part, frozen=True, kw_only=True):
     """Muon for matrices with AdamW for the rest, or AdamW alone; warm-up, then cosine."""
 
     name: Literal["muon", "adamw"] = "muon"
@@ -68,7 +79,7 @@ class Optimizer(Part):
     final_ratio: float = 0.1
 
 
-class Sync(Part):
+class Sync(Part, frozen=True, kw_only=True):
     """How replicas agree. ``start_replicas``: seats per stage before step 0 begins."""
 
     mode: Literal["exact", "delayed", "local"] = "exact"
@@ -76,45 +87,42 @@ class Sync(Part):
     start_replicas: int = 1
 
 
-class Accumulator(Part):
+class Accumulator(Part, frozen=True, kw_only=True):
     """Fixed-point gradient sums. ``fraction_bits``: binary places of an int64 sum."""
 
     dtype: Literal["int64", "int32"] = "int64"
     fraction_bits: int = 40
 
 
-class Codec(Part):
+class Codec(Part, frozen=True, kw_only=True):
     """Codec of every boundary, or one name per boundary (stages - 1 of them)."""
 
     name: CodecName = "bf16"
     boundaries: tuple[CodecName, ...] = ()
 
 
-class CorpusFile(Part):
-    """One file of the corpus, by its path inside the corpus."""
-
-    path: str
-    size_bytes: int
-
-
-class Data(Part):
+class Data(Part, frozen=True, kw_only=True):
     """The corpus, pinned: every stage-0 peer must hold exactly these bytes.
 
     ``source``: ``stdlib`` (the running Python's own library), ``text`` (a file or
-    folder) or ``jsonl``. ``root``: BLAKE2b over the manifest and the bytes, in hex.
-    Empty ``files`` mean: not pinned yet (``p2ptrain init`` and the first peer pin it).
+    folder) or ``jsonl`` (the strings under ``jsonl_field``). The corpus is one string of
+    ``size_bytes`` bytes, taken from ``file_count`` files in the order of their paths;
+    ``root`` is its BLAKE2b-256 in hex. No list of files stands here: a library has
+    hundreds and the RunSpec must fit a directory record. An empty ``root`` means: not
+    pinned yet (``p2ptrain init`` and the first peer pin it).
     ``held_out``: the share of the samples kept for validation.
     """
 
     source: Literal["stdlib", "text", "jsonl"] = "stdlib"
     tokenizer: Literal["bytes"] = "bytes"
     jsonl_field: str = "text"
-    files: tuple[CorpusFile, ...] = ()
+    file_count: int = 0
+    size_bytes: int = 0
     root: str = ""
     held_out: float = 0.02
 
 
-class Arithmetic(Part):
+class Arithmetic(Part, frozen=True, kw_only=True):
     """What must be equal for bit-equality. ``torch``: a version, or empty for any one."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -123,20 +131,20 @@ class Arithmetic(Part):
     torch: str = ""
 
 
-class Evaluation(Part):
+class Evaluation(Part, frozen=True, kw_only=True):
     """Every ``every_steps`` steps (0: only at the end) ``microbatches`` held-out microbatches."""
 
     every_steps: int = 25
     microbatches: int = 4
 
 
-class Checkpoint(Part):
+class Checkpoint(Part, frozen=True, kw_only=True):
     """A snapshot on disk every so many steps (0: never)."""
 
     every_steps: int = 0
 
 
-class Limits(Part):
+class Limits(Part, frozen=True, kw_only=True):
     """Bounds and deadlines of the protocol; each reason stands beside its use in core/."""
 
     queue_slots: int = 4
@@ -149,7 +157,7 @@ class Limits(Part):
     retained_bytes: int = 1 << 30
 
 
-class RunSpec(Part):
+class RunSpec(Part, frozen=True, kw_only=True):
     """Everything a run agrees on. See the sections for units."""
 
     name: str = "p2ptrain"
@@ -166,3 +174,38 @@ class RunSpec(Part):
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     limits: Limits = Limits()
+
+
+def canonical(spec: RunSpec) -> RunSpec:
+    """The same RunSpec with every value of its declared type (``1`` for a float is ``1.0``).
+
+    Raises:
+        RunSpecError: a value is of the wrong type; the message names it.
+    """
+    try:
+        return msgspec.convert(msgspec.to_builtins(spec), RunSpec)
+    except msgspec.ValidationError as error:
+        raise RunSpecError(readable(error)) from error
+
+
+def encode(spec: RunSpec) -> bytes:
+    """Canonical msgpack: what the directory carries and the run id is taken from."""
+    return msgspec.msgpack.encode(canonical(spec))
+
+
+def digest(spec: RunSpec) -> RunId:
+    """The run id: BLAKE2b-128 of the canonical encoding, in hex."""
+    return RunId(hashlib.blake2b(encode(spec), digest_size=RUN_ID_BYTES).hexdigest())
+
+
+def corpus_root(corpus: bytes | memoryview) -> str:
+    """What ``Data.root`` must be for these corpus bytes: BLAKE2b-256 in hex."""
+    return hashlib.blake2b(corpus, digest_size=32).hexdigest()
+
+
+def readable(error: msgspec.ValidationError) -> str:
+    """One line of ours from a schema error of msgspec: ``model.d_model: expected int, got str``."""
+    what, _, where = str(error).partition(" - at ")
+    path = where.strip("`").removeprefix("$").removeprefix(".").replace("[...]", "")
+    text = what.replace("`", "").replace("Expected", "expected")
+    return f"{path}: {text}" if path else text
