@@ -19,7 +19,7 @@ class Message(
     """Root of all messages: frozen, strict, tagged by class name."""
 
 
-class Position(Message, array_like=True):
+class Position(Message, frozen=True, array_like=True):
     """Where in the run's history a message belongs."""
 
     epoch: int
@@ -27,7 +27,7 @@ class Position(Message, array_like=True):
     chain: Chain
 
 
-class Tallies(Message, array_like=True):
+class Tallies(Message, frozen=True, array_like=True):
     """Integer sums over the ids of a bitmap. Losses are fixed point (2^-32 nats of mean loss)."""
 
     loss: int = 0
@@ -37,7 +37,7 @@ class Tallies(Message, array_like=True):
     poisoned: int = 0
 
 
-class Bitmap(Message, tag=True):
+class Bitmap(Message, frozen=True, tag=True):
     """Which slots of a step one seat has counted. The highest (incarnation, seq) replaces."""
 
     peer: PeerId
@@ -50,7 +50,7 @@ class Bitmap(Message, tag=True):
     signature: bytes
 
 
-class Ballot(Message, array_like=True, order=True):
+class Ballot(Message, frozen=True, array_like=True, order=True):
     """Orders plans: round first, then the leader's rank, then the plan's digest."""
 
     round: int
@@ -58,7 +58,7 @@ class Ballot(Message, array_like=True, order=True):
     digest: Digest
 
 
-class Share(Message, array_like=True):
+class Share(Message, frozen=True, array_like=True):
     """One member of a plan: the bitmap it must freeze at (by seq), and its shard in elements."""
 
     peer: PeerId
@@ -70,7 +70,7 @@ class Share(Message, array_like=True):
     stop: int
 
 
-class Plan(Message, tag=True):
+class Plan(Message, frozen=True, tag=True):
     """A leader's disjoint cover of M_t; members that counted nothing receive only."""
 
     at: Position
@@ -79,7 +79,7 @@ class Plan(Message, tag=True):
     shares: tuple[Share, ...]
 
 
-class Ack(Message, tag=True):
+class Ack(Message, frozen=True, tag=True):
     """Frozen at exactly what the plan says."""
 
     at: Position
@@ -87,7 +87,7 @@ class Ack(Message, tag=True):
     ballot: Ballot
 
 
-class Nack(Message, tag=True):
+class Nack(Message, frozen=True, tag=True):
     """Not this plan: my highest ballot, and the bitmaps I hold for you to merge."""
 
     at: Position
@@ -97,7 +97,7 @@ class Nack(Message, tag=True):
     bitmaps: tuple[Bitmap, ...]
 
 
-class Go(Message, tag=True):
+class Go(Message, frozen=True, tag=True):
     """All members acked: reduce under this ballot."""
 
     at: Position
@@ -105,14 +105,14 @@ class Go(Message, tag=True):
     ballot: Ballot
 
 
-class Counted(Message, array_like=True):
+class Counted(Message, frozen=True, array_like=True):
     """Who counted which slots, as the sum's cover says: the ledger's line."""
 
     peer: PeerId
     slots: bytes
 
 
-class Sum(Message, tag=True):
+class Sum(Message, frozen=True, tag=True):
     """SUM(t, s): unique for (run, epoch, chain, t, s), whoever publishes it.
 
     ``norms``: squared norm of every parameter's sum, in name order. ``cover`` and

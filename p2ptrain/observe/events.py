@@ -19,60 +19,60 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Root of all events."""
 
 
-class PeerStarted(Event, tag=True):
+class PeerStarted(Event, frozen=True, tag=True):
     """A peer has joined a run."""
 
     run: RunId
     addresses: tuple[str, ...]
 
 
-class PeerStopped(Event, tag=True):
+class PeerStopped(Event, frozen=True, tag=True):
     """A peer leaves in an orderly way."""
 
     reason: str
 
 
-class LinkUp(Event, tag=True):
+class LinkUp(Event, frozen=True, tag=True):
     """Both channels to ``peer`` are open."""
 
     peer: PeerId
 
 
-class LinkDown(Event, tag=True):
+class LinkDown(Event, frozen=True, tag=True):
     """The link to ``peer`` broke or was closed."""
 
     peer: PeerId
     reason: str
 
 
-class LinkRefused(Event, tag=True):
+class LinkRefused(Event, frozen=True, tag=True):
     """``peer`` was refused at link open."""
 
     peer: PeerId
     reason: str
 
 
-class FrameRefused(Event, tag=True):
+class FrameRefused(Event, frozen=True, tag=True):
     """``peer`` sent bytes or a message that the protocol does not allow."""
 
     peer: PeerId
     reason: str
 
 
-class Suspected(Event, tag=True):
+class Suspected(Event, frozen=True, tag=True):
     """``peer`` has been silent too long."""
 
     peer: PeerId
     silent_seconds: Seconds
 
 
-class Restored(Event, tag=True):
+class Restored(Event, frozen=True, tag=True):
     """A suspected peer spoke again: the suspicion was false."""
 
     peer: PeerId
 
 
-class SeatOpened(Event, tag=True):
+class SeatOpened(Event, frozen=True, tag=True):
     """This peer begins to serve a stage; ``reason`` is the assignment's."""
 
     stage: Stage
@@ -80,14 +80,14 @@ class SeatOpened(Event, tag=True):
     reason: str
 
 
-class SeatClosed(Event, tag=True):
+class SeatClosed(Event, frozen=True, tag=True):
     """This peer no longer serves a stage."""
 
     stage: Stage
     reason: str
 
 
-class StateLoaded(Event, tag=True):
+class StateLoaded(Event, frozen=True, tag=True):
     """A joiner has taken over a verified snapshot."""
 
     stage: Stage
@@ -96,7 +96,7 @@ class StateLoaded(Event, tag=True):
     size_bytes: int
 
 
-class BusySaid(Event, tag=True):
+class BusySaid(Event, frozen=True, tag=True):
     """An Ask was answered BUSY."""
 
     stage: Stage
@@ -104,7 +104,7 @@ class BusySaid(Event, tag=True):
     reason: str
 
 
-class FrameSent(Event, tag=True):
+class FrameSent(Event, frozen=True, tag=True):
     """A data frame went out. ``tensor_bytes``: of the uncompressed tensor in fp32."""
 
     what: Literal["forward", "gradient", "part", "chunk", "corpus"]
@@ -117,7 +117,7 @@ class FrameSent(Event, tag=True):
     replay: bool
 
 
-class Sourced(Event, tag=True):
+class Sourced(Event, frozen=True, tag=True):
     """Stage 0 took a microbatch from the data."""
 
     step: Step
@@ -125,7 +125,7 @@ class Sourced(Event, tag=True):
     order: int
 
 
-class ForwardDone(Event, tag=True):
+class ForwardDone(Event, frozen=True, tag=True):
     """A forward result lies in the retention store."""
 
     stage: Stage
@@ -134,7 +134,7 @@ class ForwardDone(Event, tag=True):
     service_seconds: Seconds
 
 
-class SlotCounted(Event, tag=True):
+class SlotCounted(Event, frozen=True, tag=True):
     """A microbatch is in this seat's accumulator (or, evaluating, passed through it)."""
 
     stage: Stage
@@ -142,7 +142,7 @@ class SlotCounted(Event, tag=True):
     slot: Slot
 
 
-class Subtracted(Event, tag=True):
+class Subtracted(Event, frozen=True, tag=True):
     """An overlap was taken out of this seat's accumulator."""
 
     stage: Stage
@@ -150,7 +150,7 @@ class Subtracted(Event, tag=True):
     slot: Slot
 
 
-class Recalled(Event, tag=True):
+class Recalled(Event, frozen=True, tag=True):
     """A forward was recalled from ``peer``; ``answer`` is its state there."""
 
     stage: Stage
@@ -160,7 +160,7 @@ class Recalled(Event, tag=True):
     answer: str
 
 
-class Replayed(Event, tag=True):
+class Replayed(Event, frozen=True, tag=True):
     """A microbatch is sent again; ``reason`` says why."""
 
     stage: Stage
@@ -170,7 +170,7 @@ class Replayed(Event, tag=True):
     reason: str
 
 
-class RoundBegan(Event, tag=True):
+class RoundBegan(Event, frozen=True, tag=True):
     """This seat waits for, or leads, a round; ``reason`` says what moved it."""
 
     stage: Stage
@@ -180,7 +180,7 @@ class RoundBegan(Event, tag=True):
     reason: str
 
 
-class SumPublished(Event, tag=True):
+class SumPublished(Event, frozen=True, tag=True):
     """This seat holds the whole sum of its stage."""
 
     stage: Stage
@@ -189,7 +189,7 @@ class SumPublished(Event, tag=True):
     round: int
 
 
-class StepCommitted(Event, tag=True):
+class StepCommitted(Event, frozen=True, tag=True):
     """This seat has stepped. ``cover`` is that of its own stage's SUM.
 
     ``loss``, ``val_loss``: nats per token, equal in all stages (None: none this step).
@@ -210,7 +210,7 @@ class StepCommitted(Event, tag=True):
     seconds: Seconds
 
 
-class Bounds(Event, tag=True):
+class Bounds(Event, frozen=True, tag=True):
     """A seat's fill beside its bounds, sampled at every commit and at each new maximum."""
 
     stage: Stage
@@ -222,20 +222,20 @@ class Bounds(Event, tag=True):
     retained_bound: int
 
 
-class Alarm(Event, tag=True):
+class Alarm(Event, frozen=True, tag=True):
     """Something an operator must see; training may go on."""
 
     reason: str
 
 
-class FaultFired(Event, tag=True):
+class FaultFired(Event, frozen=True, tag=True):
     """A planned fault happened (written by whoever injects faults)."""
 
     fault: str
     target: str
 
 
-class RunEnded(Event, tag=True):
+class RunEnded(Event, frozen=True, tag=True):
     """The run is complete on this peer."""
 
     step: Step

@@ -18,7 +18,7 @@ from p2ptrain.units import Chain, Digest, PeerId, RunId, Slot, Stage, Step
 # --- opening a link ---------------------------------------------------------------
 
 
-class Hello(Message, tag=True):
+class Hello(Message, frozen=True, tag=True):
     """First message of the opener of a stream. ``incarnation`` grows with every start."""
 
     protocol: int
@@ -28,13 +28,13 @@ class Hello(Message, tag=True):
     arithmetic: str
 
 
-class Welcome(Message, tag=True):
+class Welcome(Message, frozen=True, tag=True):
     """The stream is accepted; it flows from the opener to the acceptor only from here on."""
 
     incarnation: int
 
 
-class Refused(Message, tag=True):
+class Refused(Message, frozen=True, tag=True):
     """The stream is refused; ``reason`` is one line that says what to do."""
 
     reason: str
@@ -43,7 +43,7 @@ class Refused(Message, tag=True):
 # --- presence ---------------------------------------------------------------------
 
 
-class SeatStatus(Message, array_like=True):
+class SeatStatus(Message, frozen=True, array_like=True):
     """What a peer says of one of its seats. ``rate``: microbatches per second."""
 
     stage: Stage
@@ -54,7 +54,7 @@ class SeatStatus(Message, array_like=True):
     parked: int
 
 
-class Heartbeat(Message, tag=True):
+class Heartbeat(Message, frozen=True, tag=True):
     """I live; ``lag_seconds`` is my event loop's own delay."""
 
     count: int
@@ -62,7 +62,7 @@ class Heartbeat(Message, tag=True):
     seats: tuple[SeatStatus, ...]
 
 
-class Leaving(Message, tag=True):
+class Leaving(Message, frozen=True, tag=True):
     """I am going; ``reason`` for the log. Not a failure."""
 
     reason: str
@@ -71,7 +71,7 @@ class Leaving(Message, tag=True):
 # --- flow: offers (DESIGN 4) ---------------------------------------------------------
 
 
-class Ask(Message, tag=True):
+class Ask(Message, frozen=True, tag=True):
     """May I send you this microbatch for ``stage``? ``replay`` asks for a replay slot."""
 
     at: Position
@@ -81,7 +81,7 @@ class Ask(Message, tag=True):
     replay: bool
 
 
-class Offer(Message, tag=True):
+class Offer(Message, frozen=True, tag=True):
     """A queue slot is reserved for ``lease_seconds``; expected ``delay_seconds`` until computed."""
 
     at: Position
@@ -93,7 +93,7 @@ class Offer(Message, tag=True):
     lease_seconds: float
 
 
-class Busy(Message, tag=True):
+class Busy(Message, frozen=True, tag=True):
     """Not now: ask again after ``retry_seconds``. ``behind``: this seat is not at that step yet."""
 
     at: Position
@@ -104,7 +104,7 @@ class Busy(Message, tag=True):
     reason: Literal["queue", "parked", "behind", "draining", "foreign", "unknown"]
 
 
-class Decline(Message, tag=True):
+class Decline(Message, frozen=True, tag=True):
     """I do not take up your offer; free the slot."""
 
     at: Position
@@ -113,7 +113,7 @@ class Decline(Message, tag=True):
     attempt: int
 
 
-class Accepted(Message, tag=True):
+class Accepted(Message, frozen=True, tag=True):
     """The frame (``what``) for ``stage`` has arrived whole and holds its place."""
 
     at: Position
@@ -122,7 +122,7 @@ class Accepted(Message, tag=True):
     what: Literal["forward", "gradient"]
 
 
-class Computed(Message, tag=True):
+class Computed(Message, frozen=True, tag=True):
     """The forward result lies in this seat's retention store. ``service_seconds``: its compute."""
 
     at: Position
@@ -131,7 +131,7 @@ class Computed(Message, tag=True):
     service_seconds: float
 
 
-class Recall(Message, tag=True):
+class Recall(Message, frozen=True, tag=True):
     """Give the microbatch back if you have not begun to compute it."""
 
     at: Position
@@ -139,7 +139,7 @@ class Recall(Message, tag=True):
     stage: Stage
 
 
-class Where(Message, tag=True):
+class Where(Message, frozen=True, tag=True):
     """What do you hold of this microbatch at ``stage``?"""
 
     at: Position
@@ -147,7 +147,7 @@ class Where(Message, tag=True):
     stage: Stage
 
 
-class Whereabouts(Message, tag=True):
+class Whereabouts(Message, frozen=True, tag=True):
     """Answer to Ask, Recall, Where or a superfluous frame.
 
     ``state``: ``none`` (also the answer RECALLED), ``queued``, ``computing``, ``parked``,
@@ -160,7 +160,7 @@ class Whereabouts(Message, tag=True):
     state: Literal["none", "queued", "computing", "parked", "counted", "committed"]
 
 
-class Repath(Message, tag=True):
+class Repath(Message, frozen=True, tag=True):
     """I hold this microbatch for ``stage`` now: send its gradient to me."""
 
     at: Position
@@ -168,7 +168,7 @@ class Repath(Message, tag=True):
     stage: Stage
 
 
-class Forward(Message, tag=True):
+class Forward(Message, frozen=True, tag=True):
     """Input of ``stage`` for a microbatch. Payload: token ids, then the encoded activations.
 
     ``path``: the peer that serves each stage below ``stage``.
@@ -182,7 +182,7 @@ class Forward(Message, tag=True):
     path: tuple[PeerId, ...]
 
 
-class Gradient(Message, tag=True):
+class Gradient(Message, frozen=True, tag=True):
     """Gradient of the output of ``stage``, for the seat that parked its input.
 
     Payload: the encoded gradient.
@@ -196,7 +196,7 @@ class Gradient(Message, tag=True):
 # --- reduction and barrier (DESIGN 5) ---------------------------------------------------
 
 
-class Part(Message, tag=True):
+class Part(Message, frozen=True, tag=True):
     """Payload: integers of elements start..stop; a member's own, or the shard owner's sum."""
 
     at: Position
@@ -207,21 +207,21 @@ class Part(Message, tag=True):
     stop: int
 
 
-class PullSum(Message, tag=True):
+class PullSum(Message, frozen=True, tag=True):
     """Send me the whole sum of this stage (as Parts under your ballot)."""
 
     at: Position
     stage: Stage
 
 
-class WantSums(Message, tag=True):
+class WantSums(Message, frozen=True, tag=True):
     """Tell me the SUMs of these stages, if you know them."""
 
     at: Position
     stages: tuple[Stage, ...]
 
 
-class Committed(Message, tag=True):
+class Committed(Message, frozen=True, tag=True):
     """This seat has stepped: version ``step`` + 1 of ``stage`` lies under ``chain``."""
 
     epoch: int
@@ -233,13 +233,13 @@ class Committed(Message, tag=True):
 # --- state and corpus transfer (DESIGN 6) --------------------------------------------
 
 
-class WantManifest(Message, tag=True):
+class WantManifest(Message, frozen=True, tag=True):
     """Which snapshot of ``stage`` can you give?"""
 
     stage: Stage
 
 
-class StageManifest(Message, tag=True):
+class StageManifest(Message, frozen=True, tag=True):
     """A snapshot after a commit. ``root``: Merkle root over its chunks.
 
     ``members``: the step record's peers per stage, so that a joiner hashes like the others.
@@ -257,7 +257,7 @@ class StageManifest(Message, tag=True):
     members: tuple[tuple[PeerId, ...], ...]
 
 
-class WantChunk(Message, tag=True):
+class WantChunk(Message, frozen=True, tag=True):
     """Send me chunk ``index`` of the snapshot with this root."""
 
     stage: Stage
@@ -265,7 +265,7 @@ class WantChunk(Message, tag=True):
     index: int
 
 
-class Chunk(Message, tag=True):
+class Chunk(Message, frozen=True, tag=True):
     """Payload: the chunk's bytes."""
 
     stage: Stage
@@ -273,20 +273,20 @@ class Chunk(Message, tag=True):
     index: int
 
 
-class WantCorpus(Message, tag=True):
+class WantCorpus(Message, frozen=True, tag=True):
     """Send me ``size_bytes`` bytes of the corpus from ``offset``."""
 
     offset: int
     size_bytes: int
 
 
-class CorpusChunk(Message, tag=True):
+class CorpusChunk(Message, frozen=True, tag=True):
     """Payload: bytes of the corpus (files in manifest order, concatenated)."""
 
     offset: int
 
 
-class NoSuch(Message, tag=True):
+class NoSuch(Message, frozen=True, tag=True):
     """I cannot give what you asked for; ``reason`` for the log."""
 
     what: Literal["snapshot", "chunk", "corpus", "sum"]

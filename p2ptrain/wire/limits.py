@@ -1,0 +1,283 @@
+"""What a RunSpec allows a message to say, and the exact size of every payload.
+
+Intuition: everybody holds the same RunSpec, so nobody needs to be told how large a tensor
+is; a peer that says otherwise is wrong, and is refused before a byte is allocated for it.
+The ranges below are those of the run (its stages, slots, steps), not of the machine.
+
+Invariants:
+    * ``payload_bytes`` has one answer per message, from the RunSpec alone (a Chunk's and a
+      CorpusChunk's last piece is shorter: see ``admits``);
+    * a message that passed ``check`` indexes no stage, slot or element that does not exist,
+      holds no number that is not finite, and no hash of a wrong length.
+
+Every rule goes by a field's *name*: the vocabulary of messages is small, and a name means
+one thing in all of them. A test sees to it that every integer, float and bytes field of
+every message has a rule, so that a new field cannot slip past.
+
+Refused: a size in the message that the receiver trusts up to some maximum. The maximum must
+then fit the largest tensor of the run, and every small message may claim it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, assert_never
+
+from p2ptrain.core.partition import cut_layers, stage_parameters
+from p2ptrain.core.sizes import boundary_bytes, integer_bytes, microbatch_token_bytes
+from p2ptrain.errors import WireError
+from p2ptrain.units import DIGEST_BYTES
+from p2ptrain.wire.messages import (
+    Chunk,
+    CorpusChunk,
+    Data,
+    Forward,
+    Gradient,
+    Part,
+    WantCorpus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from p2ptrain.core.agreement import Message
+    from p2ptrain.run import RunSpec
+    from p2ptrain.units import Bytes, Stage
+    from p2ptrain.wire.messages import AnyMessage
+
+    Rule = Callable[[Any], str | None]
+
+CHUNK_BYTES = 4 << 20
+"""A snapshot's piece: one lost costs little, and the leaves of 1 GB fit one small message."""
+
+CORPUS_CHUNK_BYTES = 1 << 20
+"""A corpus is pulled once and while others train: short pieces do not delay their frames."""
+
+CORPUS_BYTES = 256 << 20
+"""Larger corpora are brought by their peers, not pulled (DESIGN 5)."""
+
+COUNTER_MOST = 2**62
+"""Sequence numbers, epochs and incarnations: no honest counter comes near, none overflows."""
+
+TEXT_BYTES = 1024
+"""Reasons and names are one line; a longer one would fill somebody's log."""
+
+PEER_TEXT = 128
+"""A libp2p peer id in base58 has 52 characters (Ed25519); older kinds a few more or less."""
+
+SIGNATURE_BYTES = 128
+"""Ed25519 takes 64; the room is for another scheme, not for cargo."""
+
+SECONDS_MOST = 86_400.0
+"""No lease, delay or retry of this protocol lasts a day."""
+
+
+class FrameLimits:
+    """The rules of one run. Build once per peer; it is immutable."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._stages = spec.cut.stages
+        parts = cut_layers(spec.model, spec.cut.stages, spec.cut.layers)
+        self._elements = stage_parameters(spec.model, parts)
+        self._integer_bytes = integer_bytes(spec)
+        self._token_bytes = microbatch_token_bytes(spec)
+        self._boundary_bytes = tuple(
+            boundary_bytes(spec, boundary) for boundary in range(self._stages - 1)
+        )
+        # An activation in fp32, for the compression ratio: codecs do not enter.
+        self._tensor_bytes = 4 * spec.batch.sequences * spec.model.context * spec.model.d_model
+        self._slots = spec.batch.microbatches + spec.evaluation.microbatches
+        self._rules = self._make_rules(last_version=spec.optimizer.steps + 1)
+        self._compiled: dict[type, tuple[tuple[str, Rule], ...]] = {}
+
+    # --- sizes ------------------------------------------------------------------------
+
+    def elements(self, stage: Stage) -> int:
+        """Length of a stage's accumulator, in integers."""
+        return self._elements[stage]
+
+    def payload_bytes(self, message: Data) -> Bytes:  # noqa: C901, PLR0912 - one arm per message
+        """Size of the payload behind ``message``; for chunks the greatest (see ``admits``).
+
+        Raises:
+            WireError: such a frame cannot exist in this run.
+        """
+        self.check(message)
+        match message:
+            case Forward():
+                if message.stage == 0:
+                    raise WireError("a forward frame for stage 0, which has no input but data")
+                if len(message.path) != message.stage:
+                    raise WireError(f"a path of {len(message.path)} peers to stage {message.stage}")
+                return self._token_bytes + self._boundary_bytes[message.stage - 1]
+            case Gradient():
+                if message.stage == self._stages - 1:
+                    raise WireError("a gradient frame for the last stage, which makes its own")
+                return self._boundary_bytes[message.stage]
+            case Part():
+                if not 0 <= message.start <= message.stop <= self._elements[message.stage]:
+                    raise WireError(
+                        f"elements {message.start}..{message.stop} of stage {message.stage}, "
+                        f"which has {self._elements[message.stage]}"
+                    )
+                return (message.stop - message.start) * self._integer_bytes
+            case Chunk():
+                return CHUNK_BYTES
+            case CorpusChunk():
+                return CORPUS_CHUNK_BYTES
+            case _:
+                assert_never(message)
+
+    def admits(self, message: Data, declared_bytes: Bytes) -> None:
+        """Refuse a frame that declares another size than its message demands.
+
+        Chunks may be shorter: only who asked for one knows which is the last, and checks.
+
+        Raises:
+            WireError: it must not be received.
+        """
+        exact = self.payload_bytes(message)
+        shorter = isinstance(message, Chunk | CorpusChunk) and 0 < declared_bytes <= exact
+        if declared_bytes != exact and not shorter:
+            name = type(message).__name__
+            raise WireError(f"{declared_bytes} bytes behind {name}: it takes {exact}")
+
+    def token_bytes(self) -> Bytes:
+        """Size of the token ids that come first in a Forward's payload."""
+        return self._token_bytes
+
+    def tensor_bytes(self, message: Data, payload_bytes: Bytes) -> Bytes:
+        """What the frame's tensor takes uncompressed, in fp32 (chunks and parts: as sent)."""
+        return self._tensor_bytes if isinstance(message, Forward | Gradient) else payload_bytes
+
+    # --- ranges -----------------------------------------------------------------------
+
+    def check(self, message: AnyMessage | Message) -> None:
+        """Refuse values that no message of this run can hold.
+
+        Raises:
+            WireError: names the message, the field and why.
+        """
+        kind = type(message)
+        rules = self._compiled.get(kind)
+        if rules is None:
+            rules = self._compiled[kind] = tuple(self._rules_of(kind))
+        for name, rule in rules:
+            problem = rule(getattr(message, name))
+            if problem is not None:
+                raise WireError(f"{kind.__name__}.{name}: {problem}")
+        if isinstance(message, WantCorpus) and not (
+            0 < message.size_bytes <= CORPUS_CHUNK_BYTES
+            and message.offset + message.size_bytes <= CORPUS_BYTES
+        ):
+            raise WireError("WantCorpus: beyond a piece, or beyond the largest corpus pulled")
+
+    def ruled_fields(self) -> frozenset[str]:
+        """Names of the fields that have a rule; the rest are FREE_FIELDS."""
+        return frozenset(self._rules)
+
+    def _rules_of(self, kind: type) -> Iterator[tuple[str, Rule]]:
+        for name in kind.__struct_fields__:  # type: ignore[attr-defined]  # msgspec's
+            if name in self._rules:
+                yield name, self._rules[name]
+            elif name not in FREE_FIELDS:
+                msg = f"{kind.__name__}.{name} has no rule"
+                raise AssertionError(msg)
+
+    def _make_rules(self, *, last_version: int) -> dict[str, Rule]:
+        counter = between(0, COUNTER_MOST)
+        version = between(0, last_version)
+        seconds = finite(0.0, SECONDS_MOST)
+        tally = between(-COUNTER_MOST, COUNTER_MOST)
+        element = between(0, max(self._elements))
+        digest = sized(DIGEST_BYTES, DIGEST_BYTES)
+        peer = sized(1, PEER_TEXT)
+        text = sized(0, TEXT_BYTES)
+        return {
+            "stage": between(0, self._stages - 1),
+            "stages": each(between(0, self._stages - 1)),
+            "slot": between(0, self._slots - 1),
+            "slots": sized(0, -(-self._slots // 8)),
+            "step": version,  # one beyond the last step: who has finished says so
+            "version": version,
+            **dict.fromkeys(("epoch", "incarnation", "seq", "round", "attempt", "count"), counter),
+            **dict.fromkeys(("queue", "parked", "protocol", "poisoned"), counter),
+            "rank": between(-1, COUNTER_MOST),
+            **dict.fromkeys(("tokens", "val_tokens"), counter),
+            **dict.fromkeys(("loss", "val_loss"), tally),
+            **dict.fromkeys(("start", "stop"), element),
+            **dict.fromkeys(
+                ("delay_seconds", "service_seconds", "lease_seconds", "retry_seconds"), seconds
+            ),
+            "lag_seconds": seconds,
+            "rate": finite(0.0, 1e9),
+            "norms": each(finite(0.0, math.inf)),
+            **dict.fromkeys(("chain", "digest", "root"), digest),
+            "leaves": each(digest),
+            "signature": sized(0, SIGNATURE_BYTES),
+            "peer": peer,
+            "holder": sized(0, PEER_TEXT),
+            "path": each(sized(0, PEER_TEXT)),
+            "members": each(lambda one: peer(one) if isinstance(one, str) else each(peer)(one)),
+            **dict.fromkeys(("reason", "run", "arithmetic"), text),
+            "index": between(0, COUNTER_MOST),
+            "offset": between(0, CORPUS_BYTES),
+            "chunk_bytes": between(0, CHUNK_BYTES),
+            **dict.fromkeys(("at", "ballot", "highest", "tallies"), self._nested),
+            **dict.fromkeys(("shares", "bitmaps", "cover", "seats"), each(self._nested)),
+        }
+
+    def _nested(self, value: Message) -> str | None:
+        self.check(value)
+        return None
+
+
+FREE_FIELDS = frozenset(
+    {
+        # choices and flags: the schema says it all
+        "channel", "what", "state", "replay", "behind", "finite", "available",
+        "size_bytes",  # of a snapshot: the puller bounds it; of a corpus piece: see check
+    }
+)  # fmt: skip
+
+
+# --- rules: each returns what is wrong, or None -----------------------------------------
+
+
+def between(least: int, most: int) -> Rule:
+    """An integer within both bounds."""
+
+    def rule(value: int) -> str | None:
+        return None if least <= value <= most else f"{value} is not in {least}..{most}"
+
+    return rule
+
+
+def finite(least: float, most: float) -> Rule:
+    """A finite number within both bounds (a NaN compares with nothing, so it fails too)."""
+
+    def rule(value: float) -> str | None:
+        fits = least <= value <= most and value < math.inf
+        return None if fits else f"{value} is no number in {least}..{most}"
+
+    return rule
+
+
+def sized(least: int, most: int) -> Rule:
+    """Text or bytes of a length within both bounds."""
+
+    def rule(value: str | bytes) -> str | None:
+        if least <= len(value) <= most:
+            return None
+        return f"length {len(value)} is not in {least}..{most}"
+
+    return rule
+
+
+def each(rule: Rule) -> Rule:
+    """Every element meets ``rule``; how many there are is bounded by the message's size."""
+
+    def rule_of_all(values: tuple[Any, ...]) -> str | None:
+        return next((problem for value in values if (problem := rule(value))), None)
+
+    return rule_of_all
