@@ -1,0 +1,165 @@
+"""Who has counted which slots of one step of one stage.
+
+Intuition: exactly-once needs no counter and no consensus, only a set union. Every seat says,
+signed, which slots its accumulator holds; the stage is complete when the live seats' sets
+cover the step, and summable when no slot lies in two of them.
+
+Invariants:
+    * per peer only the highest (incarnation, seq) counts: bitmaps are replaced, never OR-ed,
+      so a restarted seat's lost work and a subtracted slot really vanish;
+    * union, overlaps and cover speak of live seats only; a falsely suspected seat's bitmap
+      comes back with it, because its accumulator never went away;
+    * a bitmap with slots outside the step, or of a known (incarnation, seq), changes nothing.
+
+Bound: one bitmap per peer that ever counted in this step; the engine admits verified ones only.
+
+A slot set is an int here (bit i = slot i) and little-endian bytes on the wire.
+
+Alternative refused: a count of samples against a target (hivemind's progress tracker): it
+cannot tell a gradient that was counted twice from two that were counted once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p2ptrain.core.agreement import Bitmap, Tallies
+from p2ptrain.core.canonical import canonical
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from p2ptrain.units import PeerId
+
+
+def mask_to_bytes(mask: int, width: int) -> bytes:
+    """The wire form of ``mask``: ``ceil(width / 8)`` bytes.
+
+    Raises:
+        OverflowError: a slot lies beyond the bytes of ``width``.
+    """
+    return mask.to_bytes((width + 7) // 8, "little")
+
+
+def bytes_to_mask(slots: bytes) -> int:
+    """The slot set that ``slots`` stands for."""
+    return int.from_bytes(slots, "little")
+
+
+def slots_of(mask: int) -> Iterator[int]:
+    """The slots in ``mask``, in increasing order."""
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest
+
+
+def sum_tallies(tallies: Iterable[Tallies]) -> Tallies:
+    """Field by field; over a disjoint cover the result does not depend on the cover."""
+    total = Tallies()
+    for one in tallies:
+        total = Tallies(
+            loss=total.loss + one.loss,
+            tokens=total.tokens + one.tokens,
+            val_loss=total.val_loss + one.val_loss,
+            val_tokens=total.val_tokens + one.val_tokens,
+            poisoned=total.poisoned + one.poisoned,
+        )
+    return total
+
+
+def bitmap_bytes(bitmap: Bitmap) -> bytes:
+    """What a bitmap's signature is over: everything but the signature.
+
+    The position's chain goes back to the run's genesis, so the run needs no field of its own.
+    """
+    at, tallies = bitmap.at, bitmap.tallies
+    return canonical(
+        "p2ptrain bitmap",
+        bitmap.peer,
+        bitmap.incarnation,
+        *(at.epoch, at.step, at.chain),
+        bitmap.stage,
+        bitmap.seq,
+        bitmap.slots,
+        *(tallies.loss, tallies.tokens, tallies.val_loss, tallies.val_tokens, tallies.poisoned),
+    )
+
+
+class Ledger:
+    """The bitmaps of one stage at one step; ``expected`` is the step's whole slot set."""
+
+    def __init__(self, expected: int) -> None:
+        self.expected = expected
+        self._bitmaps: dict[PeerId, Bitmap] = {}
+        self._masks: dict[PeerId, int] = {}
+        self._live: frozenset[PeerId] = frozenset()
+
+    def observe(self, bitmap: Bitmap) -> bool:
+        """Take ``bitmap`` over if it is newer than what its peer said before; say whether."""
+        mask = bytes_to_mask(bitmap.slots)
+        known = self._bitmaps.get(bitmap.peer)
+        stale = known is not None and (bitmap.incarnation, bitmap.seq) <= (
+            known.incarnation,
+            known.seq,
+        )
+        if stale or mask & ~self.expected:
+            return False
+        self._bitmaps[bitmap.peer], self._masks[bitmap.peer] = bitmap, mask
+        return True
+
+    def set_live(self, peers: frozenset[PeerId]) -> None:
+        """From now on the bitmaps of exactly these peers count."""
+        self._live = peers
+
+    def drop(self, peer: PeerId) -> None:
+        """Forget what ``peer`` counted: its accumulator is gone."""
+        self._bitmaps.pop(peer, None)
+        self._masks.pop(peer, None)
+
+    def get(self, peer: PeerId) -> Bitmap | None:
+        """The newest bitmap of ``peer``, live or not."""
+        return self._bitmaps.get(peer)
+
+    def bitmaps(self) -> tuple[Bitmap, ...]:
+        """All bitmaps held, live or not, by peer."""
+        return tuple(self._bitmaps[peer] for peer in sorted(self._bitmaps))
+
+    def union(self) -> int:
+        """Slots that some live seat has counted."""
+        union = 0
+        for _, mask in self.cover():
+            union |= mask
+        return union
+
+    def missing(self) -> int:
+        """Slots that no live seat has counted; 0 means complete."""
+        return self.expected & ~self.union()
+
+    def cover(self) -> tuple[tuple[PeerId, int], ...]:
+        """What each live seat has counted, by peer, empty sets included.
+
+        It is a disjoint cover of the step if and only if :meth:`missing` is 0 and
+        :meth:`overlaps` is empty.
+        """
+        return tuple((peer, self._masks[peer]) for peer in sorted(self._masks.keys() & self._live))
+
+    def overlaps(self, keeper: Callable[[int, tuple[PeerId, ...]], PeerId]) -> dict[PeerId, int]:
+        """What each live seat must subtract so that no slot is counted twice, by peer.
+
+        ``keeper(slot, holders)`` names the holder that keeps the slot. Every view that
+        contains the same holders must give the same name, or two seats may both subtract.
+        """
+        cover = self.cover()
+        once = twice = 0
+        for _, mask in cover:
+            twice |= once & mask
+            once |= mask
+        losers: dict[PeerId, int] = {}
+        for slot in slots_of(twice):
+            holders = tuple(peer for peer, mask in cover if mask >> slot & 1)
+            kept = keeper(slot, holders)
+            for peer in holders:
+                if peer != kept:
+                    losers[peer] = losers.get(peer, 0) | 1 << slot
+        return dict(sorted(losers.items()))
