@@ -17,18 +17,26 @@ MAX_FUNCTION_LINES = 60
 
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py", "misc.py"}
 
-FORBIDDEN_CALLS = re.compile(
-    r"\b(pickle\.|cPickle|marshal\.loads?\(|shelve\.|torch\.load\(|dill\."
-    r"|asyncio\.create_task\(|ensure_future\(|\.run_until_complete\(|os\.fork\()"
-)
+FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "marshal", "shelve", "multiprocessing"}
+
+FORBIDDEN_ATTRIBUTES = {
+    "torch.load",
+    "numpy.load",
+    "os.fork",
+    "asyncio.create_task",
+    "asyncio.ensure_future",
+    "loop.run_until_complete",
+    "loop.create_task",
+}
+
+LONG_FILES = {
+    "p2ptrain/ports.py": "one vocabulary, mostly promises in prose",
+    "p2ptrain/wire/messages.py": "one vocabulary, a few lines for each message",
+}
 
 BROAD_EXCEPT_ALLOWED = {
     "p2ptrain/engine/lifecycle.py",  # the one boundary of the engine
     "p2ptrain/cli.py",  # the last line before the user: a traceback becomes one sentence
-}
-
-CALLS_ALLOWED = {
-    "p2ptrain/sim/loop.py": "run_until_complete",  # it *is* the event loop
 }
 
 WITHOUT_TEST_OF_THEIR_OWN = {
@@ -79,7 +87,9 @@ def test_every_module_worth_the_name_says_more_than_one_line() -> None:
 
 def test_files_fit_in_the_head() -> None:
     lengths = {name: (ROOT / name).read_text().count("\n") for name in sources()}
-    assert {name: lines for name, lines in lengths.items() if lines > MAX_FILE_LINES} == {}
+    long = {name: lines for name, lines in lengths.items() if lines > MAX_FILE_LINES}
+    assert {name: long[name] for name in long.keys() - LONG_FILES.keys()} == {}
+    assert LONG_FILES.keys() - long.keys() == set(), "no longer long: take it off the list"
 
 
 def test_functions_fit_on_a_screen() -> None:
@@ -96,13 +106,26 @@ def test_no_drawer_for_odds_and_ends() -> None:
     assert [name for name in sources() if Path(name).name in FORBIDDEN_NAMES] == []
 
 
+def dotted(node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def imported(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name.partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        return {(node.module or "").partition(".")[0]}
+    return set()
+
+
 def test_nothing_unpickles_forks_or_starts_a_task_outside_a_group() -> None:
     offenders = [
-        f"{name}:{number} {line.strip()}"
-        for name in sources()
-        for number, line in enumerate((ROOT / name).read_text().splitlines(), 1)
-        if (found := FORBIDDEN_CALLS.search(line))
-        and CALLS_ALLOWED.get(name, "\0") not in found.group()
+        f"{name}:{getattr(node, 'lineno', 0)}"
+        for name, tree in sources().items()
+        for node in ast.walk(tree)
+        if imported(node) & FORBIDDEN_IMPORTS or dotted(node) in FORBIDDEN_ATTRIBUTES
     ]
     assert offenders == []
 
@@ -169,5 +192,5 @@ def test_every_module_has_tests_of_its_own() -> None:
 
 def test_the_exceptions_are_still_needed() -> None:
     assert {name for name in WITHOUT_TEST_OF_THEIR_OWN if mirror(name).exists()} == set()
-    assert all((ROOT / name).exists() for name in WITHOUT_TEST_OF_THEIR_OWN | set(CALLS_ALLOWED))
+    assert all((ROOT / name).exists() for name in WITHOUT_TEST_OF_THEIR_OWN)
     assert all((ROOT / name).exists() for name in COVERED_ELSEWHERE.values())
