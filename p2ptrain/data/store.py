@@ -1,0 +1,96 @@
+"""Blobs on disk by name: written whole or not at all, also when the power goes.
+
+A blob is written to a temporary file, synced, renamed over the old one, and the folder is
+synced; a torn write is only ever a temporary file, which the next start removes. Disk calls
+run on a thread, because a full or slow disk must not stop the event loop.
+
+A cancelled ``put`` may still take effect: the blob under its name is the old or the new one.
+
+Refused: appending logs and databases. A peer keeps a handful of blobs, each replaced whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from p2ptrain.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from p2ptrain.ports import Buffer
+
+_NAME = re.compile(r"[\w-][\w.-]{0,120}")
+_UNFINISHED = ".unfinished"
+
+
+class DiskStore:
+    """Implements ``ports.Store`` in one folder, which it creates.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for torn in folder.glob(f"*{_UNFINISHED}"):
+                torn.unlink()
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(f"{folder}: cannot keep files here ({error.strerror})") from error
+
+    async def put(self, name: str, blob: Buffer) -> None:
+        """Write durably, replacing. See ``ports.Store``."""
+        await asyncio.to_thread(_write, self._path(name), blob)
+
+    async def get(self, name: str) -> bytes | None:
+        """The blob as last written whole, or None."""
+        return await asyncio.to_thread(_read, self._path(name))
+
+    async def names(self) -> Sequence[str]:
+        """All names, sorted."""
+        return await asyncio.to_thread(_names, self._folder)
+
+    def _path(self, name: str) -> Path:
+        if not _NAME.fullmatch(name) or name.endswith(_UNFINISHED):
+            raise ValueError(f"{name!r} cannot be a blob's name")
+        return self._folder / name
+
+
+def _write(path: Path, blob: Buffer) -> None:
+    handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=_UNFINISHED)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(unfinished).replace(path)
+    except OSError:
+        Path(unfinished).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_file() and path.suffix != _UNFINISHED
+    )
