@@ -37,7 +37,11 @@ async def test_a_refused_write_leaves_the_old_blob_and_no_rest(tmp_path: Path) -
     with pytest.raises(OSError, match="directory"):
         await store.put("folder", b"new")
     assert await store.get("state") == b"old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "state"]
+    assert listing(tmp_path) == ["folder", "state"]
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/b", "", ".hidden", "x.unfinished", "a" * 200])
