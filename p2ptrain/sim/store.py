@@ -1,0 +1,37 @@
+"""A simulated disk: blobs by name, which survive the death of the process that wrote them.
+
+Keep one ``MemoryStore`` per simulated machine and hand it to each incarnation of its
+peer. ``full`` makes it refuse, as a full disk does: the old blob stays.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from p2ptrain.ports import Buffer
+
+
+class MemoryStore:
+    """Implements ``ports.Store``."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self._blobs: dict[str, bytes] = {}
+
+    async def put(self, name: str, blob: Buffer) -> None:
+        """See ``ports.Store``."""
+        if self.full:
+            raise OSError(errno.ENOSPC, "the simulated disk is full")
+        self._blobs[name] = bytes(blob)
+
+    async def get(self, name: str) -> bytes | None:
+        """See ``ports.Store``."""
+        return self._blobs.get(name)
+
+    async def names(self) -> Sequence[str]:
+        """See ``ports.Store``."""
+        return sorted(self._blobs)
