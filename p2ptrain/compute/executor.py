@@ -1,0 +1,284 @@
+"""``ports.Compute`` in torch: seats whose calls run on one thread, one at a time.
+
+Torch releases the interpreter while it computes, so one thread beside the event loop
+keeps the loop responsive; one thread *only*, because calls of a peer are serialised by
+contract and kernels bring their own threads. In a simulation the same calls run inline,
+on the loop's thread, and take virtual time from a cost model instead of real time.
+
+Invariants:
+    * calls take effect in the order in which they were made, over all seats of a peer;
+    * a cancelled call either never starts or runs to its end; the caller cannot tell
+      which, and clears before it trusts the accumulator (see the port);
+    * a result carries no trace of whether it was computed inline or on the thread.
+
+Alternative refused: a process per device. Buffers would be copied twice and a fork
+would take torch's threads with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
+
+from p2ptrain.compute.device import (
+    arithmetic_class,
+    choose_device,
+    default_memory_bytes,
+    make_deterministic,
+)
+from p2ptrain.compute.model import graph_bytes, stage_slice
+from p2ptrain.compute.stage import StageState
+from p2ptrain.core.partition import parameter_count
+from p2ptrain.core.sizes import integer_bytes, nominal_tokens
+from p2ptrain.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import torch
+
+    from p2ptrain.ports import Backward, Buffer, Loss, Update, Whole
+    from p2ptrain.run import RunSpec
+    from p2ptrain.units import Bytes, Microbatch, Seconds, Stage
+
+Kind: TypeAlias = Literal[
+    "open", "forward", "backward", "loss", "evaluate", "sum", "finish", "step", "state"
+]
+"""What a call costs by. ``sum``: reading and adding parts; ``state``: save, load, digests."""
+
+CostModel: TypeAlias = "Callable[[Stage, Kind], Seconds]"
+"""Virtual duration of a call of this kind at this stage."""
+
+KEPT_GRAPH_BYTES = 256 << 20
+"""Per seat. A window of a few microbatches fits for small models; large ones recompute."""
+
+FLOAT32_BYTES = 4
+
+_T = TypeVar("_T")
+
+
+class _Turns(Protocol):
+    """Runs calls one after the other, in the order in which they were made."""
+
+    async def run(self, stage: Stage, kind: Kind, call: Callable[[], _T]) -> _T: ...
+
+    def close(self) -> None: ...
+
+
+class _Threaded:
+    """On a thread of its own. A cancelled call that has begun runs on unobserved."""
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(
+            max_workers=1,
+            thread_name_prefix="compute",
+            initializer=make_deterministic,
+            initargs=(device, threads),
+        )
+
+    async def run(self, stage: Stage, kind: Kind, call: Callable[[], _T]) -> _T:  # noqa: ARG002
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Inline:
+    """On the caller's thread, at once; then the device stays busy for the call's virtual time.
+
+    Cancelled while it waits for its turn, a call never happens; later it has happened.
+    """
+
+    def __init__(self, device: torch.device, threads: int, cost: CostModel | None) -> None:
+        make_deterministic(device, threads)
+        self._cost = cost
+        self._turn = asyncio.Lock()
+
+    async def run(self, stage: Stage, kind: Kind, call: Callable[[], _T]) -> _T:
+        async with self._turn:
+            result = call()
+            if self._cost is not None:
+                await asyncio.sleep(self._cost(stage, kind))
+            return result
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class TorchStage:
+    """One seat: ``ports.StageCompute`` over a :class:`StageState`. Close by dropping it."""
+
+    def __init__(self, state: StageState, turns: _Turns) -> None:
+        self._state = state
+        self._turns = turns
+
+    @property
+    def stage(self) -> Stage:
+        """Which stage this is."""
+        return self._state.stage
+
+    @property
+    def elements(self) -> int:
+        """Length of the accumulator, in integers."""
+        return self._state.elements
+
+    async def forward(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> bytes:
+        """Encoded output for the stage above."""
+        return await self._run("forward", lambda: self._state.forward(work, tokens, given))
+
+    async def backward(
+        self,
+        work: Microbatch,
+        tokens: Buffer,
+        given: Buffer | None,
+        gradient: Buffer,
+        *,
+        sign: Literal[1, -1] = 1,
+    ) -> Backward:
+        """Add ``sign`` times this microbatch's gradient to the accumulator."""
+        return await self._run(
+            "backward", lambda: self._state.backward(work, tokens, given, gradient, sign=sign)
+        )
+
+    async def loss(
+        self, work: Microbatch, tokens: Buffer, given: Buffer | None, *, sign: Literal[1, -1] = 1
+    ) -> Loss:
+        """The last stage: forward, loss, backward and accumulation in one."""
+        return await self._run("loss", lambda: self._state.loss(work, tokens, given, sign=sign))
+
+    async def evaluate(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> Loss:
+        """The last stage: loss of a held-out microbatch."""
+        return await self._run("evaluate", lambda: self._state.evaluate(work, tokens, given))
+
+    async def read_own(self, start: int, stop: int) -> bytes:
+        """Elements of the own accumulator."""
+        return await self._run("sum", lambda: self._state.read_own(start, stop))
+
+    async def sum_parts(self, parts: Sequence[Buffer]) -> bytes:
+        """Elementwise sum of equally long parts."""
+        return await self._run("sum", lambda: self._state.sum_parts(parts))
+
+    async def finish(self, pieces: Sequence[tuple[int, Buffer]]) -> Whole:
+        """Take the whole sum."""
+        return await self._run("finish", lambda: self._state.finish(pieces))
+
+    async def read_sum(self, start: int, stop: int) -> bytes:
+        """Elements of the last whole sum."""
+        return await self._run("sum", lambda: self._state.read_sum(start, stop))
+
+    async def step(self, update: Update) -> None:
+        """Apply the finished sum."""
+        await self._run("step", lambda: self._state.step(update))
+
+    async def clear(self) -> None:
+        """Forget everything of the current step."""
+        await self._run("sum", self._state.clear)
+
+    async def save(self) -> bytes:
+        """The whole state as one blob."""
+        return await self._run("state", self._state.save)
+
+    async def load(self, blob: Buffer) -> None:
+        """Take over a blob, or raise MisbehaviourError and change nothing."""
+        await self._run("state", lambda: self._state.load(blob))
+
+    async def tensor_digests(self) -> Mapping[str, str]:
+        """Digest of every weight tensor."""
+        return await self._run("state", self._state.tensor_digests)
+
+    async def weights(self) -> Mapping[str, bytes]:
+        """Raw bytes of every weight tensor."""
+        return await self._run("state", self._state.weights)
+
+    async def _run(self, kind: Kind, call: Callable[[], _T]) -> _T:
+        return await self._turns.run(self._state.stage, kind, call)
+
+
+class TorchCompute:
+    """One peer's device. Call :meth:`close` when the peer ends.
+
+    Args:
+        spec: the run.
+        device: auto, cpu, cuda, cuda:N or mps.
+        inline: compute on the calling thread (simulation).
+        cost: inline only: virtual duration of a call, slept after computing it.
+        memory_bytes: bound for all seats together; None: half of what is free now.
+        kept_graph_bytes: bound per seat for graphs kept between forward and backward.
+
+    Raises:
+        UserError: the device is not there.
+        RefusedError: the run computes on another kind of device or torch.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        *,
+        device: str = "auto",
+        inline: bool = False,
+        cost: CostModel | None = None,
+        memory_bytes: Bytes | None = None,
+        kept_graph_bytes: Bytes = KEPT_GRAPH_BYTES,
+    ) -> None:
+        self._spec = spec
+        self._device = choose_device(device, spec)
+        self._kept_graph_bytes = kept_graph_bytes
+        if memory_bytes is None:
+            memory_bytes = default_memory_bytes(self._device)
+        self._memory_bytes = memory_bytes
+        threads = spec.arithmetic.threads
+        self._turns: _Turns = (
+            _Inline(self._device, threads, cost) if inline else _Threaded(self._device, threads)
+        )
+        self._seats: WeakKeyDictionary[TorchStage, Bytes] = WeakKeyDictionary()
+
+    @property
+    def arithmetic(self) -> str:
+        """The class within which results are bit-equal."""
+        return arithmetic_class(self._spec, self._device)
+
+    @property
+    def memory_bytes(self) -> Bytes:
+        """How much memory this peer gives to seats."""
+        return self._memory_bytes
+
+    def seat_bytes(self, stage: Stage) -> Bytes:
+        """Estimated memory of a seat of ``stage``, kept graphs included.
+
+        Per element: weight, two gradients (of a microbatch, of the step) and two values of
+        optimizer state in float32, and two sums. Temporaries of one tensor are not counted.
+        """
+        part = stage_slice(self._spec, stage)
+        model = self._spec.model
+        elements = parameter_count(model, part.layers, first=part.first, last=part.last)
+        one_graph = graph_bytes(model, part, nominal_tokens(self._spec))
+        per_element = 5 * FLOAT32_BYTES + 2 * integer_bytes(self._spec)
+        return elements * per_element + max(one_graph, self._kept_graph_bytes)
+
+    async def open(self, stage: Stage) -> TorchStage:
+        """A seat with the run's initial weights.
+
+        Raises:
+            UserError: it does not fit beside the seats that are open.
+        """
+        size, taken = self.seat_bytes(stage), sum(self._seats.values())
+        if taken + size > self._memory_bytes:
+            raise UserError(
+                f"a seat of stage {stage} needs {size >> 20} MiB beside {taken >> 20} MiB in use, "
+                f"but the bound is {self._memory_bytes >> 20} MiB: raise --max-memory"
+            )
+
+        def make() -> StageState:
+            return StageState(
+                self._spec, stage, self._device, kept_graph_bytes=self._kept_graph_bytes
+            )
+
+        seat = TorchStage(await self._turns.run(stage, "open", make), self._turns)
+        self._seats[seat] = size
+        return seat
+
+    def close(self) -> None:
+        """End the computing thread after the call that it is in, if any."""
+        self._turns.close()

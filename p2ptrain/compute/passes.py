@@ -1,0 +1,153 @@
+"""Forward and backward passes of one stage: bytes at the rim, tensors inside.
+
+A microbatch is computed alone, never batched with others, from the bytes that crossed the
+wire. A pass is therefore a function of (weights, bytes), and gives the same bits whether
+its graph was kept since the forward pass or is built again from the retained input.
+
+Invariants:
+    * input activations are a leaf of the graph, so a graph never reaches below its stage;
+    * ids and sizes are checked before they index anything: on an accelerator, a bad index
+      kills the whole process.
+
+Alternative refused: checkpointing inside the stage (recompute per layer). A stage is
+already the unit of recomputation.
+
+Legend: b sequences, t tokens, d d_model, v vocabulary, r = b * t rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from p2ptrain.compute.codecs import CodecContext, codec_named
+from p2ptrain.compute.model import Decoder, Slice, summed_loss
+from p2ptrain.core.sizes import (
+    Direction,
+    boundary_codec,
+    microbatch_token_bytes,
+    nominal_tokens,
+    token_id_bytes,
+)
+from p2ptrain.errors import InternalError, MisbehaviourError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from p2ptrain.ports import Buffer
+    from p2ptrain.run import RunSpec
+    from p2ptrain.units import Microbatch, Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """A forward pass and, with gradients enabled, what its backward pass needs."""
+
+    given: Tensor
+    output: Tensor
+
+
+class Passes:
+    """The passes of one stage over weights that its owner updates in place."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        stage: Stage,
+        part: Slice,
+        weights: Mapping[str, Tensor],
+        device: torch.device,
+    ) -> None:
+        self._spec = spec
+        self._stage = stage
+        self._part = part
+        self._weights = weights
+        self._device = device
+        self._decoder = Decoder(spec.model, part, device)
+
+    def run(self, tokens: Buffer, given: Buffer | None) -> Graph:
+        """Forward over encoded input; output (b, t, d), or logits (b, t, v) at the last stage.
+
+        Raises:
+            MisbehaviourError: token ids or input are not what this run sends.
+        """
+        if self._part.first:
+            x = self._token_ids(tokens)[:, :-1]
+        elif given is None:
+            raise InternalError(f"stage {self._stage} was given no input")
+        else:
+            model = self._spec.model
+            x = self.decode(given, self._stage - 1).view(-1, model.context, model.d_model)
+            x.requires_grad_(torch.is_grad_enabled())
+        half = self._spec.arithmetic.dtype == "bfloat16"
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=half):
+            return Graph(given=x, output=self._decoder(self._weights, x))
+
+    def mean_loss(self, logits_btv: Tensor, tokens: Buffer) -> Tensor:
+        """Sum of token losses over the nominal token count, in nats and float32."""
+        labels_bt = self._token_ids(tokens)[:, 1:]
+        return summed_loss(logits_btv, labels_bt) / nominal_tokens(self._spec)
+
+    def gradients(
+        self, graph: Graph, output: Tensor, output_gradient_rd: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Backward: gradients of the weights in name order, and of the input if there is one.
+
+        ``output`` is the graph's output or a scalar loss over it.
+        """
+        inputs = list(self._weights.values())
+        if not self._part.first:
+            inputs.append(graph.given)
+        if output_gradient_rd is not None:
+            output_gradient_rd = output_gradient_rd.view_as(output)
+        gradients = torch.autograd.grad(output, inputs, output_gradient_rd)
+        count = len(self._weights)
+        return gradients[:count], None if self._part.first else gradients[count]
+
+    def decode(self, buffer: Buffer, boundary: int) -> Tensor:
+        """Activations or gradient (r, d) that crossed ``boundary``, on the device."""
+        codec = codec_named(boundary_codec(self._spec.codec, boundary))
+        rows, width = nominal_tokens(self._spec), self._spec.model.d_model
+        return codec.decode(buffer, rows, width).to(self._device)
+
+    def encode_output(self, x_btd: Tensor, work: Microbatch) -> bytes:
+        """Encode activations for the stage above."""
+        return self._encode(x_btd.flatten(0, 1), work, self._stage, "forward")
+
+    def encode_gradient(self, x_btd: Tensor | None, work: Microbatch) -> bytes | None:
+        """Encode the input's gradient for the stage below; None at stage 0."""
+        if x_btd is None:
+            return None
+        return self._encode(x_btd.flatten(0, 1), work, self._stage - 1, "backward")
+
+    def encode_nothing(self, work: Microbatch) -> bytes | None:
+        """The gradient for the stage below of a microbatch that counts as zero."""
+        if self._part.first:
+            return None
+        zeros_rd = torch.zeros(nominal_tokens(self._spec), self._spec.model.d_model)
+        return self._encode(zeros_rd, work, self._stage - 1, "backward")
+
+    def _encode(self, x_rd: Tensor, work: Microbatch, boundary: int, direction: Direction) -> bytes:
+        context = CodecContext(
+            seed=self._spec.seed,
+            step=work.step,
+            slot=work.slot,
+            boundary=boundary,
+            direction=direction,
+        )
+        return codec_named(boundary_codec(self._spec.codec, boundary)).encode(x_rd, context)
+
+    def _token_ids(self, tokens: Buffer) -> Tensor:
+        """Token ids (b, t + 1) as int64 on the device; the last of each row is only a label."""
+        model = self._spec.model
+        if memoryview(tokens).nbytes != microbatch_token_bytes(self._spec):
+            raise MisbehaviourError("token ids of the wrong size")
+        ids = np.frombuffer(tokens, dtype=f"<u{token_id_bytes(model)}")
+        if int(ids.max()) >= model.vocab_size:
+            raise MisbehaviourError(f"a token id outside the vocabulary of {model.vocab_size}")
+        ids_bt = torch.from_numpy(ids.astype(np.int64)).view(-1, model.context + 1)
+        return ids_bt.to(self._device)
