@@ -115,20 +115,22 @@ class Children:
             async with asyncio.timeout(grace_seconds):
                 for child in self._children:
                     await child.process.wait()
-            orphans = await self._orphans()
+            orphans = await self._gone()
         except TimeoutError:
             orphans = 0
         finally:
             self._kill()
         for child in self._children:
             await child.process.wait()
+        await self._gone()
         return orphans
 
     def interrupt(self) -> None:
         """Ask all children to drain and leave (as one Ctrl-C does)."""
         self._signal(signal.SIGINT)
 
-    async def _orphans(self) -> int:
+    async def _gone(self) -> int:
+        """Wait a little for the sessions to empty; return how many processes did not go."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REAP_SECONDS):
                 while self._processes():  # noqa: ASYNC110 -- strangers' ends wake nobody
