@@ -207,9 +207,9 @@ class StageState:
         """Apply the finished sum. Without tokens there is nothing to apply: it skips."""
         if update.step != self.version:
             raise InternalError(f"step {update.step} on weights of version {self.version}")
-        if update.skip:
+        if update.skip or not update.tokens:
             self._own.format.coarsen()
-        elif update.tokens:
+        else:
             if self._whole is None or not self._finished:
                 raise InternalError(f"step {update.step} without a finished sum")
             self._optimizer.step(self._gradients(self._whole, update), update.step)
