@@ -1,0 +1,196 @@
+"""Turns follow speed, fresh delays veto, and who fails is left alone for a while."""
+
+import math
+import random
+from collections import Counter
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from p2ptrain.core.routing import BUSY_MAX_SECONDS, Choice, Quote, Router
+from p2ptrain.units import PeerId
+
+ANN, BOB, EVE = PeerId("ann"), PeerId("bob"), PeerId("eve")
+
+
+def router(rates: dict[PeerId, float], seed: int = 1) -> Router:
+    made = Router(random.Random(seed))
+    made.set_seats(rates)
+    return made
+
+
+def choice(made: Router, *, now: float = 0.0, exclude: tuple[PeerId, ...] = ()) -> Choice:
+    chosen = made.choose(exclude=exclude, now=now)
+    assert chosen is not None
+    return chosen
+
+
+def turns(made: Router, count: int) -> Counter[PeerId]:
+    return Counter(choice(made).first for _ in range(count))
+
+
+def test_nobody_to_ask() -> None:
+    made = router({})
+    assert made.choose(now=0.0) is None
+    assert made.retry_at() is None
+
+
+def test_a_single_seat_has_no_alternative() -> None:
+    assert choice(router({ANN: 1.0})) == Choice(first=ANN, alternative=None)
+
+
+def test_a_seat_ten_times_slower_gets_a_tenth_of_the_turns_from_the_first_on() -> None:
+    given_turns = turns(router({ANN: 1.0, BOB: 1.0, EVE: 0.1}), 210)
+    assert given_turns[EVE] == pytest.approx(10, abs=1)
+    assert given_turns[ANN] == pytest.approx(100, abs=1)
+
+
+def test_a_seat_that_turns_out_ten_times_slower_is_learnt() -> None:
+    peers = [PeerId(f"peer{i}") for i in range(8)]
+    slow, made = peers[0], router(dict.fromkeys(peers, 1.0))
+    shares: Counter[PeerId] = Counter()
+    for turn in range(1200):
+        first = choice(made).first
+        made.observed(first, 10.0 if first == slow else 1.0)
+        if turn >= 400:
+            shares[first] += 1
+    others = [shares[peer] for peer in peers[1:]]
+    assert max(others) - min(others) <= 2
+    assert shares[slow] == pytest.approx(max(others) / 10, abs=3)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.floats(0.05, 20.0), min_size=1, max_size=6), st.integers(0, 999))
+def test_turns_are_proportional_to_rates(rates: list[float], seed: int) -> None:
+    named = {PeerId(f"peer{i}"): rate for i, rate in enumerate(rates)}
+    given_turns = turns(router(named, seed), 400)
+    for peer, rate in named.items():
+        assert abs(given_turns[peer] - 400 * rate / sum(rates)) <= len(rates)
+
+
+def test_senders_do_not_all_turn_to_the_same_seat_first() -> None:
+    rates = {PeerId(f"peer{i}"): 1.0 for i in range(8)}
+    firsts = Counter(choice(router(rates, seed)).first for seed in range(400))
+    assert max(firsts.values()) < 90
+    assert len(firsts) == 8
+
+
+def test_a_newcomer_gets_its_share_and_not_the_past() -> None:
+    made = router({ANN: 1.0})
+    turns(made, 100)
+    made.set_seats({ANN: 1.0, BOB: 1.0})
+    assert turns(made, 20)[BOB] == pytest.approx(10, abs=1)
+
+
+def test_alternatives_are_drawn_by_rate_and_never_the_first() -> None:
+    made = router({ANN: 1.0, BOB: 9.0, EVE: 9.0})
+    drawn = Counter(
+        chosen.alternative for chosen in (choice(made) for _ in range(400)) if chosen.first == EVE
+    )
+    assert drawn[EVE] == 0
+    assert drawn[BOB] > 5 * drawn[ANN] > 0
+
+
+@pytest.mark.parametrize(
+    ("first", "alternative", "take"),
+    [
+        (None, None, None),
+        (Quote(delay=9.0, service=1.0), None, "first"),
+        (None, Quote(delay=9.0, service=1.0), "alternative"),
+        (Quote(delay=2.0, service=1.0), Quote(delay=1.0, service=1.0), "first"),
+        (Quote(delay=2.1, service=1.0), Quote(delay=1.0, service=1.0), "alternative"),
+        (Quote(delay=2.1, service=1.0), Quote(delay=1.1, service=9.0), "first"),
+    ],
+)
+def test_the_veto(first: Quote | None, alternative: Quote | None, take: str | None) -> None:
+    settled = router({ANN: 1.0}).settle(first, alternative)
+    assert settled.take == take
+    assert settled.reason
+
+
+def test_a_busy_seat_is_left_alone_shortly_and_thought_no_worse_of() -> None:
+    made = router({ANN: 1.0, BOB: 1.0})
+    made.busy(ANN, 2.0, now=10.0)
+    assert {choice(made, now=11.9).first for _ in range(5)} == {BOB}
+    assert made.expected(ANN) == 1.0
+    assert turns_at(made, 12.0, 10)[ANN] == pytest.approx(5, abs=1)
+    made.busy(ANN, math.inf, now=20.0)
+    assert made.retry_at(exclude=[BOB]) == 20.0 + BUSY_MAX_SECONDS
+
+
+def turns_at(made: Router, now: float, count: int) -> Counter[PeerId]:
+    return Counter(choice(made, now=now).first for _ in range(count))
+
+
+def test_a_timeout_feeds_the_estimate_and_opens_a_backoff() -> None:
+    made = router({ANN: 1.0, BOB: 1.0})
+    made.timed_out(ANN, 11.0, now=0.0)
+    assert made.expected(ANN) == pytest.approx(3.0)
+    assert choice(made, now=0.1) == Choice(first=BOB, alternative=None)
+    assert made.choose(exclude=[BOB], now=0.1) is None
+    again = made.retry_at(exclude=[BOB])
+    assert again is not None
+    assert 0.0 < again <= 0.5
+    assert choice(made, now=again, exclude=(BOB,)).first == ANN
+
+
+def test_a_quick_timeout_never_makes_a_seat_look_faster() -> None:
+    made = router({ANN: 1.0})
+    made.timed_out(ANN, 0.01, now=0.0)
+    assert made.expected(ANN) == 1.0
+
+
+def test_repeated_timeouts_back_off_further_until_an_answer() -> None:
+    made = router({ANN: 1.0})
+    ends = []
+    for _ in range(4):
+        made.timed_out(ANN, 1.0, now=0.0)
+        ends.append(made.retry_at() or 0.0)
+    assert ends == sorted(ends)
+    assert ends[-1] >= 2.0
+    made.observed(ANN, 1.0)
+    made.timed_out(ANN, 1.0, now=100.0)
+    assert 100.0 < (made.retry_at() or 0.0) <= 100.5
+
+
+def test_seats_that_are_gone_are_not_asked_and_strangers_change_nothing() -> None:
+    made = router({ANN: 1.0, BOB: 2.0})
+    made.set_seats({BOB: 2.0})
+    made.observed(ANN, 5.0)
+    made.busy(ANN, 5.0, now=0.0)
+    made.timed_out(ANN, 5.0, now=0.0)
+    assert set(turns(made, 10)) == {BOB}
+    assert made.expected(ANN) == 0.5
+
+
+def test_our_own_measurements_outlive_announcements() -> None:
+    made = router({ANN: 1.0, BOB: 1.0})
+    for _ in range(50):
+        made.observed(ANN, 4.0)
+    made.set_seats({ANN: 10.0, BOB: 10.0})
+    assert made.expected(ANN) == pytest.approx(4.0, rel=0.01)
+    assert made.expected(BOB) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf])
+def test_an_unknown_rate_counts_as_usual(rate: float) -> None:
+    assert router({ANN: 4.0, BOB: rate}).expected(BOB) == 0.25
+
+
+def test_a_claim_that_is_no_number_is_ignored() -> None:
+    made = router({ANN: 1.0})
+    for claim in (math.nan, math.inf, 0.0, -3.0):
+        made.observed(ANN, claim)
+    assert made.expected(ANN) == 1.0
+
+
+@given(st.floats(), st.integers(0, 99))
+def test_no_sample_breaks_the_turns(sample: float, seed: int) -> None:
+    made = router({ANN: 1.0, BOB: 1.0}, seed)
+    for _ in range(20):
+        made.observed(ANN, sample)
+        made.timed_out(BOB, sample, now=-100.0)
+    assert 0.0 < made.expected(ANN) < 1000.0
+    assert 1.0 <= made.expected(BOB) < 1000.0
+    assert turns(made, 50).total() == 50
