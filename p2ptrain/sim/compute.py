@@ -19,7 +19,7 @@ from random import Random
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from p2ptrain.core.sizes import integer_bytes
-from p2ptrain.errors import UserError
+from p2ptrain.errors import InternalError, P2PTrainError, UserError
 from p2ptrain.sim.arithmetic import ToyState
 
 if TYPE_CHECKING:
@@ -97,12 +97,15 @@ class Device:
         self._pending -= 1
         try:
             result = effect()
-        except Exception as error:  # noqa: BLE001 - handed to the caller, as an executor does
+        except P2PTrainError as error:
             if not future.done():
                 future.set_exception(error)
         else:
             if not future.done():
                 future.set_result(result)
+        finally:
+            if not future.done():  # anything else is a bug: the loop reports it, the caller ends
+                future.set_exception(InternalError("the simulated device failed"))
 
 
 class ToyCompute:

@@ -74,6 +74,7 @@ class SimTable:
         self._seed = seed
         self._side: dict[PeerId, int] = {}
         self._tables: list[dict[str, dict[PeerId, Stored]]] = [{}]
+        self._planted: dict[str, list[Stored]] = {}
 
     def directory(self, signer: Signer) -> SimDirectory:
         """The directory as ``signer.peer`` sees it."""
@@ -95,20 +96,24 @@ class SimTable:
         table[stored.owner] = stored
         return True
 
-    def inject(self, stored: Stored, peer: PeerId) -> None:
-        """Plant ``stored`` unchecked where ``peer`` reads, as a node without our validator may."""
-        self._tables[self._side.get(peer, 0)].setdefault(stored.key, {})[stored.owner] = stored
+    def plant(self, stored: Stored) -> None:
+        """Let everybody find ``stored`` unchecked, as from a node without our validator."""
+        self._planted.setdefault(stored.key, []).append(stored)
 
     def look_up(self, key: str, judge: Signer, *, now: Seconds) -> tuple[Record, ...]:
         """All records under ``key`` that are in order, by owner."""
         table = self._tables[self._side.get(judge.peer, 0)].get(key, {})
         for owner in [owner for owner, stored in table.items() if stored.expires_at <= now]:
             del table[owner]
-        return tuple(
-            Record(owner=stored.owner, sequence=stored.sequence, value=stored.value)
-            for _, stored in sorted(table.items())
-            if stored.key == key and self.in_order(stored, judge, now=now)
-        )
+        found: dict[PeerId, Record] = {}
+        for stored in (*table.values(), *self._planted.get(key, ())):
+            rival = found.get(stored.owner)
+            newer = rival is None or rival.sequence < stored.sequence
+            if newer and self.in_order(stored, judge, now=now):
+                found[stored.owner] = Record(
+                    owner=stored.owner, sequence=stored.sequence, value=stored.value
+                )
+        return tuple(record for _, record in sorted(found.items()))
 
     def in_order(self, stored: Stored, judge: Signer, *, now: Seconds) -> bool:
         """Whether size, lifetime and signature are right; counts those that are not."""
