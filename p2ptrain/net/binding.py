@@ -34,6 +34,7 @@ with warnings.catch_warnings():
 
 # hivemind installs a coloured handler of its own when loaded; one program, one log format.
 use_hivemind_log_handler("nowhere")
+logging.addLevelName(logging.WARNING, "WARNING")  # it abbreviates that for everybody
 # Its DHT logs every unreachable node as a warning; the directory reports what matters.
 logging.getLogger("hivemind").setLevel(logging.ERROR)
 

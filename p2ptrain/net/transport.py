@@ -19,19 +19,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from p2ptrain.errors import LinkError, PeerError
 from p2ptrain.net.addresses import parse_peer_address
 from p2ptrain.net.identity import public_key_of
-from p2ptrain.units import PeerId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from p2ptrain.net.control import Control
     from p2ptrain.ports import Buffer, Stream, StreamHandler
+    from p2ptrain.units import PeerId
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +54,12 @@ class Libp2pStream:
         peer: PeerId,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        streams: set[Libp2pStream],
+        forget: Callable[[Libp2pStream], None],
     ) -> None:
         self._peer = peer
         self._reader = reader
         self._writer = writer
-        self._streams = streams
-        streams.add(self)
+        self._forget = forget
         # drain() then waits until the kernel has everything: no copy of ours, no reuse hazard
         writer.transport.set_write_buffer_limits(high=0)
 
@@ -113,7 +112,7 @@ class Libp2pStream:
 
     def close_now(self) -> None:
         """The same, for callers that cannot wait. What a finished ``send`` wrote still arrives."""
-        self._streams.discard(self)
+        self._forget(self)
         if self._writer.transport.get_write_buffer_size():
             self._writer.transport.abort()  # a cancelled send's rest would wait for the reader
         else:
@@ -131,8 +130,8 @@ class Libp2pTransport:
         self._wanted = asyncio.Event()
         self._serving = asyncio.Event()
         self._addresses: tuple[str, ...] = ()
-        self._streams: set[Libp2pStream] = set()
-        self._incoming: Counter[PeerId] = Counter()
+        self._opened: set[Libp2pStream] = set()
+        self._accepted: dict[PeerId, set[Libp2pStream]] = {}
         self._known: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
 
     @property
@@ -178,7 +177,9 @@ class Libp2pTransport:
                 reader, writer = await self._dial(self._control, peer)
         except TimeoutError as error:
             raise LinkError(f"no answer in {OPEN_SECONDS:.0f} s", peer=peer) from error
-        return Libp2pStream(peer, reader, writer, self._streams)
+        stream = Libp2pStream(peer, reader, writer, self._opened.discard)
+        self._opened.add(stream)
+        return stream
 
     async def _dial(
         self, control: Control, peer: PeerId
@@ -234,19 +235,21 @@ class Libp2pTransport:
             self._control = None
 
     def close(self) -> None:
-        """Close every stream; handlers then see LinkError and end."""
-        for stream in tuple(self._streams):
+        """Close every stream; their users then see LinkError and end."""
+        accepted = [stream for streams in self._accepted.values() for stream in streams]
+        for stream in (*self._opened, *accepted):
             stream.close_now()
 
     def _accept(
         self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        if self._incoming[peer] >= STREAMS_PER_PEER:
+        if len(self._accepted.get(peer, ())) >= STREAMS_PER_PEER:
             log.warning("refused a stream of %s: it has %d open", peer, STREAMS_PER_PEER)
             writer.close()
             return
-        self._incoming[peer] += 1
-        self._tasks.create_task(self._handle(Libp2pStream(peer, reader, writer, self._streams)))
+        stream = Libp2pStream(peer, reader, writer, self._forget)
+        self._accepted.setdefault(peer, set()).add(stream)
+        self._tasks.create_task(self._handle(stream))
 
     async def _handle(self, stream: Libp2pStream) -> None:
         assert self._handler is not None
@@ -254,8 +257,13 @@ class Libp2pTransport:
             await self._handler(stream)
         except PeerError as error:
             log.debug("stream of %s ended: %s", stream.peer, error)
-        finally:
             stream.close_now()
-            self._incoming[stream.peer] -= 1
-            if not self._incoming[stream.peer]:
-                del self._incoming[stream.peer]
+        except BaseException:
+            stream.close_now()
+            raise
+
+    def _forget(self, stream: Libp2pStream) -> None:
+        streams = self._accepted.get(stream.peer, set())
+        streams.discard(stream)
+        if not streams:
+            self._accepted.pop(stream.peer, None)
