@@ -8,7 +8,7 @@
 
 PYTHON    ?= python3
 VENV      ?= .venv
-PIP_FLAGS ?= --quiet
+PIP_FLAGS ?= -qq
 SIMULATE  ?=
 PYTEST    ?=
 
@@ -26,6 +26,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "installing into $(VENV): a few minutes the first time"
 	$(BIN)/python -m pip install $(PIP_FLAGS) --constraint constraints.txt --editable '.[dev,plots]'
 	@touch $@
 
