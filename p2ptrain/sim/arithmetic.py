@@ -64,6 +64,7 @@ class ToyState:
         self._weights = mixed("weights", f"{spec.seed}/{stage}".encode())
         self._total = np.zeros(self.elements, self._dtype)
         self._sum: NDArray[np.signedinteger] | None = None
+        self._unapplied = False
         self._sum_digest = b""
 
     # --- passes ---------------------------------------------------------------------------
@@ -121,7 +122,7 @@ class ToyState:
         """Take the whole sum in."""
         whole = np.zeros(self.elements, self._dtype)
         position = 0
-        for start, piece in pieces:
+        for start, piece in sorted(pieces, key=lambda pair: pair[0]):
             values = np.frombuffer(piece, self._dtype)
             if start != position or start + len(values) > self.elements:
                 msg = f"pieces of a sum do not tile it: one starts at {start}, not {position}"
@@ -131,7 +132,7 @@ class ToyState:
         if position != self.elements:
             msg = f"pieces of a sum end at {position} of {self.elements}"
             raise InternalError(msg)
-        self._sum = whole
+        self._sum, self._unapplied = whole, True
         self._sum_digest = mixed("sum", whole.tobytes())
         norm = float(int.from_bytes(self._sum_digest[:6], "little"))
         return Whole(digest=Digest(self._sum_digest), norms=(norm,), finite=True)
@@ -145,8 +146,9 @@ class ToyState:
 
     def step(self, update: Update) -> None:
         """The next weights."""
-        if self._sum is None or update.step != self.step_index:
-            msg = f"step {update.step} at version {self.step_index}, sum {self._sum is not None}"
+        if update.step != self.step_index or not (self._unapplied or update.skip):
+            unapplied = "a sum" if self._unapplied else "no sum"
+            msg = f"step {update.step} at version {self.step_index} with {unapplied} to apply"
             raise InternalError(msg)
         if not update.skip:
             numbers = struct.pack(
@@ -154,12 +156,13 @@ class ToyState:
             )
             self._weights = mixed("step", self._weights, self._sum_digest, numbers)
         self.step_index = Step(update.step + 1)
-        self.clear()
+        self._unapplied = False  # the sum can still be read, for a seat that missed it
+        self._total = np.zeros(self.elements, self._dtype)
 
     def clear(self) -> None:
         """Nothing accumulated, nothing finished."""
         self._total = np.zeros(self.elements, self._dtype)
-        self._sum = None
+        self._sum, self._unapplied = None, False
 
     # --- state ----------------------------------------------------------------------------
 

@@ -97,7 +97,9 @@ def test_a_step_needs_its_own_sum_and_a_skipped_one_changes_no_weights() -> None
     assert (state.weights(), state.step_index) == (before, 1)
     state.finish([(0, total(state))])
     with pytest.raises(InternalError):
-        state.step(UPDATE)
+        state.step(UPDATE)  # the same step twice
+    with pytest.raises(InternalError):
+        state.step(Update(step=Step(3), tokens=0, norms=(), skip=True))
 
 
 def test_pieces_must_tile_the_sum() -> None:
@@ -105,6 +107,7 @@ def test_pieces_must_tile_the_sum() -> None:
     whole = total(state)
     pieces = [(0, whole[:80]), (10, whole[80:])]
     assert state.finish(pieces).digest == state.finish([(0, whole)]).digest
+    assert state.finish(pieces[::-1]).digest == state.finish([(0, whole)]).digest
     for wrong in ([], pieces[:1], pieces[1:], [pieces[0], pieces[0]], [*pieces, pieces[1]]):
         with pytest.raises(InternalError):
             state.finish(wrong)

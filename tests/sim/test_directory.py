@@ -75,14 +75,14 @@ def test_bad_records_are_neither_taken_nor_shown() -> None:
             replace(good, owner=A),
             replace(good, value=b"altered"),
             replace(good, signature=b""),
-            replace(good, key="key 2"),
+            replace(b.signed("key 2", b"moved", sequence=10**12, expires_at=now() + 60), key="key"),
             b.signed("key", bytes(5000), sequence=10**12, expires_at=now() + 60),
             b.signed("key", b"pinned for ever", sequence=10**12, expires_at=now() + 1e9),
             b.signed("key", b"expired", sequence=10**12, expires_at=now() - 1),
         ]
         for record in bad:
             assert not table.put(record, SimSigner(C), now=now())
-            table.plant(replace(record, key="key"))
+            table.plant(record)
             assert await values(a) == [(A, b"honest")]
         assert table.refused >= len(bad)
         assert table.put(good, SimSigner(C), now=now())
