@@ -182,6 +182,17 @@ def leaders(
     )
 
 
+def keeper(run: RunId, stage: Stage, work: Microbatch, holders: Sequence[PeerId]) -> PeerId:
+    """Which of ``holders`` keeps ``work`` in its accumulator of this stage; the others subtract it.
+
+    Any two holders rank each other alike in every view, so two never both subtract for
+    each other's sake.
+    """
+    return min(
+        holders, key=lambda peer: (_hash("keeper", run, stage, work.step, work.slot, peer), peer)
+    )
+
+
 def _feistel(key: str, index: int, half_bits: int) -> int:
     """One pass of a balanced Feistel network over 2 x ``half_bits`` bits."""
     mask = (1 << half_bits) - 1

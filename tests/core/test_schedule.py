@@ -10,6 +10,7 @@ from hypothesis import given, settings
 
 from p2ptrain.core.schedule import (
     is_evaluation,
+    keeper,
     last_step,
     leaders,
     microbatch_samples,
@@ -153,3 +154,13 @@ def test_leadership_rotates_with_the_round() -> None:
     members = [PeerId(name) for name in "abcd"]
     first = {leaders(RUN, Step(0), Stage(0), r, members)[0] for r in range(40)}
     assert first == set(members)
+
+
+@given(peers)
+@settings(max_examples=40, deadline=None)
+def test_the_keeper_stays_while_it_holds(names: list[str]) -> None:
+    holders = [PeerId(name) for name in names]
+    work = Microbatch(Step(2), Slot(5))
+    kept = keeper(RUN, Stage(0), work, holders)
+    for other in holders:
+        assert keeper(RUN, Stage(0), work, [other, kept]) == kept
