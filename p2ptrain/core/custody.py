@@ -33,10 +33,8 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, assert_never
 
-from p2ptrain.core.routing import Quote
-
 if TYPE_CHECKING:
-    from p2ptrain.core.routing import Choice, Router
+    from p2ptrain.core.routing import Choice, Quote, Router
     from p2ptrain.units import Microbatch, PeerId, Seconds
 
 What = Literal["forward", "gradient"]
@@ -86,13 +84,15 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An asked seat answered: ``quote`` is its offer, None is BUSY for ``retry_seconds``."""
+    """An asked seat answered: ``quote`` is its offer, None is BUSY.
+
+    ``seconds``: how long the offer holds, or when to come again.
+    """
 
     peer: PeerId
     attempt: int
     quote: Quote | None
-    retry_seconds: Seconds = 0.0
-    behind: bool = False
+    seconds: Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +234,7 @@ class Custody:
         self._router = router
         self._choice: Choice | None = None
         self._answers: dict[PeerId, Quote | None] = {}
+        self._leases: dict[PeerId, Seconds] = {}
         self._retry_seconds = 0.0
         self._quote: Quote | None = None
 
@@ -253,7 +254,9 @@ class Custody:
             case Answered():
                 return self._answered(event, now)
             case SendFailed(peer) if peer == self.holder and self.state is State.SENT:
-                return self._again("the frame did not go out", now, delay=self._limits.retry_seconds)
+                return self._again(
+                    "the frame did not go out", now, delay=self._limits.retry_seconds
+                )
             case Arrived(peer) if peer == self.holder and self.state is State.SENT:
                 return self._held(now)
             case Finished(peer, service) if peer == self.holder and self._router is not None:
@@ -308,7 +311,9 @@ class Custody:
         self.state, self._choice, self._answers = State.ASKING, choice, {}
         self._retry_seconds = self._limits.retry_seconds
         self.due_at = now + self._limits.answer_seconds
-        asked = (choice.first,) if choice.alternative is None else (choice.first, choice.alternative)
+        asked = (
+            (choice.first,) if choice.alternative is None else (choice.first, choice.alternative)
+        )
         return tuple(AskSeat(peer, self.attempt) for peer in asked)
 
     def _answered(self, event: Answered, now: Seconds) -> tuple[Action, ...]:
@@ -320,10 +325,11 @@ class Custody:
             )
             return (DeclineOffer(event.peer, event.attempt),) if late else ()
         self._answers[event.peer] = event.quote
+        self._leases[event.peer] = event.seconds
         if event.quote is None:
             assert self._router is not None
-            self._retry_seconds = max(self._retry_seconds, event.retry_seconds)
-            self._router.busy(event.peer, event.retry_seconds, now=now)
+            self._retry_seconds = max(self._retry_seconds, event.seconds)
+            self._router.busy(event.peer, event.seconds, now=now)
         return self._settle(now) if len(self._answers) == len(asked) else ()
 
     def _settle(self, now: Seconds) -> tuple[Action, ...]:
@@ -335,10 +341,10 @@ class Custody:
             if peer not in answers:
                 self._router.timed_out(peer, self._limits.answer_seconds, now=now)
         other = choice.alternative
-        pick, _reason = self._router.settle(
+        settlement = self._router.settle(
             answers.get(choice.first), answers.get(other) if other is not None else None
         )
-        taken = {"first": choice.first, "alternative": other, None: None}[pick]
+        taken = {"first": choice.first, "alternative": other, None: None}[settlement.take]
         declined = tuple(
             DeclineOffer(peer, self.attempt)
             for peer in self._asked()
@@ -351,7 +357,7 @@ class Custody:
         quote = answers[taken]
         assert quote is not None
         self.holder, self._quote, self.state = taken, quote, State.OFFERED
-        self.due_at = now + quote.lease_seconds
+        self.due_at = now + self._leases[taken]
         return declined + (self._send(now) if self.ready else ())
 
     def _send(self, now: Seconds) -> tuple[Action, ...]:
@@ -366,7 +372,7 @@ class Custody:
         if self.what == "gradient":
             self.due_at = None  # a gradient is never refused and never recalled
         else:
-            expected = self._quote.delay_seconds if self._quote is not None else 0.0
+            expected = self._quote.delay if self._quote is not None else 0.0
             patience = max(RECALL_FACTOR * expected, self._limits.recall_floor_seconds)
             self.due_at = now + patience
         return ()
@@ -378,7 +384,7 @@ class Custody:
         if self.what == "gradient":
             return (AskWhere(self.holder),)
         if self.state is not State.RECALLING and self._router is not None and self._quote:
-            waited = max(RECALL_FACTOR * self._quote.delay_seconds, self._limits.recall_floor_seconds)
+            waited = max(RECALL_FACTOR * self._quote.delay, self._limits.recall_floor_seconds)
             self._router.timed_out(self.holder, waited, now=now)
         self.state = State.RECALLING  # silence here feeds suspicion; Lost ends it
         return (RecallFrame(self.holder),)

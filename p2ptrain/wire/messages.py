@@ -196,13 +196,16 @@ class Gradient(Message, frozen=True, tag=True):
 # --- reduction and barrier (DESIGN 5) ---------------------------------------------------
 
 
+PartKind: TypeAlias = Literal["own", "sum"]
+
+
 class Part(Message, frozen=True, tag=True):
     """Payload: integers of elements start..stop; a member's own, or the shard owner's sum."""
 
     at: Position
     stage: Stage
     ballot: Ballot
-    what: Literal["own", "sum"]
+    what: PartKind
     start: int
     stop: int
 

@@ -1,0 +1,228 @@
+"""Which seats this peer takes and gives away, and how it gets their state.
+
+    look at the roster (directory and heartbeats) every assign_seconds:
+      no seat            -> claim the weakest stage, load its state, serve
+      a hole that stands -> take it beside, where memory allows
+      several seats      -> give away what others serve as well
+      before step 0      -> wait until every stage is covered, then let stage 0 begin
+
+A claim is an announcement in state "joining": others count it where it is going. State
+comes from a replica of the stage (one source suffices, verified by root); before the
+first step everybody computes the same initial weights from the seed instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from p2ptrain.core.agreement import Position
+from p2ptrain.core.assignment import choose_stage, release, spare_stage
+from p2ptrain.core.chain import genesis_chain
+from p2ptrain.engine.seat import SeatRuntime, genesis
+from p2ptrain.errors import PeerError
+from p2ptrain.observe import events as ev
+from p2ptrain.units import Stage
+from p2ptrain.wire import messages as m
+
+if TYPE_CHECKING:
+    from p2ptrain.core.assignment import Assignment
+    from p2ptrain.engine.lifecycle import Node
+    from p2ptrain.ports import StageCompute
+    from p2ptrain.units import PeerId, Seconds
+
+BEHIND_SECONDS = 3.0  # a commit spreads within a round trip; three seconds behind is lost
+LOOKS = 2  # before step 0, so that the peers' views have time to become one
+NEAR = 1  # stages: whom a seat talks to all the time
+
+
+class Admission:
+    """Takes and gives away the seats of one node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._started = False
+        self._covered_looks = 0
+        self._hole_since: Seconds | None = None
+        self._behind_since: dict[Stage, Seconds] = {}
+
+    async def run(self) -> None:
+        """Look and act until cancelled."""
+        node = self._node
+        await node.presence.ready.wait()
+        while True:
+            node.roster.list(node.presence.seats())
+            self._dial()
+            if not node.seats:
+                await self._take_first()
+            else:
+                await self._adjust()
+            self._start_when_covered()
+            self._catch_up(asyncio.get_running_loop().time())
+            await asyncio.sleep(node.options.assign_seconds)
+
+    def gives_away(self, seat: SeatRuntime) -> bool:
+        """Whether to leave this seat at the step boundary, because others serve it."""
+        node = self._node
+        others = {view.peer for view in node.roster.serving(seat.stage)} - {node.me}
+        return seat.state == "draining" and len(node.seats) > 1 and bool(others)
+
+    def handle(self, peer: PeerId, message: m.Control) -> bool:
+        """Answer a joiner that wants a snapshot: make it first. Others are not for us."""
+        if not isinstance(message, m.WantManifest):
+            return False
+        seat = self._node.seats.get(message.stage)
+        if seat is not None and seat.position is not None:
+            self._node.spawn(self._snapshot(seat, peer, message))
+            return True
+        return False
+
+    # --- looking ----------------------------------------------------------------------------
+
+    def _dial(self) -> None:
+        """Have links to everybody near our seats; far peers are dialled when needed."""
+        node = self._node
+        near = {Stage(seat + offset) for seat in node.seats for offset in range(-NEAR, NEAR + 1)}
+        for view in node.roster.views():
+            if view.peer != node.me and (view.stage in near or not node.seats):
+                node.links.open(view.peer)
+
+    async def _take_first(self) -> None:
+        node = self._node
+        views = node.roster.views()
+        choice = choose_stage(
+            views, stages=node.spec.cut.stages, rng=node.rng, wanted=node.options.stage
+        )
+        await self._take(choice.stage, choice.reason)
+
+    async def _adjust(self) -> None:
+        node, now = self._node, asyncio.get_running_loop().time()
+        views, stages = node.roster.views(), node.spec.cut.stages
+        decision = release(views, node.me, stages=stages)
+        if decision is not None:
+            self._give_away(decision)
+        if self._hole_since is None or node.options.stage is not None or node.draining:
+            self._hole_since = now  # a demanded stage is the only one we serve
+        since, looks = now - self._hole_since - node.options.spare_seconds, 0
+        if since >= 0:
+            looks = int(since / node.options.assign_seconds)
+        hole = spare_stage(
+            views, node.me, stages=stages, room=since >= 0, held=tuple(node.seats), looks=looks
+        )
+        if all(any(view.stage == stage for view in views) for stage in range(stages)):
+            self._hole_since = None
+        elif hole is not None and self._room(hole.stage):
+            await self._take(hole.stage, hole.reason)
+
+    def _give_away(self, decision: Assignment) -> None:
+        """Announce the seat as draining; it is closed at the step boundary (gives_away)."""
+        node, seat = self._node, self._node.seats[decision.stage]
+        if not self._started and self._untouched(seat):
+            node.close_seat(seat.stage, decision.reason)
+        elif seat.state == "serving" and all(s.state == "serving" for s in node.seats.values()):
+            seat.state = "draining"  # one at a time: the view changes with each
+            node.statuses_changed()
+
+    def _room(self, stage: Stage) -> bool:
+        compute = self._node.world.compute
+        held = sum(compute.seat_bytes(seat) for seat in self._node.seats)
+        return held + compute.seat_bytes(stage) <= compute.memory_bytes
+
+    @staticmethod
+    def _untouched(seat: SeatRuntime) -> bool:
+        return seat.version == 0 and seat.pipeline.counted == 0 and seat.pipeline.drained
+
+    def _start_when_covered(self) -> None:
+        """Let stage 0 source once every stage has its seats, seen twice in a row."""
+        node = self._node
+        if self._started or not node.seats:
+            return
+        spec = node.spec
+        if not node.roster.covered(spec.cut.stages, spec.sync.start_replicas):
+            self._covered_looks = 0
+            return
+        self._covered_looks += 1
+        if self._covered_looks >= LOOKS:
+            self._started = True
+            for seat in node.seats.values():
+                seat.start_sourcing()
+
+    # --- state ------------------------------------------------------------------------------
+
+    async def _take(self, stage: Stage, reason: str) -> None:
+        """Open a seat: at genesis with the initial weights, later with a replica's state."""
+        node = self._node
+        compute = await node.world.compute.open(stage)
+        corpus = node.world.corpus if stage == 0 else None
+        seat = SeatRuntime(node.around(), compute, corpus)
+        node.seats[stage] = seat
+        node.statuses_changed()  # the claim
+        at = await self._state(stage, compute)
+        if at is None:
+            del node.seats[stage]
+            node.statuses_changed()
+            return
+        position, members = at
+        node.emit(ev.SeatOpened(stage=stage, version=position.step, reason=reason))
+        seat.begin(position, members)
+        self._started = self._started or position.step > 0
+        if self._started:
+            seat.start_sourcing()
+        node.statuses_changed()
+
+    async def _state(
+        self, stage: Stage, compute: StageCompute
+    ) -> tuple[Position, tuple[tuple[PeerId, ...], ...]] | None:
+        """Where the stage stands, with its state loaded; None: not now."""
+        node = self._node
+        views = node.roster.views()
+        nobody = tuple(() for _ in range(node.spec.cut.stages))
+        if all(view.version == 0 for view in views):
+            return genesis(genesis_chain(node.run_id)), nobody
+        donors = sorted(
+            (v for v in views if v.stage == stage and v.state == "serving" and v.peer != node.me),
+            key=lambda v: (-v.version, v.peer),
+        )
+        if not donors:
+            node.emit(ev.Alarm(reason=f"stage {stage} has no replica left to take its state from"))
+            return None
+        try:
+            manifest, blob = await node.snapshots.pull(stage, [view.peer for view in donors])
+            await compute.load(blob)
+        except PeerError as error:
+            node.emit(ev.Alarm(reason=f"no state for stage {stage}: {error.reason}"))
+            return None
+        loaded = ev.StateLoaded(
+            stage=stage, version=manifest.version, source=donors[0].peer, size_bytes=len(blob)
+        )
+        node.emit(loaded)
+        at = Position(epoch=manifest.epoch, step=manifest.version, chain=manifest.chain)
+        return at, manifest.members
+
+    async def _snapshot(self, seat: SeatRuntime, peer: PeerId, message: m.WantManifest) -> None:
+        """Save the state as of this step's beginning, offer it, and answer."""
+        node, at = self._node, seat.position
+        blob = await seat.compute.save()
+        if at is not None and at == seat.position:  # no commit came between
+            members = seat.stepper.members
+            node.snapshots.offer(seat.stage, at, members, blob)
+        node.snapshots.handle(peer, message)
+
+    def _catch_up(self, now: Seconds) -> None:
+        """A seat that missed a commit asks for its sums; one far behind loads state again."""
+        node = self._node
+        for stage, seat in list(node.seats.items()):
+            if seat.position is None or seat.finished:
+                continue
+            mates = [v for v in node.roster.serving(stage) if v.version > seat.version]
+            if not mates:
+                self._behind_since.pop(stage, None)
+                continue
+            since = self._behind_since.setdefault(stage, now)
+            if now - since < BEHIND_SECONDS:
+                continue
+            del self._behind_since[stage]
+            if max(v.version for v in mates) == seat.version + 1:
+                seat.stepper.ask_sums([v.peer for v in mates])
+            else:
+                node.close_seat(stage, f"{mates[0].version - seat.version} steps behind")

@@ -1,0 +1,277 @@
+"""The sending side of a seat: frames in custody, retained until the receiving stage counts them.
+
+One :class:`Custodian` serves one seat. It holds a custody machine per frame (forwards to
+the stage above, gradients to the stage below), performs what the machines return, and
+keeps every frame of the step, so that a lost seat is replayed from here.
+
+Invariants:
+    * a frame is retained from the moment it is encoded until its step has committed;
+    * nothing here awaits: messages go to bounded queues, frames to the post's tasks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, assert_never
+
+from p2ptrain.core import custody as c
+from p2ptrain.core.routing import Quote
+from p2ptrain.observe import events as ev
+from p2ptrain.units import Microbatch, Stage
+from p2ptrain.wire import messages as m
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from p2ptrain.core.agreement import Position
+    from p2ptrain.core.routing import Router
+    from p2ptrain.ports import Buffer
+    from p2ptrain.units import PeerId, Seconds
+
+
+class Post(Protocol):
+    """How a seat speaks to others; ours among them, by the same way."""
+
+    def tell(self, peer: PeerId, message: m.Control) -> None:
+        """Queue a control message; never blocks."""
+        ...
+
+    def tell_all(self, peers: Iterable[PeerId], message: m.Control) -> None:
+        """Queue one message for several peers."""
+        ...
+
+    def ship(
+        self,
+        peer: PeerId,
+        message: m.Data,
+        payload: tuple[Buffer, ...],
+        failed: Callable[[Seconds], None],
+    ) -> None:
+        """Send a data frame in a task of its own; ``failed`` is called if it did not go out."""
+        ...
+
+    def seats(self, stage: Stage) -> tuple[PeerId, ...]:
+        """Live peers that serve ``stage``, sorted; us among them."""
+        ...
+
+    def everyone(self) -> tuple[PeerId, ...]:
+        """Every peer with a seat that we know of, us among them."""
+        ...
+
+
+class Custodian:
+    """Keeps and delivers what one seat has computed."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        router: Router,
+        post: Post,
+        emit: ev.Emit,
+        *,
+        limits: c.CustodyLimits | None = None,
+    ) -> None:
+        self.stage = stage
+        self.retained_bytes = 0
+        self.due_at: Seconds | None = None
+        self._router = router
+        self._post = post
+        self._emit = emit
+        self._limits = limits or c.CustodyLimits()
+        self._at: Position | None = None
+        self._duties: dict[tuple[Microbatch, c.What], c.Custody] = {}
+        self._frames: dict[tuple[Microbatch, c.What], tuple[Buffer, ...]] = {}
+        self._paths: dict[Microbatch, tuple[PeerId, ...]] = {}
+
+    def begin(self, at: Position) -> None:
+        """A new step: everything of the last one has been counted and committed."""
+        self._at = at
+        self._duties.clear()
+        self._frames.clear()
+        self._paths.clear()
+        self.retained_bytes = 0
+        self.due_at = None
+
+    # --- what the seat says ---------------------------------------------------------------
+
+    def open_forward(
+        self, work: Microbatch, path: tuple[PeerId, ...], *, replay: bool, now: Seconds
+    ) -> None:
+        """Look for a seat above while the forward is still computing; ``path`` ends with us."""
+        if (work, "forward") in self._duties:
+            return
+        self._paths[work] = path
+        duty = c.Custody(work, "forward", self._limits, router=self._router, replay=replay)
+        self._open(duty, now)
+
+    def forward_ready(self, work: Microbatch, payload: tuple[Buffer, ...], now: Seconds) -> None:
+        """The forward is encoded: token ids, then activations."""
+        self._retain(work, "forward", payload)
+        self._feed(work, "forward", c.Ready(), now)
+
+    def send_gradient(
+        self, work: Microbatch, target: PeerId, gradient: Buffer, now: Seconds
+    ) -> None:
+        """Send the gradient to the seat that parked the input, and keep it."""
+        self._retain(work, "gradient", (gradient,))
+        if (work, "gradient") not in self._duties:
+            self._open(c.Custody(work, "gradient", self._limits, target=target), now)
+
+    # --- what others say ------------------------------------------------------------------
+
+    def answered(self, peer: PeerId, message: m.Offer | m.Busy, now: Seconds) -> None:
+        """An Ask of ours was answered."""
+        work = Microbatch(message.at.step, message.slot)
+        match message:
+            case m.Offer():
+                quote = Quote(delay=message.delay_seconds, service=message.service_seconds)
+                event = c.Answered(peer, message.attempt, quote, message.lease_seconds)
+            case m.Busy():
+                event = c.Answered(peer, message.attempt, None, message.retry_seconds)
+            case _:
+                assert_never(message)
+        if (work, "forward") in self._duties:
+            self._feed(work, "forward", event, now)
+        elif isinstance(message, m.Offer):
+            self._decline(peer, work, message.attempt)
+
+    def hear(
+        self, peer: PeerId, message: m.Accepted | m.Computed | m.Whereabouts, now: Seconds
+    ) -> None:
+        """A seat says what it has of a frame of ours."""
+        work = Microbatch(message.at.step, message.slot)
+        what: c.What = "forward" if message.stage > self.stage else "gradient"
+        match message:
+            case m.Accepted():
+                self._feed(work, what, c.Arrived(peer), now)
+            case m.Computed():
+                self._feed(work, what, c.Finished(peer, message.service_seconds), now)
+            case m.Whereabouts():
+                self._feed(work, what, c.Located(peer, message.state), now)
+            case _:
+                assert_never(message)
+
+    def repath(self, peer: PeerId, work: Microbatch, now: Seconds) -> None:
+        """The stage below replays: its gradient goes to ``peer`` now."""
+        self._feed(work, "gradient", c.Moved(peer), now)
+
+    def lost(self, peer: PeerId, now: Seconds) -> None:
+        """``peer`` is gone: what it held goes another way."""
+        for work, what in sorted(self._duties):
+            self._feed(work, what, c.Lost(peer), now)
+
+    def link_down(self, peer: PeerId, now: Seconds) -> None:
+        """The link to ``peer`` broke: what was on its way may not have arrived."""
+        for work, what in sorted(self._duties):
+            self._feed(work, what, c.SendFailed(peer), now)
+
+    def tallied(self, what: c.What, union: int, now: Seconds) -> None:
+        """The live bitmaps of the stage above (forward) or below (gradient) cover ``union``."""
+        for work, which in sorted(self._duties):
+            if which == what:
+                self._feed(work, what, c.Tallied(bool(union >> work.slot & 1)), now)
+
+    def tick(self, now: Seconds) -> None:
+        """Act on every deadline that has passed."""
+        if self.due_at is None or now < self.due_at:
+            return
+        for key, duty in sorted(self._duties.items(), key=lambda entry: entry[0]):
+            self._perform(duty, duty.tick(now=now), now)
+            assert duty.due_at is None or duty.due_at > now, (key, duty.state)
+        self.due_at = min(
+            (d.due_at for d in self._duties.values() if d.due_at is not None), default=None
+        )
+
+    # --- doing ----------------------------------------------------------------------------
+
+    def _open(self, duty: c.Custody, now: Seconds) -> None:
+        self._duties[duty.work, duty.what] = duty
+        self._perform(duty, duty.start(now=now), now)
+
+    def _retain(self, work: Microbatch, what: c.What, payload: tuple[Buffer, ...]) -> None:
+        if (work, what) not in self._frames:
+            self._frames[work, what] = payload
+            self.retained_bytes += sum(len(part) for part in payload)
+
+    def _feed(self, work: Microbatch, what: c.What, event: c.Event, now: Seconds) -> None:
+        duty = self._duties.get((work, what))
+        if duty is not None:
+            self._perform(duty, duty.handle(event, now=now), now)
+
+    def _perform(self, duty: c.Custody, actions: tuple[c.Action, ...], now: Seconds) -> None:
+        for action in actions:
+            self._act(duty, action, now)
+        if duty.due_at is not None and (self.due_at is None or duty.due_at < self.due_at):
+            self.due_at = duty.due_at
+
+    def _act(self, duty: c.Custody, action: c.Action, now: Seconds) -> None:
+        assert self._at is not None
+        work, at = duty.work, self._at
+        there = Stage(self.stage + (1 if duty.what == "forward" else -1))
+        match action:
+            case c.AskSeat(peer, attempt):
+                ask = m.Ask(
+                    at=at,
+                    slot=work.slot,
+                    stage=there,
+                    attempt=attempt,
+                    replay=duty.replay or attempt > 0,
+                )
+                self._post.tell(peer, ask)
+            case c.DeclineOffer(peer, attempt):
+                self._decline(peer, work, attempt)
+            case c.SendFrame(peer, attempt):
+                self._ship(duty, peer, attempt)
+            case c.RecallFrame(peer):
+                self._post.tell(peer, m.Recall(at=at, slot=work.slot, stage=there))
+            case c.AskWhere(None):
+                where = m.Where(at=at, slot=work.slot, stage=there)
+                self._post.tell_all(self._post.seats(there), where)
+            case c.AskWhere(peer) if peer is not None:
+                self._post.tell(peer, m.Where(at=at, slot=work.slot, stage=there))
+            case c.TellPath(peer):
+                self._post.tell(peer, m.Repath(at=at, slot=work.slot, stage=self.stage))
+            case c.Again(peer, reason, recalled):
+                self._note(duty, peer, reason, recalled=recalled)
+            case _:
+                raise AssertionError(action)
+
+    def _decline(self, peer: PeerId, work: Microbatch, attempt: int) -> None:
+        assert self._at is not None
+        there = Stage(self.stage + 1)
+        decline = m.Decline(at=self._at, slot=work.slot, stage=there, attempt=attempt)
+        self._post.tell(peer, decline)
+
+    def _ship(self, duty: c.Custody, peer: PeerId, attempt: int) -> None:
+        assert self._at is not None
+        at, work, what = self._at, duty.work, duty.what
+        frame: m.Forward | m.Gradient
+        if what == "forward":
+            frame = m.Forward(
+                at=at,
+                slot=work.slot,
+                stage=Stage(self.stage + 1),
+                attempt=attempt,
+                replay=duty.replay or attempt > 0,
+                path=self._paths[work],
+            )
+        else:
+            frame = m.Gradient(at=at, slot=work.slot, stage=Stage(self.stage - 1))
+
+        def failed(now: Seconds) -> None:
+            if self._at == at:
+                self._feed(work, what, c.SendFailed(peer), now)
+
+        self._post.ship(peer, frame, self._frames[work, what], failed)
+
+    def _note(self, duty: c.Custody, peer: PeerId, reason: str, *, recalled: bool) -> None:
+        stage, work = Stage(self.stage + 1), duty.work
+        if recalled:
+            event = ev.Recalled(
+                stage=stage, step=work.step, slot=work.slot, peer=peer, answer="none"
+            )
+            self._emit(event)
+        else:
+            replayed = ev.Replayed(
+                stage=stage, step=work.step, slot=work.slot, peer=peer, reason=reason
+            )
+            self._emit(replayed)

@@ -1,0 +1,121 @@
+"""From a message to the seat it is meant for.
+
+A message names the stage whose seat holds, or shall hold, the microbatch. Who must hear it
+follows from its kind:
+
+    for the seat of that stage          Ask, Decline, Recall, Where, frames, the round
+    for the seat below it (the asker)   Offer, Busy, Computed
+    for both neighbours (either may     Accepted, Whereabouts
+    be the sender of what it speaks of)
+    for the seat above it               Repath (it names the sender's stage)
+    for it and both neighbours          Bitmap
+    for every seat                      Sum, WantSums
+
+Seats that this peer does not hold are skipped: the sender's view is old, its deadline cures it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p2ptrain.core.agreement import Ack, Bitmap, Go, Nack, Plan, Sum
+from p2ptrain.units import Stage
+from p2ptrain.wire import messages as m
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from p2ptrain.engine.seat import SeatRuntime
+    from p2ptrain.units import PeerId, Seconds
+
+Flow = (
+    m.Ask
+    | m.Decline
+    | m.Recall
+    | m.Where
+    | m.Repath
+    | m.Offer
+    | m.Busy
+    | m.Accepted
+    | m.Computed
+    | m.Whereabouts
+)
+Round = Bitmap | Plan | Ack | Nack | Go | Sum | m.WantSums | m.PullSum
+
+
+class Dispatcher:
+    """Hands messages to the seats of this peer."""
+
+    def __init__(self, seats: Mapping[Stage, SeatRuntime]) -> None:
+        self._seats = seats
+
+    def flow(self, peer: PeerId, message: Flow, now: Seconds) -> None:
+        """A message about one microbatch's way."""
+        match message:
+            case m.Offer() | m.Busy():
+                if (seat := self._seats.get(Stage(message.stage - 1))) is not None:
+                    seat.custodian.answered(peer, message, now)
+            case m.Accepted() | m.Computed() | m.Whereabouts():
+                for near in (message.stage - 1, message.stage + 1):
+                    if (seat := self._seats.get(Stage(near))) is not None:
+                        seat.custodian.hear(peer, message, now)
+            case m.Repath():
+                if (seat := self._seats.get(Stage(message.stage + 1))) is not None:
+                    seat.pipeline.repath(peer, message, now)
+            case _:
+                if (seat := self._seats.get(message.stage)) is not None:
+                    _to_pipeline(seat, peer, message, now)
+
+    def round(self, peer: PeerId, message: Round, now: Seconds) -> None:
+        """A message of the step's agreement."""
+        match message:
+            case Bitmap():
+                for near in (message.stage - 1, message.stage, message.stage + 1):
+                    if (seat := self._seats.get(Stage(near))) is not None:
+                        seat.stepper.bitmap(message, now)
+                        seat.refresh_sources(now)
+            case Sum():
+                for stage in sorted(self._seats):
+                    if stage in self._seats:  # a commit may close a seat meanwhile
+                        self._seats[stage].stepper.received(peer, message, now)
+            case m.WantSums():
+                for stage in sorted(self._seats)[:1]:
+                    self._seats[stage].stepper.want_sums(peer, message)
+            case m.PullSum():
+                if (seat := self._seats.get(message.stage)) is not None:
+                    seat.stepper.pull_sum(peer, message)
+            case _:
+                if (seat := self._seats.get(message.stage)) is not None:
+                    seat.stepper.received(peer, message, now)
+
+    def frame(self, peer: PeerId, message: m.Data, payload: memoryview, now: Seconds) -> None:
+        """A data frame of the pipeline or of a reduction."""
+        seat = self._seats.get(message.stage) if not isinstance(message, m.CorpusChunk) else None
+        if seat is None:
+            return
+        match message:
+            case m.Forward():
+                seat.pipeline.forward(peer, message, payload, now)
+            case m.Gradient():
+                seat.pipeline.gradient(peer, message, payload)
+            case m.Part():
+                seat.stepper.part(peer, message, payload)
+            case _:
+                pass
+
+
+def _to_pipeline(
+    seat: SeatRuntime,
+    peer: PeerId,
+    message: m.Ask | m.Decline | m.Recall | m.Where,
+    now: Seconds,
+) -> None:
+    match message:
+        case m.Ask():
+            seat.pipeline.ask(peer, message, now)
+        case m.Decline():
+            seat.pipeline.decline(message)
+        case m.Recall():
+            seat.pipeline.recall(peer, message)
+        case m.Where():
+            seat.pipeline.where(peer, message)

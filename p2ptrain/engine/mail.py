@@ -1,0 +1,71 @@
+"""The post of a peer: control messages at once, data frames each in a task of its own.
+
+Frames are bounded by what they answer: a forward by an offer, a gradient by a parked slot,
+a part by a plan. So is the number of tasks here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from p2ptrain.errors import LinkError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from p2ptrain.engine.links import Links
+    from p2ptrain.engine.roster import Roster
+    from p2ptrain.ports import Buffer
+    from p2ptrain.units import PeerId, Seconds, Stage
+    from p2ptrain.wire import messages as m
+
+
+class Mail:
+    """Implements ``custodian.Post`` over the links."""
+
+    def __init__(
+        self,
+        links: Links,
+        roster: Roster,
+        spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+    ) -> None:
+        self._links, self._roster, self._spawn = links, roster, spawn
+
+    def tell(self, peer: PeerId, message: m.Control) -> None:
+        """Queue a control message; never blocks."""
+        self._links.send(peer, message)
+
+    def tell_all(self, peers: Iterable[PeerId], message: m.Control) -> None:
+        """Queue one message for several peers, encoded once."""
+        self._links.broadcast(sorted(set(peers)), message)
+
+    def ship(
+        self,
+        peer: PeerId,
+        message: m.Data,
+        payload: tuple[Buffer, ...],
+        failed: Callable[[Seconds], None],
+    ) -> None:
+        """Send a data frame in a task of its own; ``failed`` is called if it did not go out."""
+        self._spawn(self._send(peer, message, payload, failed))
+
+    def seats(self, stage: Stage) -> tuple[PeerId, ...]:
+        """Live peers that serve ``stage``, sorted; us among them."""
+        return tuple(seat.peer for seat in self._roster.present(stage))
+
+    def everyone(self) -> tuple[PeerId, ...]:
+        """Every peer with a seat that we know of, us among them."""
+        return tuple(sorted({seat.peer for seat in self._roster.views()}))
+
+    async def _send(
+        self,
+        peer: PeerId,
+        message: m.Data,
+        payload: tuple[Buffer, ...],
+        failed: Callable[[Seconds], None],
+    ) -> None:
+        try:
+            await self._links.send_data(peer, message, payload)
+        except LinkError:
+            failed(asyncio.get_running_loop().time())

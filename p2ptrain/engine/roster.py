@@ -1,0 +1,136 @@
+"""Who serves what, as this peer knows it at first hand, with the directory as a hint.
+
+Heartbeats, commits and departures come from the peers themselves; what the directory
+lists is only used to find peers and to choose a stage. A peer is live while membership
+has heard from it lately.
+
+Invariant: versions only grow within an incarnation; a new incarnation starts afresh.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p2ptrain.core.assignment import SeatView
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from p2ptrain.core.agreement import Position
+    from p2ptrain.units import PeerId, Stage, Step
+    from p2ptrain.wire.messages import SeatStatus
+
+
+class Roster:
+    """Seats by stage; ours among them."""
+
+    def __init__(self, me: PeerId) -> None:
+        self._me = me
+        self._heard: dict[PeerId, dict[Stage, SeatView]] = {}
+        self._listed: tuple[SeatView, ...] = ()
+        self._dead: set[PeerId] = set()
+        self._incarnations: dict[PeerId, int] = {}
+
+    def hear(self, peer: PeerId, statuses: Iterable[SeatStatus]) -> bool:
+        """Take over what ``peer`` says of its seats; whether who serves what has changed."""
+        before = self._heard.get(peer, {})
+        after: dict[Stage, SeatView] = {}
+        for status in statuses:
+            known = before.get(status.stage)
+            after[status.stage] = SeatView(
+                peer=peer,
+                stage=status.stage,
+                state=status.state,
+                rate=status.rate,
+                version=max(status.version, known.version if known else status.version),
+            )
+        self._heard[peer] = after
+        self._dead.discard(peer)
+        return {(s.stage, s.state, s.version) for s in before.values()} != {
+            (s.stage, s.state, s.version) for s in after.values()
+        }
+
+    def committed(self, peer: PeerId, stage: Stage, version: Step) -> bool:
+        """``peer`` has stepped to ``version``; whether that is news."""
+        seat = self._heard.get(peer, {}).get(stage)
+        if seat is None or version <= seat.version:
+            return False
+        self._heard[peer][stage] = SeatView(
+            peer=peer, stage=stage, state=seat.state, rate=seat.rate, version=version
+        )
+        return True
+
+    def incarnated(self, peer: PeerId, incarnation: int) -> bool:
+        """Whether ``peer`` has restarted since we last met it."""
+        known = self._incarnations.get(peer)
+        self._incarnations[peer] = incarnation
+        if known is None or known == incarnation:
+            return False
+        self._heard.pop(peer, None)
+        return True
+
+    def lost(self, peer: PeerId) -> None:
+        """``peer`` is suspected: it does not count until it is heard again."""
+        self._dead.add(peer)
+
+    def found(self, peer: PeerId) -> None:
+        """``peer`` was suspected falsely."""
+        self._dead.discard(peer)
+
+    def left(self, peer: PeerId) -> None:
+        """``peer`` went in an orderly way."""
+        self._heard.pop(peer, None)
+        self._dead.add(peer)
+        self._listed = tuple(seat for seat in self._listed if seat.peer != peer)
+
+    def list(self, seats: Iterable[SeatView]) -> None:
+        """What the directory lists, whole."""
+        self._listed = tuple(seats)
+
+    def serving(self, stage: Stage) -> tuple[SeatView, ...]:
+        """Live seats of ``stage`` that we have heard of at first hand, by peer."""
+        return tuple(seat for seat in self.present(stage) if seat.state == "serving")
+
+    def present(self, stage: Stage) -> tuple[SeatView, ...]:
+        """Live seats of ``stage`` that count: serving, or draining until the step's end."""
+        seats = (
+            views[stage]
+            for peer, views in sorted(self._heard.items())
+            if stage in views and peer not in self._dead
+        )
+        return tuple(seat for seat in seats if seat.state != "joining")
+
+    def at(self, stage: Stage, at: Position, members: tuple[PeerId, ...]) -> frozenset[PeerId]:
+        """Live seats that count at ``at``: there, in the last record and on their way, or past it.
+
+        A seat that is past the step still stands for what it counted; it answers with the sum.
+        """
+        return frozenset(
+            seat.peer
+            for seat in self.present(stage)
+            if seat.version >= at.step or seat.peer in members
+        )
+
+    def views(self) -> tuple[SeatView, ...]:
+        """Everything known, first hand over the directory, without the dead; by stage and peer."""
+        merged = {
+            (seat.stage, seat.peer): seat
+            for seat in self._listed
+            if seat.peer not in self._heard and seat.peer not in self._dead
+        }
+        for peer, views in self._heard.items():
+            if peer not in self._dead:
+                merged.update({(stage, peer): seat for stage, seat in views.items()})
+        return tuple(merged[key] for key in sorted(merged))
+
+    def everyone(self) -> tuple[PeerId, ...]:
+        """All peers with a seat, without us."""
+        return tuple(sorted({seat.peer for seat in self.views()} - {self._me}))
+
+    def covered(self, stages: int, replicas: int) -> bool:
+        """Whether every stage has at least ``replicas`` serving seats, as far as is known."""
+        counts = [0] * stages
+        for seat in self.views():
+            if seat.state == "serving" and seat.stage < stages:
+                counts[seat.stage] += 1
+        return min(counts) >= replicas

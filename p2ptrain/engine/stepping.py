@@ -1,0 +1,460 @@
+"""Agreement of one seat with the others, step after step: feeds core/step, does what it says.
+
+The round machine decides; this file gossips bitmaps, freezes the pipeline, runs reductions
+as tasks, publishes sums, and commits. What a committed step leaves behind (its sums, the
+whole integer sum) is kept until the next commit, for seats that are one step behind.
+
+Invariants:
+    * a bitmap goes out signed, and only after the accumulator holds what it says;
+    * the machine's actions are performed in the order in which it gave them;
+    * compute steps only when the pipeline is frozen and quiet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from p2ptrain.core import rounds as r
+from p2ptrain.core.agreement import Ack, Bitmap, Go, Nack, Plan, Position, Sum
+from p2ptrain.core.chain import next_chain, step_outcome
+from p2ptrain.core.ledger import Ledger, bitmap_bytes, bytes_to_mask, mask_to_bytes
+from p2ptrain.core.schedule import step_slots
+from p2ptrain.core.step import StepMachine
+from p2ptrain.engine import worker
+from p2ptrain.engine.reduction import Reducer
+from p2ptrain.errors import MisbehaviourError
+from p2ptrain.observe import events as ev
+from p2ptrain.ports import Update
+from p2ptrain.units import Stage, Step
+from p2ptrain.wire import messages as m
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from p2ptrain.core.chain import StepOutcome
+    from p2ptrain.core.custody import What
+    from p2ptrain.engine.custodian import Post
+    from p2ptrain.engine.pipeline import Pipeline
+    from p2ptrain.ports import Buffer, Signer, StageCompute, Whole
+    from p2ptrain.run import RunSpec
+    from p2ptrain.units import PeerId, RunId, Seconds
+
+# What a round waits for. A plan and its acks are control messages plus the compute that is
+# running (seconds); a reduction moves a stage's gradients; NORM only asks around.
+STEP_LIMITS = r.StepLimits(
+    plan_seconds=5.0, ack_seconds=15.0, reduce_seconds=120.0, norm_seconds=5.0
+)
+GOSSIP_SECONDS = 1.0  # a bitmap is at most this stale while a seat is busy
+GOSSIP_SHARE = 16  # ... or after this fraction of the step's slots (DESIGN 5: research)
+FETCH_SECONDS = 60.0  # one stage's sum over a slow link: 4 GB at 500 Mbit/s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A step that this seat has committed."""
+
+    at: Position
+    sums: tuple[Sum, ...]
+
+
+class Stepper:
+    """One seat's part in every step."""
+
+    def __init__(
+        self,
+        *,
+        run: RunId,
+        spec: RunSpec,
+        incarnation: int,
+        signer: Signer,
+        pipeline: Pipeline,
+        compute: StageCompute,
+        post: Post,
+        emit: ev.Emit,
+        spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+        live: Callable[[Stage, Position, tuple[PeerId, ...]], frozenset[PeerId]],
+        committed: Callable[[Done], None],
+    ) -> None:
+        self.stage = compute.stage
+        self.reducer = Reducer(signer.peer, compute, post)
+        self.machine: StepMachine | None = None
+        self.last: Done | None = None  # what we can still give to seats one step behind
+        self._run, self._spec, self._incarnation = run, spec, incarnation
+        self._signer, self._pipeline, self._compute = signer, pipeline, compute
+        self._post, self._emit, self._spawn = post, emit, spawn
+        self._live, self._committed = live, committed
+        self._nominal_tokens = spec.batch.sequences * spec.model.context
+        self._ledgers: dict[Stage, Ledger] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._events: deque[r.Event | None] = deque()
+        self._seq = 0
+        self._said = 0  # the slots of the last bitmap that went out
+        self._gossip_at: Seconds | None = None
+        self._quiet_owed = False
+        self._became_quiet = asyncio.Event()
+        self._began = 0.0
+        self._members: tuple[tuple[PeerId, ...], ...] = ()
+        self.live: frozenset[PeerId] = frozenset()  # seats of our stage that count with us
+        self._last_commit: Seconds | None = None
+
+    @property
+    def members(self) -> tuple[tuple[PeerId, ...], ...]:
+        """Peers of the last step record, per stage."""
+        return self._members
+
+    @property
+    def at(self) -> Position:
+        """The position this seat counts at."""
+        assert self.machine is not None
+        return self.machine.at
+
+    def begin(self, at: Position, members: tuple[tuple[PeerId, ...], ...], now: Seconds) -> None:
+        """Take up a step. ``members``: the last step record's peers, per stage."""
+        slots = step_slots(self._spec, at.step)
+        self._members = members
+        self.machine = StepMachine(
+            run=self._run,
+            me=self._signer.peer,
+            incarnation=self._incarnation,
+            at=at,
+            stage=self.stage,
+            stages=self._spec.cut.stages,
+            members=members[self.stage],
+            expected=slots.mask,
+            width=slots.width,
+            elements=self._compute.elements,
+            limits=STEP_LIMITS,
+            now=now,
+        )
+        below, above = Stage(self.stage - 1), Stage(self.stage + 1)
+        self._ledgers = {stage: Ledger(slots.mask) for stage in (below, above)}
+        self._said, self._gossip_at, self._quiet_owed = 0, None, False
+        self._began, self.live = now, frozenset()
+        self.refresh_live(now)
+
+    # --- what others say --------------------------------------------------------------------
+
+    def bitmap(self, bitmap: Bitmap, now: Seconds) -> None:
+        """A bitmap of this stage or a neighbour's; ignored unless it is of our position."""
+        if self.machine is None or bitmap.at != self.at:
+            return
+        if not self._signer.verify(bitmap.peer, bitmap_bytes(bitmap), bitmap.signature):
+            raise MisbehaviourError("a bitmap with a wrong signature", peer=bitmap.peer)
+        if bitmap.stage == self.stage:
+            if bitmap.peer != self._signer.peer:
+                self._handle(r.Seen(bitmap), now)
+                self._stage_changed()
+        elif bitmap.stage in self._ledgers and self._ledgers[bitmap.stage].observe(bitmap):
+            self._neighbour_changed(bitmap.stage, now)
+
+    def received(self, peer: PeerId, message: Plan | Ack | Nack | Go | Sum, now: Seconds) -> None:
+        """A message of the round, or a SUM of any stage."""
+        if self.machine is not None and message.at == self.at:
+            if isinstance(message, Nack):
+                for bitmap in message.bitmaps:
+                    self.bitmap(bitmap, now)
+            self._handle(r.Received(peer, message), now)
+        elif isinstance(message, Plan) and self.last is not None and message.at == self.last.at:
+            self._post.tell(peer, self.last.sums[self.stage])  # the adopt rule, one step late
+
+    def want_sums(self, peer: PeerId, message: m.WantSums) -> None:
+        """Tell the SUMs that we know of a position, this one or the last."""
+        known: dict[Stage, Sum] = {}
+        if self.machine is not None and message.at == self.at:
+            known = self.machine.sums
+        elif self.last is not None and message.at == self.last.at:
+            known = {whole.stage: whole for whole in self.last.sums}
+        for stage in message.stages:
+            if stage in known:
+                self._post.tell(peer, known[stage])
+
+    def pull_sum(self, peer: PeerId, message: m.PullSum) -> None:
+        """Send our stage's whole sum, if we still hold it."""
+        whole = self._held_sum(message.at)
+        if whole is None:
+            reason = f"no sum of step {message.at.step} here"
+            self._post.tell(peer, m.NoSuch(what="sum", stage=self.stage, reason=reason))
+        else:
+            self._spawn(self.reducer.serve(peer, whole))
+
+    def part(self, peer: PeerId, message: m.Part, payload: Buffer) -> None:
+        """A part of a reduction."""
+        self.reducer.part(peer, message, payload)
+
+    # --- what this peer says ----------------------------------------------------------------
+
+    def counted(self, now: Seconds) -> None:
+        """The pipeline's accumulator has changed: sign a new bitmap, gossip it when due."""
+        if self.machine is None:
+            return
+        self._seq += 1
+        self._handle(r.Seen(self._own_bitmap()), now)
+        new = (self._pipeline.counted ^ self._said).bit_count()
+        share = max(1, step_slots(self._spec, self.at.step).width // GOSSIP_SHARE)
+        if new >= share or self._pipeline.drained or self.machine.ledger.missing() == 0:
+            self._gossip()
+        elif self._gossip_at is None:
+            self._gossip_at = now + GOSSIP_SECONDS
+
+    def refresh_live(self, now: Seconds) -> None:
+        """Who lives has changed (or may have): tell the machine and the ledgers."""
+        if self.machine is None:
+            return
+        at = self.at
+        live = self._live(self.stage, at, self._members[self.stage])
+        if live != self.live:
+            self.live = live
+            self._handle(r.Live(live), now)
+            self._stage_changed()
+        for stage in sorted(self._ledgers):
+            if 0 <= stage < self._spec.cut.stages and self.machine is not None:
+                self._ledgers[stage].set_live(self._live(stage, at, self._members[stage]))
+                self._neighbour_changed(stage, now)
+
+    def greet(self, peer: PeerId) -> None:
+        """A link to ``peer`` is up (again): it may have missed our newest bitmap."""
+        if self.machine is not None:
+            bitmap = self.machine.ledger.get(self._signer.peer)
+            if bitmap is not None:
+                self._post.tell(peer, bitmap)
+
+    def restarted(self, peer: PeerId) -> None:
+        """``peer`` is another incarnation: what it had counted is gone."""
+        if self.machine is not None:
+            self.machine.ledger.drop(peer)
+        for ledger in self._ledgers.values():
+            ledger.drop(peer)
+
+    @property
+    def due_at(self) -> Seconds | None:
+        """When :meth:`tick` must run next."""
+        times = (self._gossip_at, None if self.machine is None else self.machine.due_at)
+        return min((t for t in times if t is not None), default=None)
+
+    def tick(self, now: Seconds) -> None:
+        """Act on every deadline that has passed."""
+        if self._gossip_at is not None and now >= self._gossip_at:
+            self._gossip()
+        machine = self.machine
+        if machine is not None and machine.due_at is not None and now >= machine.due_at:
+            self._handle(None, now)
+
+    def quiet(self, now: Seconds) -> None:
+        """The pipeline may have become quiet: the machine waits for that after Freeze."""
+        if not self._pipeline.quiet:
+            return
+        self._became_quiet.set()
+        if self._quiet_owed:
+            self._quiet_owed = False
+            self._handle(r.Quiet(), now)
+
+    # --- doing ------------------------------------------------------------------------------
+
+    def _handle(self, event: r.Event | None, now: Seconds) -> None:
+        """Feed one event (None: a deadline); what its actions cause in turn waits until they are all done."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return
+        while self._events and self.machine is not None:
+            machine = self.machine
+            before = machine.round
+            first = self._events[0]
+            if first is None:
+                actions = machine.tick(now=now)
+            else:
+                actions = machine.handle(first, now=now)
+            self._perform(actions, now)
+            self._note_round(machine, before)
+            self._events.popleft()
+
+    def _note_round(self, machine: StepMachine, before: int) -> None:
+        if machine.round != before:
+            began = ev.RoundBegan(
+                stage=self.stage,
+                step=machine.at.step,
+                round=machine.round,
+                leader=machine.leader or self._signer.peer,
+                reason=f"round {before} did not end: {machine.phase.name.lower()}",
+            )
+            self._emit(began)
+
+    def _perform(self, actions: tuple[r.Action, ...], now: Seconds) -> None:
+        for action in actions:
+            self._act(action, now)
+
+    def _act(self, action: r.Action, now: Seconds) -> None:  # noqa: C901, PLR0912 - one arm per action
+        match action:
+            case r.Send(to, message):
+                if isinstance(message, Ack):
+                    self.reducer.expect(message.at, message.ballot)
+                self._post.tell_all(to, message)
+            case r.Freeze():
+                self._pipeline.frozen = True
+                self._quiet_owed = True
+                self.quiet(now)
+            case r.Unfreeze():
+                self._pipeline.frozen = False
+                self._quiet_owed = False
+                self._pipeline.on_change()
+            case r.Subtract(mask):
+                self._start(worker.subtract(self._pipeline, self._compute, mask))
+            case r.Reduce(plan):
+                self._start(self._reduce(plan))
+            case r.AbortReduce():
+                self._cancel()
+            case r.FetchSum(holder, whole):
+                self._start(self._fetch(holder, whole))
+            case r.Publish(whole):
+                self._publish(whole)
+            case r.WantSums(stages):
+                self._want(stages)
+            case r.Commit(sums):
+                self._cancel()
+                self._start(self._commit(sums))
+            case r.Alarm(reason):
+                self._emit(ev.Alarm(reason=reason))
+
+    def _start(self, job: Coroutine[None, None, None]) -> None:
+        """Run the seat's one background job; the machine never wants two at once."""
+        self._cancel()
+        self._task = self._spawn(job)
+
+    def _cancel(self) -> None:
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+        self._task = None
+
+    async def _reduce(self, plan: Plan) -> None:
+        whole = await self.reducer.reduce(plan)
+        self._reduced(whole, plan.ballot.round)
+
+    async def _fetch(self, holder: PeerId, announced: Sum) -> None:
+        try:
+            whole = await self.reducer.fetch(holder, announced, deadline_seconds=FETCH_SECONDS)
+        except (MisbehaviourError, TimeoutError) as error:
+            self._task = None
+            self._handle(r.FetchFailed(holder, str(error) or "no answer"), _now())
+            return
+        self._reduced(whole, announced.round)
+
+    def _reduced(self, whole: Whole, round_: int) -> None:
+        self._task = None  # what the machine wants next must not cancel its own cause
+        outcome = r.Outcome(digest=whole.digest, norms=whole.norms, finite=whole.finite)
+        self._handle(r.Reduced(outcome, round_), _now())
+
+    async def _commit(self, sums: tuple[Sum, ...]) -> None:
+        """Step. Cancelled here, the seat is closing; its weights are not used again."""
+        assert self.machine is not None
+        at, pipeline = self.machine.at, self._pipeline
+        pipeline.frozen = True
+        while not pipeline.quiet:  # a job of this seat is being computed; it is wasted
+            self._became_quiet.clear()
+            await self._became_quiet.wait()
+        outcome = step_outcome(sums, self._nominal_tokens)
+        update = Update(step=at.step, tokens=outcome.tokens, norms=outcome.norms, skip=outcome.skip)
+        await self._compute.step(update)
+        self.last = Done(at=at, sums=sums)
+        self._record(at, sums, outcome)
+        self._committed(self.last)
+
+    def _record(self, at: Position, sums: tuple[Sum, ...], outcome: StepOutcome) -> None:
+        now = _now()
+        own = sums[self.stage]
+        slots = step_slots(self._spec, at.step)
+        event = ev.StepCommitted(
+            epoch=at.epoch,
+            stage=self.stage,
+            step=at.step,
+            chain=next_chain(at.chain, at.epoch, at.step, sums),
+            digest=own.digest,
+            cover=own.cover,
+            expected=mask_to_bytes(slots.mask, slots.width),
+            loss=outcome.loss,
+            val_loss=outcome.val_loss,
+            skipped=outcome.skip,
+            tokens=outcome.tokens,
+            seconds=now - (self._last_commit if self._last_commit is not None else self._began),
+        )
+        self._last_commit = now
+        self._emit(event)
+
+    def _publish(self, whole: Sum) -> None:
+        published = ev.SumPublished(
+            stage=self.stage, step=whole.at.step, digest=whole.digest, round=whole.round
+        )
+        self._emit(published)
+        # to everybody, and to ourselves: our other seats need it
+        members = {peer for stage in self._members for peer in stage}
+        self._post.tell_all(members.union(self._post.everyone(), whole.members), whole)
+
+    def ask_sums(self, peers: Iterable[PeerId]) -> None:
+        """Ask seats that are past this step for its sums."""
+        stages = tuple(Stage(stage) for stage in range(self._spec.cut.stages))
+        self._post.tell_all(peers, m.WantSums(at=self.at, stages=stages))
+
+    def _want(self, stages: tuple[Stage, ...]) -> None:
+        asked = {peer for stage in stages for peer in self._post.seats(stage)}
+        asked |= set(self._post.seats(self.stage))
+        self._post.tell_all(asked, m.WantSums(at=self.at, stages=stages))
+
+    # --- bitmaps ----------------------------------------------------------------------------
+
+    def _own_bitmap(self) -> Bitmap:
+        at, pipeline = self.at, self._pipeline
+        width = step_slots(self._spec, at.step).width
+        unsigned = Bitmap(
+            peer=self._signer.peer,
+            incarnation=self._incarnation,
+            at=at,
+            stage=self.stage,
+            seq=self._seq,
+            slots=mask_to_bytes(pipeline.counted, width),
+            tallies=pipeline.tallies,
+            signature=b"",
+        )
+        return _signed(unsigned, self._signer)
+
+    def _gossip(self) -> None:
+        """Send our newest bitmap to stage-mates and to both neighbouring stages."""
+        assert self.machine is not None
+        bitmap = self.machine.ledger.get(self._signer.peer)
+        self._gossip_at = None
+        if bitmap is None:
+            return
+        self._said = bytes_to_mask(bitmap.slots)
+        near = [s for s in (self.stage - 1, self.stage, self.stage + 1) if s >= 0]
+        to = {peer for stage in near for peer in self._post.seats(Stage(stage))}
+        self._post.tell_all(to, bitmap)
+
+    def _stage_changed(self) -> None:
+        if self.machine is not None:
+            mine = self._signer.peer
+            others = 0
+            for peer, mask in self.machine.ledger.cover():
+                others |= mask if peer != mine else 0
+            self._pipeline.counted_elsewhere(others)
+
+    def _neighbour_changed(self, stage: Stage, now: Seconds) -> None:
+        what: What = "forward" if stage > self.stage else "gradient"
+        self._pipeline.custodian.tallied(what, self._ledgers[stage].union(), now)
+
+    def _held_sum(self, at: Position) -> Sum | None:
+        if self.last is not None and at == self.last.at:
+            return self.last.sums[self.stage]
+        machine = self.machine
+        if machine is not None and at == machine.at and machine.phase is r.Phase.NORM:
+            return machine.sums.get(self.stage)
+        return None
+
+
+def _signed(bitmap: Bitmap, signer: Signer) -> Bitmap:
+    return msgspec.structs.replace(bitmap, signature=signer.sign(bitmap_bytes(bitmap)))
+
+
+def _now() -> Seconds:
+    return asyncio.get_running_loop().time()
