@@ -205,9 +205,7 @@ class Node:
 
     def statuses_changed(self) -> None:
         """Our own seats have changed: everybody near must know at once."""
-        self._beats += 1
         beat = self._heartbeat()
-        self.roster.hear(self.me, beat.seats)
         self.mail.tell_all(self.links.peers(), beat)
         self.presence.announce(beat.seats)
         self._roster_changed()
@@ -357,6 +355,7 @@ class Node:
     def _heartbeat(self) -> m.Heartbeat:
         self._beats += 1
         seats = tuple(seat.status() for _, seat in sorted(self.seats.items()))
+        self.roster.hear(self.me, seats)  # what others know of us, we know
         return m.Heartbeat(count=self._beats, lag_seconds=self._lag_seconds, seats=seats)
 
     def _changed(self) -> None:

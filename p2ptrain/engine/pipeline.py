@@ -120,6 +120,11 @@ class Pipeline:
         self.frozen = False
 
     @property
+    def rate(self) -> float:
+        """Microbatches per second; 0 while unknown: others then take us for an average seat."""
+        return 1.0 / max(self.service_seconds, 1e-6) if self._measured else 0.0
+
+    @property
     def quiet(self) -> bool:
         """Whether nothing is computing at this seat."""
         return self.running == 0

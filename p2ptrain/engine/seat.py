@@ -151,7 +151,7 @@ class SeatRuntime:
             stage=self.stage,
             state=self.state,
             version=self.version,
-            rate=1.0 / max(self.pipeline.service_seconds, 1e-6),
+            rate=self.pipeline.rate,
             queue=self.pipeline.book.queue,
             parked=self.pipeline.book.parked,
         )
@@ -211,14 +211,15 @@ class SeatRuntime:
         self.stepper.counted(_now())
 
     def _parked_bound(self, total_slots: int) -> int:
-        seats = self._around.roster.serving(self.stage)
-        rates = {seat.peer: seat.rate for seat in seats}
-        own = rates.get(self._around.signer.peer)
-        share = 1.0 if own is None else own / sum(rates.values())
+        seats = self._around.roster.present(self.stage)
+        rates = {seat.peer: seat.rate for seat in seats if seat.rate > 0}
+        own = self.pipeline.rate
+        known = bool(own) and len(rates) == len(seats)
+        rates[self._around.signer.peer] = own
         return parked_bound(
             stages=self._around.spec.cut.stages,
             stage=self.stage,
-            share=share,
+            share=own / sum(rates.values()) if known else 1.0 / max(1, len(seats)),
             replicas=max(1, len(seats)),
             total_slots=total_slots,
             window_per_stage=self._around.spec.limits.window_per_stage,
