@@ -59,9 +59,13 @@ class Child:
         """Whether it has not ended yet."""
         return self.process.returncode is None
 
+    def output(self) -> str:
+        """All that it has printed."""
+        return self.log.read_text(errors="replace")
+
     def last_words(self) -> str:
         """The end of its output, as one line."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
+        lines = self.output().strip().splitlines()
         return " | ".join(lines[-LAST_LINES:]) or "no output"
 
 
