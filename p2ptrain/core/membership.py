@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from p2ptrain.run import Limits
@@ -51,6 +51,10 @@ class Restored:
     """A suspect has been heard: the suspicion was false."""
 
     peer: PeerId
+
+
+Event: TypeAlias = Suspected | Restored
+"""A verdict: what `Membership` says about a peer."""
 
 
 @dataclass(slots=True)

@@ -64,9 +64,7 @@ def test_replays_leave_ordinary_slots_when_they_are_many() -> None:
 def test_asking_again_renews_the_lease_and_takes_no_second_slot() -> None:
     seat = book()
     seat.ask(work(0), replay=False, now=0.0)
-    assert seat.ask(work(0), replay=False, now=9.0) == Offered(
-        expires_at=19.0, ahead=0, renewed=True
-    )
+    assert seat.ask(work(0), replay=False, now=9.0) == Offered(expires_at=19.0, ahead=0)
     assert (seat.queue, seat.expire(now=18.9), seat.expire(now=19.0)) == (1, (), (work(0),))
     assert seat.queue == 0
 
