@@ -32,14 +32,17 @@ from p2ptrain.errors import BootstrapError, InternalError, LinkError, P2PTrainEr
 from p2ptrain.net.addresses import PeerAddress, parse_peer_addresses
 from p2ptrain.net.daemon import Daemon
 from p2ptrain.net.directory import DhtDirectory, InterruptibleP2P
+from p2ptrain.net.emulation import EmulatedTransport
 from p2ptrain.net.listening import DaemonOptions, check_ports_free, with_ports
 from p2ptrain.net.peerstore import load_peers, save_peers
 from p2ptrain.net.transport import Libp2pTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
+    from p2ptrain.net.emulation import LinkShape
     from p2ptrain.net.identity import Ed25519Signer, Identity
+    from p2ptrain.ports import Transport
     from p2ptrain.units import PeerId
 
 log = logging.getLogger(__name__)
@@ -61,11 +64,13 @@ class NetworkOptions:
     """``initial_peers``: multiaddresses to join through; empty starts a swarm of one's own.
 
     ``peerstore``: a file that remembers peers over restarts; also tried when joining.
+    ``link``: emulate such a line for everything that streams send.
     """
 
     daemon: DaemonOptions = field(default_factory=DaemonOptions)
     initial_peers: tuple[str, ...] = ()
     peerstore: Path | None = None
+    link: LinkShape | None = None
 
 
 class Network:
@@ -76,8 +81,12 @@ class Network:
     ) -> None:
         """Use ``Network.open``."""
         self.signer: Ed25519Signer = identity.signer
-        self.transport = Libp2pTransport(identity.peer, tasks)
-        self.directory = DhtDirectory(identity.signer, tasks, learn=self.transport.learn)
+        self._streams = Libp2pTransport(identity.peer, tasks)
+        self._emulation = (
+            None if options.link is None else EmulatedTransport(self._streams, options.link, tasks)
+        )
+        self.transport: Transport = self._emulation or self._streams
+        self.directory = DhtDirectory(identity.signer, tasks, learn=self._streams.learn)
         self._initial_peers = parse_peer_addresses(options.initial_peers)
         self._options = options
         self._daemon_options = options.daemon
@@ -93,6 +102,14 @@ class Network:
     def addresses(self) -> tuple[str, ...]:
         """Multiaddresses to share, ending in ``/p2p/<peer id>``."""
         return self.transport.addresses()
+
+    async def connect(self, addresses: Iterable[str]) -> None:
+        """Connect to the peer behind ``addresses`` and remember them.
+
+        Raises:
+            LinkError: it cannot be reached, or an address is malformed.
+        """
+        await self._streams.connect(addresses)
 
     @property
     def daemon_pid(self) -> int | None:
@@ -123,14 +140,19 @@ class Network:
                         await joined
                         yield network
                     finally:
-                        network.transport.close()
-                        network.directory.detach()
+                        network._close()
                         supervisor.cancel()
                         await asyncio.wait({supervisor})
         except BaseExceptionGroup as group:
             if len(group.exceptions) == 1:
                 raise group.exceptions[0] from None
             raise
+
+    def _close(self) -> None:
+        self._streams.close()
+        if self._emulation is not None:
+            self._emulation.close()
+        self.directory.detach()
 
     # --- lives of p2pd ---------------------------------------------------------------
 
@@ -166,7 +188,7 @@ class Network:
                 places = await daemon.control.identify()
                 self._daemon_options = with_ports(self._daemon_options, places)
                 await self.directory.attach(daemon.p2p, places)
-                others.append(life.create_task(self.transport.attach(daemon.control, places)))
+                others.append(life.create_task(self._streams.attach(daemon.control, places)))
                 await self._join(daemon, strict=not joined.done())
                 self._daemon = daemon
                 if not joined.done():
@@ -191,9 +213,9 @@ class Network:
         Raises:
             BootstrapError: ``strict``, and nobody answers.
         """
-        remembered = load_peers(self._options.peerstore) | self.transport.known()
+        remembered = load_peers(self._options.peerstore) | self._streams.known()
         for peer, places in remembered.items():
-            self.transport.learn(peer, places)
+            self._streams.learn(peer, places)
         failures = await self._meet_initial_peers(daemon)
         if not self.directory.neighbours():
             await self._rejoin(daemon, remembered)
@@ -214,7 +236,7 @@ class Network:
             except LinkError as error:
                 failures[address] = error.reason
             else:
-                self.transport.learn(address.peer, [address.place])
+                self._streams.learn(address.peer, [address.place])
 
         async with asyncio.TaskGroup() as dials:
             for address in self._initial_peers:
@@ -229,12 +251,12 @@ class Network:
             await asyncio.sleep(UPKEEP_SECONDS)
             with contextlib.suppress(LinkError):
                 for peer, place in sorted((await daemon.control.peers()).items()):
-                    if peer not in self.transport.known():
-                        self.transport.learn(peer, [place])
+                    if peer not in self._streams.known():
+                        self._streams.learn(peer, [place])
             initial = {address.peer: (address.place,) for address in self._initial_peers}
             if not self.directory.neighbours():
-                await self._rejoin(daemon, initial | self.transport.known())
-            save_peers(self._options.peerstore, self.transport.known())
+                await self._rejoin(daemon, initial | self._streams.known())
+            save_peers(self._options.peerstore, self._streams.known())
 
     async def _rejoin(self, daemon: Daemon, known: dict[PeerId, tuple[str, ...]]) -> None:
         """Try peers that we remember, most recent first, until one directory answers."""
