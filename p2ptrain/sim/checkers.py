@@ -1,0 +1,264 @@
+"""Checkers: what must hold in every run, judged from the event stream and nothing else.
+
+They see what an operator's log would show, never the engine's state, so that a bug cannot
+hide by corrupting what it is judged by, and the same checkers judge a virtual swarm and
+the event files of real peers.
+
+    I1 covers    every commit's cover is a disjoint partition of its step's slots, names
+                 only peers that said they counted them, and no step is left out
+    I2 digests   one digest per (epoch, chain, step, stage), one chain per (epoch, step),
+                 and, where there is a reference, its digests
+    I3 progress  while every stage has a live replica, the next step commits in time
+    I4 bounds    nothing is filled beyond its bound
+
+A verdict says how many facts it rests on: a checker that saw nothing has shown nothing.
+
+Refused: assertions inside the engine as the judge. They test what the engine believes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from p2ptrain.core.schedule import step_slots
+from p2ptrain.observe import events as ev
+from p2ptrain.units import PeerId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from p2ptrain.run import RunSpec
+    from p2ptrain.units import Chain, Digest, Seconds, Stage, Step
+
+Invariant: TypeAlias = Literal["I1", "I2", "I3", "I4"]
+
+SHOWN_PROBLEMS = 8
+"""Problems kept in a verdict: the first ones tell, the rest follow from them."""
+
+ABSENCE_BEGINS = frozenset({"kill", "freeze", "isolate"})
+ABSENCE_ENDS = frozenset({"thaw", "mend"})
+PARTITION_BEGINS = "partition"
+PARTITION_ENDS = "heal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What one checker found. ``facts``: how many things it looked at."""
+
+    invariant: Invariant
+    facts: int
+    problems: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing spoke against the invariant."""
+        return not self.problems
+
+
+Commit: TypeAlias = "tuple[ev.Entry, ev.StepCommitted]"
+
+
+def judge(
+    entries: Sequence[ev.Entry],
+    spec: RunSpec,
+    *,
+    patience_seconds: Seconds,
+    reference: Mapping[tuple[Step, Stage], Digest] | None = None,
+) -> tuple[Verdict, ...]:
+    """All checkers over a complete stream, ordered by time."""
+    return (
+        check_covers(entries, spec),
+        check_digests(entries, reference=reference),
+        check_progress(entries, stages=spec.cut.stages, patience_seconds=patience_seconds),
+        check_bounds(entries),
+    )
+
+
+def check_covers(entries: Iterable[ev.Entry], spec: RunSpec) -> Verdict:
+    """I1."""
+    facts, problems = 0, []
+    counted: defaultdict[tuple[PeerId, Stage, Step], int] = defaultdict(int)
+    steps: defaultdict[Stage, set[Step]] = defaultdict(set)
+    first_loaded: dict[Stage, Step] = {}
+    for entry in entries:
+        event = entry.event
+        if isinstance(event, ev.SlotCounted):
+            counted[entry.peer, event.stage, event.step] |= 1 << event.slot
+        elif isinstance(event, ev.SeatOpened):
+            first_loaded.setdefault(event.stage, event.version)
+        elif isinstance(event, ev.StepCommitted):
+            facts += 1
+            steps[event.stage].add(event.step)
+            problems += [f"{_name(entry, event)}: {text}" for text in _cover(event, spec, counted)]
+    for stage, seen in sorted(steps.items()):
+        first = first_loaded.get(stage, min(seen))
+        missing = [step for step in range(first, max(seen)) if step not in seen]
+        problems += [f"stage {stage}: step {step} was never committed" for step in missing]
+    return _verdict("I1", facts, problems)
+
+
+def _cover(
+    event: ev.StepCommitted,
+    spec: RunSpec,
+    counted: Mapping[tuple[PeerId, Stage, Step], int],
+) -> Iterator[str]:
+    expected = int.from_bytes(event.expected, "little")
+    if expected != step_slots(spec, event.step).mask:
+        yield f"expects slots {expected:#x}, the step has {step_slots(spec, event.step).mask:#x}"
+    union = 0
+    for share in event.cover:
+        slots = int.from_bytes(share.slots, "little")
+        if union & slots:
+            yield f"slots {union & slots:#x} are counted twice"
+        union |= slots
+        unsaid = slots & ~counted.get((share.peer, event.stage, event.step), 0)
+        if unsaid:
+            yield f"{share.peer} never counted slots {unsaid:#x}"
+    if union != expected:
+        yield f"covers slots {union:#x} of {expected:#x}"
+
+
+def check_digests(
+    entries: Iterable[ev.Entry],
+    *,
+    reference: Mapping[tuple[Step, Stage], Digest] | None = None,
+) -> Verdict:
+    """I2. Steps are pure, so even the sides of a partition may not differ."""
+    facts, problems = 0, []
+    digests: dict[tuple[int, Chain, Step, Stage], Digest] = {}
+    chains: dict[tuple[int, Step], Chain] = {}
+    for entry, event in _commits(entries):
+        facts += 1
+        key = (event.epoch, event.chain, event.step, event.stage)
+        if digests.setdefault(key, event.digest) != event.digest:
+            problems.append(f"{_name(entry, event)}: another digest under the same chain")
+        if chains.setdefault((event.epoch, event.step), event.chain) != event.chain:
+            problems.append(f"{_name(entry, event)}: another chain in the same epoch")
+        if reference is not None:
+            right = reference.get((event.step, event.stage))
+            if right != event.digest:
+                problems.append(f"{_name(entry, event)}: not the digest of the reference")
+    return _verdict("I2", facts, problems)
+
+
+def check_progress(
+    entries: Iterable[ev.Entry], *, stages: int, patience_seconds: Seconds
+) -> Verdict:
+    """I3. Patience begins anew with every first commit of a stage's step.
+
+    Facts are the stretches of time in which every stage had a live replica.
+    """
+    watch = _ProgressWatch(stages, patience_seconds)
+    for entry in entries:
+        watch.see(entry)
+    return _verdict("I3", watch.facts, watch.problems)
+
+
+class _ProgressWatch:
+    """Who serves what, and since when the swarm could have committed but did not."""
+
+    def __init__(self, stages: int, patience: Seconds) -> None:
+        self.facts = 0
+        self.problems: list[str] = []
+        self._patience = patience
+        self._serving: list[set[PeerId]] = [set() for _ in range(stages)]
+        self._absent: set[PeerId] = set()
+        self._split = False
+        self._ended = False
+        self._committed: set[tuple[int, Step, Stage]] = set()
+        self._since: Seconds | None = None  # None: some stage has no live replica
+
+    def see(self, entry: ev.Entry) -> None:
+        if self._since is not None and entry.at - self._since > self._patience:
+            waited = entry.at - self._since
+            self.problems.append(f"no commit from {self._since:.3f} s on, for {waited:.3f} s")
+            self._since = entry.at
+        if self._note(entry):
+            self._since = None  # patience begins anew
+        able = (
+            not self._split
+            and not self._ended
+            and all(seats - self._absent for seats in self._serving)
+        )
+        if not able:
+            self._since = None
+        elif self._since is None:
+            self.facts += 1
+            self._since = entry.at
+
+    def _note(self, entry: ev.Entry) -> bool:
+        """Take in one event; whether it is progress."""
+        event = entry.event
+        if isinstance(event, ev.SeatOpened):
+            self._serving[event.stage].add(entry.peer)
+        elif isinstance(event, ev.SeatClosed):
+            self._serving[event.stage].discard(entry.peer)
+        elif isinstance(event, ev.PeerStopped):
+            self._gone(entry.peer)
+        elif isinstance(event, ev.RunEnded):
+            self._ended = True
+        elif isinstance(event, ev.FaultFired):
+            self._fault(event)
+        elif isinstance(event, ev.StepCommitted):
+            step = (event.epoch, event.step, event.stage)
+            new = step not in self._committed
+            self._committed.add(step)
+            return new
+        return False
+
+    def _gone(self, peer: PeerId) -> None:
+        for seats in self._serving:
+            seats.discard(peer)
+
+    def _fault(self, event: ev.FaultFired) -> None:
+        target = PeerId(event.target)
+        if event.fault in ABSENCE_BEGINS:
+            self._absent.add(target)
+            if event.fault == "kill":  # its seats die with it; a restarted one opens new ones
+                self._gone(target)
+                self._absent.discard(target)
+        elif event.fault in ABSENCE_ENDS:
+            self._absent.discard(target)
+        elif event.fault == PARTITION_BEGINS:
+            self._split = True
+        elif event.fault == PARTITION_ENDS:
+            self._split = False
+
+
+def check_bounds(entries: Iterable[ev.Entry]) -> Verdict:
+    """I4."""
+    facts, problems = 0, []
+    for entry in entries:
+        event = entry.event
+        if not isinstance(event, ev.Bounds):
+            continue
+        fills = (
+            ("queue", event.queue, event.queue_bound),
+            ("parked", event.parked, event.parked_bound),
+            ("retained bytes", event.retained_bytes, event.retained_bound),
+        )
+        for what, fill, bound in fills:
+            facts += 1
+            if fill > bound:
+                where = f"{entry.at:.3f} s, {entry.peer}, stage {event.stage}"
+                problems.append(f"{where}: {what} {fill} beyond {bound}")
+    return _verdict("I4", facts, problems)
+
+
+def _commits(entries: Iterable[ev.Entry]) -> Iterator[Commit]:
+    for entry in entries:
+        if isinstance(entry.event, ev.StepCommitted):
+            yield entry, entry.event
+
+
+def _name(entry: ev.Entry, event: ev.StepCommitted) -> str:
+    return f"{entry.at:.3f} s, {entry.peer}, stage {event.stage}, step {event.step}"
+
+
+def _verdict(invariant: Invariant, facts: int, problems: list[str]) -> Verdict:
+    shown = problems[:SHOWN_PROBLEMS]
+    if len(problems) > len(shown):
+        shown.append(f"and {len(problems) - len(shown)} more")
+    return Verdict(invariant=invariant, facts=facts, problems=tuple(shown))
