@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Final
 from p2ptrain.errors import BootstrapError, InternalError, LinkError, P2PTrainError
 from p2ptrain.net.addresses import PeerAddress, parse_peer_addresses
 from p2ptrain.net.daemon import Daemon
-from p2ptrain.net.directory import DhtDirectory, InterruptibleP2P
+from p2ptrain.net.dhtnode import InterruptibleP2P
+from p2ptrain.net.directory import DhtDirectory
 from p2ptrain.net.emulation import EmulatedTransport
 from p2ptrain.net.listening import DaemonOptions, check_ports_free, with_ports
 from p2ptrain.net.peerstore import load_peers, save_peers
@@ -103,13 +104,26 @@ class Network:
         """Multiaddresses to share, ending in ``/p2p/<peer id>``."""
         return self.transport.addresses()
 
-    async def connect(self, addresses: Iterable[str]) -> None:
-        """Connect to the peer behind ``addresses`` and remember them.
+    async def meet(self, addresses: Iterable[PeerAddress]) -> dict[PeerAddress, str]:
+        """Dial ``addresses`` all at once, then meet the directories there.
 
-        Raises:
-            LinkError: it cannot be reached, or an address is malformed.
+        Returns why some failed, by address: empty when all answered.
         """
-        await self._streams.connect(addresses)
+        failures: dict[PeerAddress, str] = {}
+
+        async def connect(address: PeerAddress) -> None:
+            try:
+                await self._streams.connect(address.peer, [address.place])
+            except LinkError as error:
+                failures[address] = error.reason
+
+        asked = tuple(addresses)
+        async with asyncio.TaskGroup() as dials:
+            for address in asked:
+                dials.create_task(connect(address))
+        reached = [address for address in asked if address not in failures]
+        unmet = await self.directory.join(tuple(dict.fromkeys(a.peer for a in reached)))
+        return failures | {a: unmet[a.peer] for a in reached if a.peer in unmet}
 
     @property
     def daemon_pid(self) -> int | None:
@@ -188,8 +202,9 @@ class Network:
                 places = await daemon.control.identify()
                 self._daemon_options = with_ports(self._daemon_options, places)
                 await self.directory.attach(daemon.p2p, places)
-                others.append(life.create_task(self._streams.attach(daemon.control, places)))
-                await self._join(daemon, strict=not joined.done())
+                self._streams.attach(daemon.control, places)
+                others.append(life.create_task(self._streams.serve(daemon.control)))
+                await self._join(strict=not joined.done())
                 self._daemon = daemon
                 if not joined.done():
                     joined.set_result(None)
@@ -201,13 +216,14 @@ class Network:
             raise group.exceptions[0] from None
         finally:
             self._daemon = None
+            self._streams.detach()
             self.directory.detach()
             await daemon.stop()
             for _ in range(FAREWELL_TURNS):
                 await asyncio.sleep(0)
         return reason
 
-    async def _join(self, daemon: Daemon, *, strict: bool) -> None:
+    async def _join(self, *, strict: bool) -> None:
         """Meet the initial peers, or else those remembered from before.
 
         Raises:
@@ -216,34 +232,15 @@ class Network:
         remembered = load_peers(self._options.peerstore) | self._streams.known()
         for peer, places in remembered.items():
             self._streams.learn(peer, places)
-        failures = await self._meet_initial_peers(daemon)
+        failures = await self.meet(self._initial_peers)
         if not self.directory.neighbours():
-            await self._rejoin(daemon, remembered)
+            await self._rejoin(remembered)
         if not failures:
             return
         causes = "; ".join(f"{address} ({cause})" for address, cause in failures.items())
         if strict and not self.directory.neighbours():
             raise BootstrapError(f"no initial peer answers: {causes}")
         log.warning("initial peers that do not answer: %s", causes)
-
-    async def _meet_initial_peers(self, daemon: Daemon) -> dict[PeerAddress, str]:
-        """Dial them all at once, then meet their directories; return why some failed."""
-        failures: dict[PeerAddress, str] = {}
-
-        async def connect(address: PeerAddress) -> None:
-            try:
-                await daemon.control.connect(address.peer, [address.place])
-            except LinkError as error:
-                failures[address] = error.reason
-            else:
-                self._streams.learn(address.peer, [address.place])
-
-        async with asyncio.TaskGroup() as dials:
-            for address in self._initial_peers:
-                dials.create_task(connect(address))
-        reached = [a for a in self._initial_peers if a not in failures]
-        unmet = await self.directory.join(tuple(dict.fromkeys(a.peer for a in reached)))
-        return failures | {a: unmet[a.peer] for a in reached if a.peer in unmet}
 
     async def _upkeep(self, daemon: Daemon) -> None:
         """Look for others again when alone, and remember who is there."""
@@ -255,14 +252,14 @@ class Network:
                         self._streams.learn(peer, [place])
             initial = {address.peer: (address.place,) for address in self._initial_peers}
             if not self.directory.neighbours():
-                await self._rejoin(daemon, initial | self._streams.known())
+                await self._rejoin(initial | self._streams.known())
             save_peers(self._options.peerstore, self._streams.known())
 
-    async def _rejoin(self, daemon: Daemon, known: dict[PeerId, tuple[str, ...]]) -> None:
+    async def _rejoin(self, known: dict[PeerId, tuple[str, ...]]) -> None:
         """Try peers that we remember, most recent first, until one directory answers."""
         for peer, places in list(known.items())[: -REJOIN_PEERS - 1 : -1]:
             try:
-                await daemon.control.connect(peer, places)
+                await self._streams.connect(peer, places)
             except LinkError as error:
                 log.debug("rejoin by %s failed: %s", peer, error)
                 continue

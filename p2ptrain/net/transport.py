@@ -23,11 +23,10 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from p2ptrain.errors import LinkError, PeerError
-from p2ptrain.net.addresses import parse_peer_address
 from p2ptrain.net.identity import public_key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from p2ptrain.net.control import Control
     from p2ptrain.ports import Buffer, Stream, StreamHandler
@@ -192,22 +191,16 @@ class Libp2pTransport:
         await control.connect(peer, self._known[peer])
         return await control.open(peer, PROTOCOL)
 
-    async def connect(self, addresses: Iterable[str]) -> None:
-        """Connect to the peer behind ``addresses`` (all of one peer) and remember them.
+    async def connect(self, peer: PeerId, places: Sequence[str]) -> None:
+        """Connect to ``peer`` at one of ``places`` (without ``/p2p/``) and remember them.
 
         Raises:
-            LinkError: it cannot be reached, or an address is malformed.
+            LinkError: it cannot be reached.
         """
-        try:
-            parsed = [parse_peer_address(text) for text in addresses]
-        except ValueError as error:
-            raise LinkError(str(error)) from error
         if self._control is None:
-            raise LinkError("p2pd is restarting")
-        for peer in dict.fromkeys(address.peer for address in parsed):
-            places = [address.place for address in parsed if address.peer == peer]
-            await self._control.connect(peer, places)
-            self.learn(peer, places)
+            raise LinkError("p2pd is restarting", peer=peer)
+        await self._control.connect(peer, places)
+        self.learn(peer, places)
 
     def learn(self, peer: PeerId, places: Iterable[str]) -> None:
         """Remember where ``peer`` says it is (places without ``/p2p/``)."""
@@ -221,18 +214,24 @@ class Libp2pTransport:
 
     # --- for the Network -------------------------------------------------------------
 
-    async def attach(self, control: Control, places: tuple[str, ...]) -> None:
-        """Use this life of p2pd from now on, and serve its streams until cancelled."""
+    def attach(self, control: Control, places: tuple[str, ...]) -> None:
+        """Use this life of p2pd from now on; ``places``: where it listens."""
         self._control = control
         self._addresses = tuple(f"{place}/p2p/{self._peer}" for place in places)
-        try:
-            await self._wanted.wait()
-            async with control.serving(PROTOCOL, self._accept):
-                self._serving.set()
+
+    def detach(self) -> None:
+        """There is no p2pd for now."""
+        self._control = None
+
+    async def serve(self, control: Control) -> None:
+        """Take the streams that others open, once somebody listens; until cancelled."""
+        await self._wanted.wait()
+        async with control.serving(PROTOCOL, self._accept):
+            self._serving.set()
+            try:
                 await asyncio.get_running_loop().create_future()
-        finally:
-            self._serving.clear()
-            self._control = None
+            finally:
+                self._serving.clear()
 
     def close(self) -> None:
         """Close every stream; their users then see LinkError and end."""
