@@ -23,9 +23,9 @@ from __future__ import annotations
 import asyncio
 import random
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from p2ptrain.engine import framed
+from p2ptrain.engine.door import Door, start
 from p2ptrain.engine.framed import RefusedByPeerError
 from p2ptrain.engine.link import Link, LinkSettings
 from p2ptrain.engine.loopback import Loopback
@@ -33,13 +33,11 @@ from p2ptrain.engine.retries import Retries
 from p2ptrain.errors import InternalError, LinkError, MisbehaviourError, PeerError, WireError
 from p2ptrain.observe import events as ev
 from p2ptrain.wire import framing
-from p2ptrain.wire.handshake import refusal
-from p2ptrain.wire.messages import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
 
-    from p2ptrain.ports import Buffer, Stream, Transport
+    from p2ptrain.ports import Buffer, Transport
     from p2ptrain.units import Bytes, PeerId
     from p2ptrain.wire.limits import FrameLimits
     from p2ptrain.wire.messages import Control, Data, Heartbeat, Hello
@@ -78,11 +76,13 @@ class Links:
         self.on_data: Callable[[PeerId, Data, memoryview], None] = _unheard
         self.on_up: Callable[[PeerId], None] = lambda _peer: None
         self.on_down: Callable[[PeerId, str], None] = lambda _peer, _reason: None
+        # Whom heartbeats go to: who does not depend on us need not know that we live.
+        self.beats_to: Callable[[PeerId], bool] = lambda _peer: True
         self.refusals: dict[PeerId, str] = {}  # who refused us, and why: one line each
         self._me = transport.peer
         self._transport = transport
         self._hello = hello
-        self._limits = limits
+        self.limits = limits
         self._heartbeat = heartbeat
         self._emit = emit
         self._settings = settings if settings is not None else LinkSettings()
@@ -94,7 +94,7 @@ class Links:
             first_seconds=self._settings.retry_seconds,
             most_seconds=self._settings.retry_most_seconds,
         )
-        self._handshakes = 0
+        self._door = Door(hello, limits, self._settings, self._admit, emit)
         self._loopback = Loopback()
 
     # --- sending -------------------------------------------------------------------------
@@ -125,15 +125,24 @@ class Links:
         Raises:
             LinkError: the link broke, or the peer could not be reached lately.
         """
+        await self.submit(peer, message, payload)
+
+    def submit(
+        self, peer: PeerId, message: Data, payload: Sequence[Buffer]
+    ) -> asyncio.Future[None]:
+        """Like :meth:`send_data`, for callers without a task; retrieve the future's error.
+
+        Raises:
+            LinkError: no link can be opened at present.
+        """
         if peer == self._me:
-            await self._loopback.submit(message, payload, partial(self.deliver_data, peer))
-            return
+            return self._loopback.submit(message, payload, partial(self.deliver_data, peer))
         link = self._link(peer)
         if link is None:
             raise LinkError("no link can be opened", peer=peer)
         if link.in_backoff:
             raise LinkError("it could not be reached a moment ago", peer=peer)
-        await link.data.submit(message, payload)
+        return link.data.submit(message, payload)
 
     def open(self, peer: PeerId) -> None:
         """Have a link to ``peer``, without anything to say yet."""
@@ -175,22 +184,14 @@ class Links:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 tasks.create_task(self._beat())
-                await self._transport.listen(self._accept)
+                self._door.open(tasks)
+                await self._transport.listen(self._door.accept)
                 await self._loopback.run(self._refuse_own)
         finally:
             self._tasks = None
             for _, link in sorted(self._links.items()):
                 link.release()
             self._links.clear()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
-        if self._tasks is not None:
-            try:
-                return self._tasks.create_task(work)
-            except RuntimeError:  # the group is ending: so are we
-                pass
-        work.close()
-        return None
 
     async def _beat(self) -> None:
         while True:
@@ -213,11 +214,11 @@ class Links:
             peer,
             transport=self._transport,
             hello=self._hello,
-            limits=self._limits,
+            limits=self.limits,
             settings=self._settings,
             owner=self,
         )
-        if self._spawn(self._keep(link)) is None:
+        if start(self._tasks, self._keep(link)) is None:
             return None
         self._links[peer] = link
         return link
@@ -248,48 +249,10 @@ class Links:
 
     # --- incoming streams ------------------------------------------------------------------
 
-    async def _accept(self, stream: Stream) -> None:
-        """Serve a stream that a peer opened, in a task of ours (this one is the transport's)."""
-        task = None
-        if self._handshakes < self._settings.most_handshakes:
-            self._handshakes += 1
-            task = self._spawn(self._serve(stream))
-        if task is None:
-            await stream.close()
-        else:
-            await asyncio.wait((task,))
-
-    async def _serve(self, stream: Stream) -> None:
-        try:
-            served = await self._welcome(stream)
-            if served is not None:
-                await served
-        finally:
-            await stream.close()
-
-    async def _welcome(self, stream: Stream) -> asyncio.Future[None] | None:
-        """Read the Hello and hand the stream to its link; None: it was refused."""
-        try:
-            async with asyncio.timeout(self._settings.handshake_seconds):
-                hello = await framed.read_hello(stream, self._limits)
-                admitted = self._admit(stream.peer, hello)
-                if isinstance(admitted, Link):
-                    return admitted.attach(hello.channel, stream, hello.incarnation)
-                self._emit(ev.LinkRefused(peer=stream.peer, reason=admitted))
-                await stream.send(framing.encode(Refused(reason=admitted)))
-        except WireError as error:
-            self._emit(ev.FrameRefused(peer=stream.peer, reason=error.reason))
-        except (LinkError, TimeoutError):
-            pass  # it went away, or never spoke: nothing had begun
-        finally:
-            self._handshakes -= 1
-        return None
-
     def _admit(self, peer: PeerId, hello: Hello) -> Link | str:
-        """The link that takes this stream, or the line with which it is refused."""
-        problem = refusal(self._hello, hello)
-        if problem is not None or peer == self._me:
-            return problem or "a peer does not call itself"
+        """The link that takes a stream the door let in, or the line that refuses it."""
+        if peer == self._me:
+            return "a peer does not call itself"
         link = self._links.get(peer)
         known = link.incarnation if link is not None else None
         if known is not None and hello.incarnation < known:

@@ -34,16 +34,23 @@ class Loopback:
         """Deliver a control message at the next turn of the loop."""
         self._put(lambda: deliver(message))
 
-    async def submit(
+    def submit(
         self,
         message: Data,
         payload: Sequence[Buffer],
         deliver: Callable[[Data, memoryview], None],
-    ) -> None:
-        """Deliver a data message with one joined copy of its payload; gives way once."""
+    ) -> asyncio.Future[None]:
+        """Deliver a data message with one joined copy; the future is done when it was."""
         joined = memoryview(bytearray().join(payload))
-        self._put(lambda: deliver(message, joined))
-        await asyncio.sleep(0)
+        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def hand_over() -> None:
+            if not sent.done():
+                sent.set_result(None)
+            deliver(message, joined)
+
+        self._put(hand_over)
+        return sent
 
     async def run(self, on_misbehaviour: Callable[[PeerError], None]) -> NoReturn:
         """Deliver, for ever. A message that our own rules refuse is reported and dropped."""

@@ -1,0 +1,103 @@
+"""State and corpus from peer to peer: both sides of every transfer.
+
+    puller  WantManifest -> StageManifest (size, leaves, root)     | NoSuch   donor
+            WantChunk    -> Chunk + payload, a few at a time       | NoSuch
+            WantCorpus   -> CorpusChunk + payload, a few at a time | NoSuch
+
+This is where messages of transfers enter; ``serving`` gives, ``pulling`` takes.
+
+Invariant: a message that belongs to a transfer is taken here, whether anybody waits for it
+or not; an answer that comes too late changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p2ptrain.engine.pulling import Puller
+from p2ptrain.engine.serving import Donor
+from p2ptrain.wire.messages import (
+    Chunk,
+    CorpusChunk,
+    NoSuch,
+    StageManifest,
+    WantChunk,
+    WantCorpus,
+    WantManifest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from p2ptrain.core.agreement import Position
+    from p2ptrain.engine.links import Links
+    from p2ptrain.observe.events import Emit
+    from p2ptrain.ports import Buffer, Corpus
+    from p2ptrain.units import Bytes, PeerId, Stage
+    from p2ptrain.wire.messages import Control, Data
+
+
+class Snapshots:
+    """Transfers of one peer. Feed :meth:`handle` with what the links deliver."""
+
+    def __init__(self, links: Links, emit: Emit) -> None:
+        self._donor = Donor(links)
+        self._puller = Puller(links, emit)
+
+    def handle(
+        self, peer: PeerId, message: Control | Data, payload: memoryview | None = None
+    ) -> bool:
+        """Take a message if it belongs to a transfer; False: it is somebody else's."""
+        match message:
+            case WantManifest() | WantChunk() | WantCorpus():
+                self._donor.asked(peer, message)
+            case StageManifest() | Chunk() | CorpusChunk():
+                self._puller.heard(peer, message, payload)
+            case NoSuch() if message.what != "sum":
+                self._puller.heard(peer, message, None)
+            case _:
+                return False
+        return True
+
+    def lost(self, peer: PeerId) -> None:
+        """The link to ``peer`` broke: fail at once what waits for it."""
+        self._puller.lost(peer)
+
+    async def offer(
+        self,
+        stage: Stage,
+        at: Position,
+        members: tuple[tuple[PeerId, ...], ...],
+        blob: Buffer,
+    ) -> None:
+        """Serve ``blob``, the state of ``stage`` at the beginning of step ``at.step``.
+
+        The blob must not change any more. Gives way between the chunks it hashes.
+        """
+        await self._donor.offer(stage, at, members, blob)
+
+    def withdraw(self, stage: Stage) -> None:
+        """Serve no state of ``stage`` any more."""
+        self._donor.withdraw(stage)
+
+    def offer_corpus(self, corpus: Corpus) -> None:
+        """Serve the run's corpus."""
+        self._donor.corpus = corpus
+
+    async def pull(
+        self, stage: Stage, donors: Sequence[PeerId], *, min_version: int = 0
+    ) -> tuple[StageManifest, bytearray]:
+        """The state of ``stage`` from the first of ``donors`` that gives it, verified.
+
+        Raises:
+            LinkError: none gave one; the reason names each and why.
+        """
+        return await self._puller.pull(stage, donors, min_version=min_version)
+
+    async def pull_corpus(self, donors: Sequence[PeerId], size_bytes: Bytes, root: str) -> bytes:
+        """The run's corpus, verified against ``spec.data.root``.
+
+        Raises:
+            LinkError: none of ``donors`` gave it, or it is too large to be pulled.
+        """
+        return await self._puller.pull_corpus(donors, size_bytes, root)
