@@ -1,0 +1,261 @@
+"""A whole swarm in one process: the production engine on simulated ports.
+
+``SimWorld`` builds one engine node per peer of a ``Scenario``, runs them in virtual time
+to the end of training, and lets the checkers judge what happened. Everything follows from
+the scenario: the same one gives the same event log, byte for byte, in any process.
+
+    Scenario -> SimWorld.run() -> SwarmResult (events, their hash, digests, verdicts)
+
+A peer is a task under its own ``owner`` (see loop), so it can be frozen like a process,
+and killed: its tasks are cancelled, its streams end, and nothing that it still does while
+it is torn down reaches the network or the event log.
+
+Refused: importing torch here. A program that wants real arithmetic hands over a compute
+factory; durations then come from its cost model all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from dataclasses import replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from p2ptrain.core.schedule import last_step
+from p2ptrain.engine import lifecycle
+from p2ptrain.errors import InternalError
+from p2ptrain.observe import events as ev
+from p2ptrain.run import digest
+from p2ptrain.sim import loop
+from p2ptrain.sim.chaos import Injector
+from p2ptrain.sim.checkers import judge
+from p2ptrain.sim.compute import CostModel
+from p2ptrain.sim.directory import SimTable
+from p2ptrain.sim.network import SimNetwork
+from p2ptrain.sim.scenario import Scenario, SwarmResult, toy_compute
+from p2ptrain.sim.signer import SimSigner
+from p2ptrain.sim.toy import ToyCorpus, reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from p2ptrain.ports import Compute
+    from p2ptrain.sim.checkers import Verdict
+    from p2ptrain.sim.scenario import PeerPlan
+    from p2ptrain.units import PeerId, Seconds, Stage
+
+DEPARTURE_SECONDS = 120.0
+"""From the first finished peer until those that are still there are stopped: more than any
+linger, so that only peers which came too late to get any state are cut short."""
+
+TAIL_EVENTS = 12
+"""Events shown with an error: the last thing that went on."""
+
+
+class Host:
+    """A running peer: what the world and its faults need to get at."""
+
+    def __init__(self, plan: PeerPlan, compute: Compute) -> None:
+        self.plan = plan
+        self.peer = plan.peer
+        self.compute = compute
+        self.alive = True
+        self.stages: set[Stage] = set()
+        self.task: asyncio.Task[None] | None = None
+
+
+class SimWorld:
+    """One simulated run; create it and call :meth:`run` once."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.entries: list[ev.Entry] = []
+        self.hosts: dict[PeerId, Host] = {}
+        self.table = SimTable(seed=scenario.seed)
+        self.network: SimNetwork
+        self.clock: loop.VirtualTimeLoop
+        self._make = scenario.compute or toy_compute(CostModel(seed=scenario.seed))
+        self._run_id = digest(scenario.spec)
+        self._log = blake2b(digest_size=32)
+        self._results: dict[PeerId, lifecycle.NodeResult] = {}
+        self._unfinished: list[PeerId] = []
+        self._group = asyncio.TaskGroup()
+        self._changed = asyncio.Event()
+        self._ended = False
+        self._incarnations = 0
+        self._injector = Injector(self, scenario.chaos, self.random("faults"))
+
+    def run(self) -> SwarmResult:
+        """Run to the end of training and judge.
+
+        Raises:
+            SimulationError: the run did not end; the error's notes say how to see it again.
+        """
+        scenario = self.scenario
+        try:
+            seconds = loop.run(
+                self._main(),
+                ceiling_seconds=scenario.ceiling_seconds,
+                stall_seconds=scenario.stall_seconds,
+            )
+        except BaseException as error:
+            error.add_note(f"simulated run of seed {scenario.seed}, the last events:")
+            for entry in self.entries[-TAIL_EVENTS:]:
+                error.add_note(f"  {entry.at:.6f} {entry.peer} {entry.event}")
+            raise
+        return SwarmResult(
+            entries=self.entries,
+            event_log_hash=self._log.hexdigest(),
+            tensors=self._tensors(),
+            verdicts=self._judge(),
+            peers=self._results,
+            faults=self._injector.tally.fired(),
+            unfinished=tuple(sorted(self._unfinished)),
+            seconds=seconds,
+        )
+
+    def random(self, name: str) -> random.Random:
+        """A generator of its own for everything that draws, so that draws do not mix."""
+        return random.Random(f"{self.scenario.seed}/{name}")
+
+    # --- peers ----------------------------------------------------------------------------
+
+    def start(self, plan: PeerPlan) -> None:
+        """Start a peer; its id must be new, or dead."""
+        host = Host(plan, self._make(self.scenario.spec, plan))
+        self.hosts[plan.peer] = host
+        self._incarnations += 1
+        context = contextvars.Context()
+        context.run(loop.owner.set, plan.peer)
+        host.task = self._group.create_task(self._live(host, self._incarnations), context=context)
+        host.task.add_done_callback(lambda _: self._changed.set(), context=self.network.context)
+
+    def kill(self, peer: PeerId) -> None:
+        """The process dies where it stands."""
+        host = self.hosts[peer]
+        host.alive = False
+        host.stages.clear()
+        self.network.kill(peer)
+        self.clock.thaw(peer)
+        assert host.task is not None
+        host.task.cancel()
+
+    def emit(self, peer: PeerId, event: ev.AnyEvent) -> None:
+        """Write to the one event log of the world."""
+        entry = ev.Entry(at=self.clock.time(), peer=peer, event=event)
+        self.entries.append(entry)
+        self._log.update(msgspec.msgpack.encode(entry))
+
+    @property
+    def ended(self) -> bool:
+        """Whether some peer has completed the run."""
+        return self._ended
+
+    async def _live(self, host: Host, incarnation: int) -> None:
+        await asyncio.sleep(host.plan.starts_at - self.clock.time())
+        spec, peer = self.scenario.spec, host.peer
+        if host.plan.link is not None:
+            self.network.set_link(peer, host.plan.link)
+        signer = SimSigner(peer, seed=self.scenario.seed)
+        node = lifecycle.Node(
+            self._run_id,
+            spec,
+            lifecycle.World(
+                transport=self.network.transport(peer),
+                directory=self.table.directory(signer),
+                signer=signer,
+                compute=host.compute,
+                corpus=self.scenario.corpus or ToyCorpus(spec),
+            ),
+            incarnation=incarnation,
+            emit=lambda event: self._hear(host, event),
+            rng=self.random(f"node/{peer}/{incarnation}"),
+            options=self._options(host.plan),
+        )
+        self.emit(peer, ev.PeerStarted(run=self._run_id, addresses=()))
+        self._results[peer] = await node.run()
+        self.emit(peer, ev.PeerStopped(reason="the run is complete"))
+        host.alive = False
+        self.network.kill(peer)
+
+    def _options(self, plan: PeerPlan) -> lifecycle.NodeOptions:
+        options = self.scenario.options
+        return options if plan.stage is None else replace(options, stage=plan.stage)
+
+    def _hear(self, host: Host, event: ev.AnyEvent) -> None:
+        if not host.alive:
+            return  # a dead process writes no log, whatever its tear-down does
+        self.emit(host.peer, event)
+        match event:
+            case ev.StepCommitted(step=step):
+                self.clock.progress()
+                self._injector.reached((step + 1) / (last_step(self.scenario.spec) + 1))
+            case ev.SeatOpened(stage=stage):
+                host.stages.add(stage)
+            case ev.SeatClosed(stage=stage):
+                host.stages.discard(stage)
+            case ev.RunEnded():
+                self._ended = True
+                self._changed.set()
+            case _:
+                pass
+
+    # --- the run --------------------------------------------------------------------------
+
+    async def _main(self) -> Seconds:
+        clock = asyncio.get_running_loop()
+        assert isinstance(clock, loop.VirtualTimeLoop)
+        self.clock = clock
+        network = SimNetwork(seed=self.scenario.seed, link=self.scenario.link)
+        async with network as self.network, self._group as group:
+            for plan in self.scenario.peers:
+                self.start(plan)
+            faults = group.create_task(self._injector.run())
+            await self._until(lambda: self._ended or not self._living())
+            faults.cancel()
+            self._injector.end()
+            try:
+                async with asyncio.timeout(DEPARTURE_SECONDS):
+                    await self._until(lambda: not self._living())
+            except TimeoutError:
+                for host in self._living():
+                    self._unfinished.append(host.peer)
+                    self.kill(host.peer)
+        return clock.time()
+
+    async def _until(self, condition: Callable[[], object]) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _living(self) -> list[Host]:
+        return [
+            host for host in self.hosts.values() if host.task is not None and not host.task.done()
+        ]
+
+    # --- the verdict ------------------------------------------------------------------------
+
+    def _tensors(self) -> dict[str, str]:
+        tensors: dict[str, str] = {}
+        for peer, result in self._results.items():
+            for name, value in result.tensor_digests.items():
+                if result.finished and tensors.setdefault(name, value) != value:
+                    msg = f"{peer} ends with another {name} than its replicas"
+                    raise InternalError(msg)
+        return tensors
+
+    def _judge(self) -> tuple[Verdict, ...]:
+        spec, toy = self.scenario.spec, self.scenario.compute is None
+        sums = None
+        if self.scenario.verify and toy:
+            sums = reference(spec, self.scenario.corpus or ToyCorpus(spec)).sums
+        return judge(
+            self.entries,
+            spec,
+            patience_seconds=self.scenario.patience_seconds,
+            reference=sums,
+        )
