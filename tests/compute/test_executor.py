@@ -1,0 +1,91 @@
+import asyncio
+import gc
+import threading
+
+import pytest
+
+from p2ptrain.compute.executor import KEPT_GRAPH_BYTES, TorchCompute
+from p2ptrain.core.sizes import microbatch_token_bytes
+from p2ptrain.errors import UserError
+from p2ptrain.run import Batch, Cut, Model, RunSpec
+from p2ptrain.sim import loop as virtual
+from p2ptrain.units import Microbatch, Slot, Stage, Step
+
+SPEC = RunSpec(
+    model=Model(d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=24, context=8),
+    cut=Cut(stages=2),
+    batch=Batch(sequences=2),
+)
+FIRST = Stage(0)
+WORK = Microbatch(Step(0), Slot(0))
+TOKENS = bytes(microbatch_token_bytes(SPEC))
+
+
+@pytest.mark.asyncio
+async def test_inline_and_threaded_give_the_same_bits() -> None:
+    outputs = []
+    for inline in (True, False):
+        compute = TorchCompute(SPEC, device="cpu", inline=inline)
+        seat = await compute.open(FIRST)
+        outputs.append(await seat.forward(WORK, TOKENS, None))
+        compute.close()
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.asyncio
+async def test_the_loop_runs_on_while_the_thread_computes() -> None:
+    compute = TorchCompute(SPEC, device="cpu")
+    seat = await compute.open(FIRST)
+    ticks = 0
+    async with asyncio.TaskGroup() as group:
+        call = group.create_task(seat.forward(WORK, TOKENS, None))
+        while not call.done():
+            ticks += 1
+            await asyncio.sleep(0)
+    assert ticks > 1
+    compute.close()
+
+
+@pytest.mark.asyncio
+async def test_the_thread_ends_with_close() -> None:
+    compute = TorchCompute(SPEC, device="cpu")
+    await compute.open(FIRST)
+    alive = [t for t in threading.enumerate() if t.name.startswith("compute")]
+    assert len(alive) == 1
+    compute.close()
+    assert not alive[0].is_alive()
+
+
+@pytest.mark.asyncio
+async def test_a_dropped_seat_gives_its_memory_back() -> None:
+    needed = TorchCompute(SPEC, device="cpu", inline=True).seat_bytes(FIRST)
+    assert needed > KEPT_GRAPH_BYTES
+    compute = TorchCompute(SPEC, device="cpu", inline=True, memory_bytes=needed)
+    seat = await compute.open(FIRST)
+    with pytest.raises(UserError, match="beside"):
+        await compute.open(FIRST)
+    del seat
+    gc.collect()
+    await compute.open(FIRST)
+
+
+def test_a_cost_model_takes_virtual_time_one_call_after_another() -> None:
+    def cost(stage: Stage, kind: str) -> float:
+        return {"forward": 10.0, "open": 0.0}.get(kind, 1.0) * (stage + 1)
+
+    async def scenario() -> list[float]:
+        loop = asyncio.get_running_loop()
+        compute = TorchCompute(SPEC, device="cpu", inline=True, cost=cost)
+        seat = await compute.open(FIRST)
+        begun, ends = loop.time(), []
+
+        async def call(slot: int) -> None:
+            await seat.forward(Microbatch(Step(0), Slot(slot)), TOKENS, None)
+            ends.append(loop.time() - begun)
+
+        async with asyncio.TaskGroup() as group:
+            for slot in range(3):
+                group.create_task(call(slot))
+        return ends
+
+    assert virtual.run(scenario()) == [10.0, 20.0, 30.0]
