@@ -97,7 +97,7 @@ class DhtDirectory:
             lambda node: node.store(
                 key,
                 msgspec.structs.asdict(signed) | {"addresses": list(signed.addresses)},
-                expiration_time=records.dht_expiry(self._sequence),
+                expiration_time=records.dht_expiry(signed.sequence),
                 subkey=self._signer.peer,
             )
         )

@@ -60,7 +60,7 @@ class Pipes:
     async def listen(self, handler) -> None:
         await handler(self.make())
 
-    async def open(self, peer: PeerId) -> Pipe:
+    async def open(self, _: PeerId) -> Pipe:
         self.pipes.append(self.make())
         return self.pipes[-1]
 
@@ -201,9 +201,7 @@ def test_answers_on_incoming_streams_are_shaped_too():
             await stream.send(b"answer")
 
         async with asyncio.TaskGroup() as tasks:
-            transport = EmulatedTransport(
-                Pipes(lambda: pipe), LinkShape(delay_seconds=0.25), tasks
-            )
+            transport = EmulatedTransport(Pipes(lambda: pipe), LinkShape(delay_seconds=0.25), tasks)
             await transport.listen(answer)
         return pipe.times
 
