@@ -14,12 +14,11 @@ import msgspec
 
 from p2ptrain.core.digest import combine_digests
 from p2ptrain.errors import InternalError
+from p2ptrain.units import Bytes  # noqa: TC001 -- msgspec reads annotations at run time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
-
-    from p2ptrain.units import Bytes
 
 
 class PeerOutcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
