@@ -105,12 +105,14 @@ class FixedPoint:
 
     def fits(self, gradients: Sequence[Tensor]) -> bool:
         """Whether every element is finite and within the range of one contribution."""
-        largest = torch.stack([torch.linalg.vector_norm(g, math.inf) for g in gradients])
+        # Both keep NaN, and take a tenth of the time of an infinity norm.
+        lows, highs = zip(*(torch.aminmax(gradient) for gradient in gradients), strict=True)
+        largest = torch.maximum(-torch.stack(lows), torch.stack(highs)).tolist()
         # Scaling by a power of two is exact, so this compares what rounding would see;
         # a NaN compares false.
         return all(
             value * 2.0**exponent <= self.limit
-            for value, exponent in zip(largest.tolist(), self.exponents, strict=True)
+            for value, exponent in zip(largest, self.exponents, strict=True)
         )
 
     def adapt(self, whole: Tensor, layout: Layout) -> None:
