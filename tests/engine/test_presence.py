@@ -1,0 +1,242 @@
+"""Peers find each other through the directory, and do without it once they have."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from typing import TYPE_CHECKING
+
+from p2ptrain.engine.presence import SPONSORS, Announcer, Presence
+from p2ptrain.observe.events import Alarm, AnyEvent
+from p2ptrain.run import Cut, RunSpec, digest, encode
+from p2ptrain.sim.directory import SimTable
+from p2ptrain.sim.loop import run
+from p2ptrain.sim.signer import SimSigner
+from p2ptrain.units import Chain, PeerId, Stage, Step
+from p2ptrain.wire.messages import SeatStatus
+from p2ptrain.wire.records import (
+    RUNS_KEY,
+    CommitRecord,
+    SeatRecord,
+    commit_key,
+    decode_record,
+    encode_record,
+    spec_key,
+    stage_key,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+ANN, BOB, EVE = PeerId("ann"), PeerId("bob"), PeerId("eve")
+SPEC = RunSpec(cut=Cut(stages=3))
+RUN = digest(SPEC)
+SECRET = b"secret"
+
+
+class World:
+    def __init__(self) -> None:
+        self.table = SimTable(seed=1)
+        self.events: list[AnyEvent] = []
+
+    def directory(self, peer: PeerId):
+        return self.table.directory(signer(peer))
+
+    def presence(self, peer: PeerId, incarnation: int = 1) -> Presence:
+        return Presence(
+            self.directory(peer),
+            SPEC,
+            Announcer(run=RUN, peer=peer, incarnation=incarnation, addresses=(f"/p2p/{peer}",)),
+            rng=random.Random(peer),
+            emit=self.events.append,
+        )
+
+
+def signer(peer: PeerId) -> SimSigner:
+    return SimSigner(peer, seed=1)
+
+
+def status(stage: int, state: str = "serving", version: int = 0, rate: float = 2.0) -> SeatStatus:
+    return SeatStatus(
+        stage=Stage(stage),
+        state=state,  # type: ignore[arg-type]  # the tests name the three states
+        version=Step(version),
+        rate=rate,
+        queue=0,
+        parked=0,
+    )
+
+
+def commit(step: int) -> CommitRecord:
+    return CommitRecord(epoch=0, step=Step(step), chain=Chain(bytes((step,)) * 32))
+
+
+def seen(presence: Presence) -> list[tuple[str, int, str]]:
+    return [(view.peer, view.stage, view.state) for view in presence.seats()]
+
+
+@contextlib.asynccontextmanager
+async def running(*presences: Presence) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as tasks:
+        runs = [tasks.create_task(each.run()) for each in presences]
+        yield
+        for each in runs:
+            each.cancel()
+
+
+def virtual(main: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
+    def test() -> None:
+        run(main(), ceiling_seconds=5000.0)
+
+    test.__name__, test.__doc__ = main.__name__, main.__doc__
+    return test
+
+
+@virtual
+async def test_peers_that_start_together_find_each_other_within_seconds() -> None:
+    world = World()
+    ann, bob = world.presence(ANN), world.presence(BOB)
+    changes = []
+    ann.on_change = lambda: changes.append(seen(ann))
+    async with running(ann, bob):
+        async with asyncio.timeout(3.0):
+            await ann.ready.wait()
+        assert seen(ann) == []
+        ann.announce([status(0)])
+        bob.announce([status(1, "joining"), status(2)])
+        await asyncio.sleep(5.0)
+        assert seen(ann) == [("bob", 1, "joining"), ("bob", 2, "serving")]
+        assert seen(bob) == [("ann", 0, "serving")]
+        assert changes
+        assert changes[-1] == seen(ann)
+
+
+@virtual
+async def test_a_change_is_announced_at_once_and_a_refresh_keeps_records_alive() -> None:
+    world = World()
+    ann, bob = world.presence(ANN), world.presence(BOB)
+    async with running(ann, bob):
+        ann.announce([status(0), status(1), status(2)])
+        await asyncio.sleep(400.0)
+        assert len(seen(bob)) == 3
+        ann.announce([status(0), status(2, "draining")])
+        bob.announce([status(1)])
+        await asyncio.sleep(5.0)
+        assert seen(bob) == [("ann", 0, "serving"), ("ann", 2, "draining")]
+
+
+@virtual
+async def test_the_first_commit_is_told_at_once_and_later_ones_with_the_refresh() -> None:
+    world = World()
+    ann, bob = world.presence(ANN), world.presence(BOB)
+    async with running(ann, bob):
+        ann.announce([status(0)])
+        await asyncio.sleep(20.0)
+        ann.committed(Stage(0), commit(0))
+        await asyncio.sleep(2.0)
+        (record,) = await world.directory(EVE).read(stage_key(RUN, Stage(0)))
+        assert decode_record(record.value, SeatRecord).version == 1
+        ann.announce([status(0, version=0)])  # an older status does not take it back
+        for step in range(1, 6):
+            ann.committed(Stage(0), commit(step))
+        await asyncio.sleep(30.0)
+        (record,) = await world.directory(EVE).read(stage_key(RUN, Stage(0)))
+        assert decode_record(record.value, SeatRecord).version == 6
+        (record,) = await world.directory(EVE).read(commit_key(RUN, Stage(0)))
+        assert decode_record(record.value, CommitRecord) == commit(5)
+
+
+@virtual
+async def test_a_dead_directory_takes_nothing_away() -> None:
+    world = World()
+    ann, bob = world.presence(ANN), world.presence(BOB)
+    async with running(ann, bob):
+        bob.announce([status(1)])
+        await asyncio.sleep(5.0)
+        world.table.down = True
+        await asyncio.sleep(300.0)
+        assert seen(ann) == [("bob", 1, "serving")]
+        alarms = [event.reason for event in world.events if isinstance(event, Alarm)]
+        assert "the directory does not answer; going on with 1 known seats" in alarms
+        assert len(alarms) == 2  # once a peer
+        world.table.down = False
+        bob.announce([status(2)])
+        await asyncio.sleep(60.0)
+        assert seen(ann) == [("bob", 2, "serving")]
+
+
+@virtual
+async def test_a_peer_is_ready_only_when_everything_was_read() -> None:
+    world = World()
+    world.table.down = True
+    ann = world.presence(ANN)
+    async with running(ann):
+        await asyncio.sleep(60.0)
+        assert not ann.ready.is_set()
+        world.table.down = False
+        await asyncio.sleep(30.0)
+        assert ann.ready.is_set()
+
+
+@virtual
+async def test_leaving_is_told() -> None:
+    world = World()
+    ann, bob = world.presence(ANN), world.presence(BOB)
+    async with running(bob):
+        async with running(ann):
+            ann.announce([status(0)])
+            await asyncio.sleep(5.0)
+            assert seen(bob) == [("ann", 0, "serving")]
+            await ann.withdraw()
+        await asyncio.sleep(5.0)
+        assert seen(bob) == []
+        world.table.down = True
+        await bob.withdraw()  # gives up quietly
+
+
+@virtual
+async def test_a_restarted_peer_does_not_meet_its_own_ghost() -> None:
+    world = World()
+    old = world.presence(ANN)
+    async with running(old):
+        old.announce([status(0)])
+        await asyncio.sleep(5.0)
+    again = world.presence(ANN, incarnation=2)
+    async with running(again):
+        await asyncio.sleep(5.0)
+        assert seen(again) == []
+
+
+@virtual
+async def test_records_that_are_not_in_order_are_as_if_not_there() -> None:
+    world = World()
+    ann = world.presence(ANN)
+    good = SeatRecord(state="serving", version=Step(0), rate=1.0, queue=0, incarnation=1)
+    bad = SeatRecord(state="serving", version=Step(0), rate=float("nan"), queue=0, incarnation=1)
+    await world.directory(BOB).store(stage_key(RUN, Stage(0)), b"\xc1", lifetime=60.0)
+    await world.directory(PeerId("dan")).store(
+        stage_key(RUN, Stage(0)), encode_record(bad), lifetime=60.0
+    )
+    await world.directory(EVE).store(stage_key(RUN, Stage(0)), encode_record(good), lifetime=60.0)
+    async with running(ann):
+        await asyncio.sleep(3.0)
+        assert seen(ann) == [("eve", 0, "serving")]
+
+
+@virtual
+async def test_only_a_few_publish_the_run() -> None:
+    world = World()
+    peers = [world.presence(PeerId(f"peer{index:02}")) for index in range(12)]
+    async with contextlib.AsyncExitStack() as stack:
+        for each in peers:
+            await stack.enter_async_context(running(each))
+            await asyncio.sleep(2.0)
+        for _ in range(3):
+            await asyncio.sleep(60.0)
+            for key in (spec_key(RUN), RUNS_KEY):
+                records = await world.directory(EVE).read(key)
+                assert 1 <= len(records) <= SPONSORS
+        assert records
+        (one, *_) = await world.directory(EVE).read(spec_key(RUN))
+        assert one.value == encode(SPEC)
