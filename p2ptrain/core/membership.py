@@ -79,18 +79,21 @@ class Membership:
         heartbeats = math.ceil(limits.suspect_seconds / limits.heartbeat_seconds)
         self._lags: deque[Seconds] = deque([0.0], maxlen=heartbeats + 1)
         self._false_suspicions = 0
+        self._due_at = math.inf  # no later than any deadline
 
     def heard(self, peer: PeerId, *, now: Seconds) -> tuple[Restored, ...]:
         """Anything at all has come from ``peer``."""
         known = self._known.get(peer)
         if known is None:
             self._make_room()
-            self._known[peer] = _Known(now)
+            known = self._known[peer] = _Known(now)
+            self._hasten(known)
             return ()
         known.heard_at, known.link_lost_at = now, math.inf
         if not known.suspected:
             return ()
         known.suspected = False
+        self._hasten(known)
         self._false_suspicions += 1
         return (Restored(peer=peer),)
 
@@ -99,10 +102,12 @@ class Membership:
         known = self._known.get(peer)
         if known is not None:
             known.link_lost_at = min(known.link_lost_at, now)
+            self._hasten(known)
 
     def own_lag(self, seconds: Seconds) -> None:
         """Our loop woke so much later than it had asked for; call at every heartbeat."""
         self._lags.append(max(0.0, seconds))
+        self._due_at = self._earliest()  # an old excuse may have gone
 
     def forget(self, peer: PeerId) -> None:
         """``peer`` has left in an orderly way, or is out of every list: judge it no more."""
@@ -115,13 +120,16 @@ class Membership:
             if not known.suspected and now >= self._deadline(known):
                 known.suspected = True
                 found.append(Suspected(peer=peer, silent_seconds=now - known.heard_at))
+        self._due_at = self._earliest()
         return tuple(found)
 
     @property
     def due_at(self) -> Seconds | None:
-        """When somebody may become suspect; None: nobody is under judgement."""
-        live = (known for known in self._known.values() if not known.suspected)
-        return min(map(self._deadline, live), default=None)
+        """When somebody may become suspect; None: nobody is under judgement.
+
+        Early at times: what is heard only moves deadlines back, and is not worth a search.
+        """
+        return None if self._due_at == math.inf else self._due_at
 
     def live(self) -> frozenset[PeerId]:
         """Everybody heard of and not suspected (ourselves not included)."""
@@ -137,6 +145,13 @@ class Membership:
         silent = known.heard_at + self._suspect_seconds
         broken = known.link_lost_at + LOST_LINK_HEARTBEATS * self._heartbeat_seconds
         return min(silent, broken) + patience
+
+    def _earliest(self) -> Seconds:
+        live = (known for known in self._known.values() if not known.suspected)
+        return min(map(self._deadline, live), default=math.inf)
+
+    def _hasten(self, known: _Known) -> None:
+        self._due_at = min(self._due_at, self._deadline(known))
 
     def _make_room(self) -> None:
         if len(self._known) < PEERS_MAX:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from p2ptrain.core.agreement import Position
 from p2ptrain.core.assignment import choose_stage, release, spare_stage
 from p2ptrain.core.chain import genesis_chain
+from p2ptrain.core.levelling import level
 from p2ptrain.engine.seat import SeatRuntime, genesis
 from p2ptrain.errors import PeerError
 from p2ptrain.observe import events as ev
@@ -28,7 +29,7 @@ from p2ptrain.wire import messages as m
 if TYPE_CHECKING:
     from p2ptrain.core.assignment import Assignment
     from p2ptrain.engine.lifecycle import Node
-    from p2ptrain.ports import StageCompute
+    from p2ptrain.ports import Corpus, StageCompute
     from p2ptrain.units import PeerId, Seconds
 
 BEHIND_SECONDS = 3.0  # a commit spreads within a round trip; three seconds behind is lost
@@ -43,8 +44,10 @@ class Admission:
         self._node = node
         self._started = False
         self._covered_looks = 0
+        self._shape: tuple[tuple[PeerId, Stage], ...] = ()
         self._hole_since: Seconds | None = None
         self._behind_since: dict[Stage, Seconds] = {}
+        self._saved: dict[Stage, Position] = {}  # what the donor offers
 
     async def run(self) -> None:
         """Look and act until cancelled."""
@@ -67,24 +70,21 @@ class Admission:
         others = {view.peer for view in node.roster.serving(seat.stage)} - {node.me}
         return seat.state == "draining" and len(node.seats) > 1 and bool(others)
 
-    def handle(self, peer: PeerId, message: m.Control) -> bool:
-        """Answer a joiner that wants a snapshot: make it first. Others are not for us."""
-        if not isinstance(message, m.WantManifest):
-            return False
-        seat = self._node.seats.get(message.stage)
-        if seat is not None and seat.position is not None:
+    def give_state(self, seat: SeatRuntime, peer: PeerId, message: m.WantManifest) -> None:
+        """A joiner wants our state: save it, once per step, then answer."""
+        if seat.position is None or seat.position == self._saved.get(seat.stage):
+            self._node.snapshots.handle(peer, message)
+        else:
             self._node.spawn(self._snapshot(seat, peer, message))
-            return True
-        return False
 
     # --- looking ----------------------------------------------------------------------------
 
     def _dial(self) -> None:
-        """Have links to everybody near our seats; far peers are dialled when needed."""
+        """Have links to everybody near our seats, and before the start to all: views must meet."""
         node = self._node
         near = {Stage(seat + offset) for seat in node.seats for offset in range(-NEAR, NEAR + 1)}
         for view in node.roster.views():
-            if view.peer != node.me and (view.stage in near or not node.seats):
+            if view.peer != node.me and (view.stage in near or not self._started):
                 node.links.open(view.peer)
 
     async def _take_first(self) -> None:
@@ -98,6 +98,8 @@ class Admission:
     async def _adjust(self) -> None:
         node, now = self._node, asyncio.get_running_loop().time()
         views, stages = node.roster.views(), node.spec.cut.stages
+        if await self._level():
+            return
         decision = release(views, node.me, stages=stages)
         if decision is not None:
             self._give_away(decision)
@@ -113,6 +115,22 @@ class Admission:
             self._hole_since = None
         elif hole is not None and self._room(hole.stage):
             await self._take(hole.stage, hole.reason)
+
+    async def _level(self) -> bool:
+        """Before step 0: move where an even layout puts us, once the view has settled."""
+        node = self._node
+        views = [view for view in node.roster.views() if not self._started]
+        shape = tuple((view.peer, view.stage) for view in views)
+        settled, self._shape = shape == self._shape, shape
+        seat = next(iter(node.seats.values()))
+        free = len(node.seats) == 1 and node.options.stage is None and self._untouched(seat)
+        if not (settled and free) or any(view.version for view in views):
+            return False
+        move = level(views, node.me, stages=node.spec.cut.stages)
+        if move is not None:
+            node.close_seat(seat.stage, move.reason)
+            await self._take(move.stage, move.reason)
+        return move is not None
 
     def _give_away(self, decision: Assignment) -> None:
         """Announce the seat as draining; it is closed at the step boundary (gives_away)."""
@@ -153,12 +171,12 @@ class Admission:
         """Open a seat: at genesis with the initial weights, later with a replica's state."""
         node = self._node
         compute = await node.world.compute.open(stage)
-        corpus = node.world.corpus if stage == 0 else None
-        seat = SeatRuntime(node.around(), compute, corpus)
+        seat = SeatRuntime(node.around(), compute)
         node.seats[stage] = seat
         node.statuses_changed()  # the claim
+        seat.pipeline.corpus = await self._corpus() if stage == 0 else None
         at = await self._state(stage, compute)
-        if at is None:
+        if at is None or (stage == 0 and seat.pipeline.corpus is None):
             del node.seats[stage]
             node.statuses_changed()
             return
@@ -170,6 +188,28 @@ class Admission:
             seat.start_sourcing()
         node.statuses_changed()
 
+    async def _corpus(self) -> Corpus | None:
+        """The run's data: ours, or pulled from a peer of stage 0."""
+        world, data = self._node.world, self._node.spec.data
+        if world.corpus is not None or world.corpus_from is None:
+            return world.corpus
+        donors = self._donors(Stage(0))
+        try:
+            blob = await self._node.snapshots.pull_corpus(donors, data.total_bytes, data.root)
+            return world.corpus_from(blob)
+        except PeerError as error:
+            self._node.emit(ev.Alarm(reason=f"no data for stage 0: {error.reason}"))
+            return None
+
+    def _donors(self, stage: Stage) -> list[PeerId]:
+        """Who serves ``stage``, the furthest first."""
+        views = [
+            view
+            for view in self._node.roster.views()
+            if view.stage == stage and view.state != "joining" and view.peer != self._node.me
+        ]
+        return [view.peer for view in sorted(views, key=lambda view: (-view.version, view.peer))]
+
     async def _state(
         self, stage: Stage, compute: StageCompute
     ) -> tuple[Position, tuple[tuple[PeerId, ...], ...]] | None:
@@ -179,21 +219,18 @@ class Admission:
         nobody = tuple(() for _ in range(node.spec.cut.stages))
         if all(view.version == 0 for view in views):
             return genesis(genesis_chain(node.run_id)), nobody
-        donors = sorted(
-            (v for v in views if v.stage == stage and v.state == "serving" and v.peer != node.me),
-            key=lambda v: (-v.version, v.peer),
-        )
+        donors = self._donors(stage)
         if not donors:
             node.emit(ev.Alarm(reason=f"stage {stage} has no replica left to take its state from"))
             return None
         try:
-            manifest, blob = await node.snapshots.pull(stage, [view.peer for view in donors])
+            manifest, blob = await node.snapshots.pull(stage, donors)
             await compute.load(blob)
         except PeerError as error:
             node.emit(ev.Alarm(reason=f"no state for stage {stage}: {error.reason}"))
             return None
         loaded = ev.StateLoaded(
-            stage=stage, version=manifest.version, source=donors[0].peer, size_bytes=len(blob)
+            stage=stage, version=manifest.version, source=donors[0], size_bytes=len(blob)
         )
         node.emit(loaded)
         at = Position(epoch=manifest.epoch, step=manifest.version, chain=manifest.chain)
@@ -204,8 +241,8 @@ class Admission:
         node, at = self._node, seat.position
         blob = await seat.compute.save()
         if at is not None and at == seat.position:  # no commit came between
-            members = seat.stepper.members
-            node.snapshots.offer(seat.stage, at, members, blob)
+            await node.snapshots.offer(seat.stage, at, seat.stepper.members, blob)
+            self._saved[seat.stage] = at
         node.snapshots.handle(peer, message)
 
     def _catch_up(self, now: Seconds) -> None:

@@ -85,6 +85,10 @@ class Custodian:
     def begin(self, at: Position) -> None:
         """A new step: everything of the last one has been counted and committed."""
         self._at = at
+        self.clear()
+
+    def clear(self) -> None:
+        """Let go of every frame."""
         self._duties.clear()
         self._frames.clear()
         self._paths.clear()

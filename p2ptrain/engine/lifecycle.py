@@ -15,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from p2ptrain.engine.admission import Admission
 from p2ptrain.engine.dispatch import Dispatcher, Flow, Round
 from p2ptrain.engine.links import Links
 from p2ptrain.engine.mail import Mail
-from p2ptrain.engine.presence import Presence
+from p2ptrain.engine.presence import Announcer, Presence
 from p2ptrain.engine.roster import Roster
 from p2ptrain.engine.seat import SeatRuntime, Surroundings
 from p2ptrain.engine.transfers import Snapshots
@@ -39,7 +40,7 @@ from p2ptrain.wire.limits import FrameLimits
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from p2ptrain.core.membership import Event as MembershipEvent
     from p2ptrain.engine.stepping import Done
@@ -66,13 +67,18 @@ class NodeOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """The ports of one peer."""
+    """The ports of one peer.
+
+    ``corpus``: the run's data, if this peer has it; else ``corpus_from`` makes it of bytes
+    pulled from peers of stage 0, should this peer come to serve that.
+    """
 
     transport: Transport
     directory: Directory
     signer: Signer
     compute: Compute
     corpus: Corpus | None
+    corpus_from: Callable[[bytes], Corpus] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +125,10 @@ class Node:
         self._incarnation = incarnation
         self.rng = rng
         self._membership = Membership(spec.limits)
+        self._near: frozenset[PeerId] = frozenset()
         self._beats = 0
         self._lag_seconds = 0.0
+        self._lag_told_at = -math.inf
         self._clock = _Clock()
         self.draining = False
         self._group: asyncio.TaskGroup | None = None
@@ -136,11 +144,17 @@ class Node:
         )
         self.links.on_control, self.links.on_data = self._on_control, self._on_data
         self.links.on_up, self.links.on_down = self._on_up, self._on_down
+        self.links.beats_to = lambda peer: peer in self._near
         self.mail = Mail(self.links, self.roster, self.spawn)
         self.worker = Worker(lambda: [(s.pipeline, s.compute) for s in self.seats.values()])
         self._dispatch = Dispatcher(self.seats)
-        self.presence = Presence(world.directory, run, self.me, limits=spec.limits, rng=rng)
+        announcer = Announcer(
+            run=run, peer=self.me, incarnation=incarnation, addresses=world.transport.addresses()
+        )
+        self.presence = Presence(world.directory, spec, announcer, rng=rng, emit=emit)
         self.snapshots = Snapshots(self.links, emit)
+        if world.corpus is not None:
+            self.snapshots.offer_corpus(world.corpus)
         self.admission = Admission(self)
 
     # --- life -------------------------------------------------------------------------------
@@ -220,8 +234,9 @@ class Node:
         seat.version = Step(at.step + 1)
         told = m.Committed(epoch=at.epoch, step=at.step, chain=chain, stage=stage)
         self.roster.committed(self.me, stage, seat.version)
-        self.mail.tell_all(self.links.peers(), told)
-        self.presence.committed(stage, at.step, chain)
+        self._stepped(self.me, stage, _now())  # our other seats
+        self.mail.tell_all(self._near, told)
+        self.presence.committed(stage, done.record(chain))
         if at.step >= last_step(self.spec):
             seat.finished = True
             seat.stop()
@@ -231,7 +246,7 @@ class Node:
             members = tuple(tuple(whole.members) for whole in done.sums)
             position = Position(epoch=at.epoch, step=seat.version, chain=chain)
             seat.begin(position, members)
-        self._roster_changed()
+        self._changed()
         if all(seat.finished for seat in self.seats.values()):
             self.ended.set()
 
@@ -239,6 +254,7 @@ class Node:
         """Serve ``stage`` no longer; call at a step boundary only."""
         seat = self.seats.pop(stage)
         seat.stop()
+        self.snapshots.withdraw(stage)
         self.emit(ev.SeatClosed(stage=stage, reason=reason))
         self.statuses_changed()
 
@@ -288,14 +304,22 @@ class Node:
                 self._roster_changed()
         elif isinstance(message, m.Committed):
             if self.roster.committed(peer, message.stage, Step(message.step + 1)):
-                self._roster_changed()
+                self._stepped(peer, message.stage, now)
         elif isinstance(message, m.Leaving):
             self.roster.left(peer)
             self._membership.forget(peer)
             self._lost(peer, now)
-        elif not self.admission.handle(peer, message):
-            self.snapshots.handle(peer, message)
+        elif isinstance(message, m.WantManifest) and message.stage in self.seats:
+            self.admission.give_state(self.seats[message.stage], peer, message)
+        elif not self.snapshots.handle(peer, message):
+            pass  # an answer that nobody waits for any more
         self._rearm()
+
+    def _stepped(self, peer: PeerId, stage: Stage, now: Seconds) -> None:
+        """A joiner that has caught up counts from here on; members of the record did before."""
+        for seat in list(self.seats.values()):
+            if abs(seat.stage - stage) <= 1 and not seat.stepper.counts_with(peer, stage):
+                seat.roster_changed(now)
 
     def _on_data(self, peer: PeerId, message: m.Data, payload: memoryview) -> None:
         now = _now()
@@ -321,10 +345,23 @@ class Node:
         self._membership.link_lost(peer, now=now)
         for seat in self.seats.values():
             seat.custodian.link_down(peer, now)
+        self.snapshots.lost(peer)
         self._rearm()
 
+    def near(self) -> frozenset[PeerId]:
+        """Peers with a seat beside one of ours: who they are, and that they live, matters."""
+        return self._near
+
+    def _find_near(self) -> None:
+        stages = {stage + offset for stage in self.seats for offset in (-1, 0, 1)}
+        views = self.roster.views()
+        near = frozenset(view.peer for view in views if view.stage in stages) - {self.me}
+        for peer in sorted(self._near - near):
+            self._membership.forget(peer)
+        self._near = near
+
     def _heard(self, peer: PeerId, now: Seconds) -> None:
-        if peer != self.me:
+        if peer in self._near:
             for event in self._membership.heard(peer, now=now):
                 self._membership_changed(event, now)
 
@@ -345,6 +382,7 @@ class Node:
 
     def _roster_changed(self) -> None:
         now = _now()
+        self._find_near()
         for seat in list(self.seats.values()):
             if seat.position is not None:
                 seat.roster_changed(now)
@@ -354,6 +392,10 @@ class Node:
 
     def _heartbeat(self) -> m.Heartbeat:
         self._beats += 1
+        now = _now()
+        if now >= self._lag_told_at + self.spec.limits.heartbeat_seconds:
+            self._membership.own_lag(self._lag_seconds)
+            self._lag_seconds, self._lag_told_at = 0.0, now
         seats = tuple(seat.status() for _, seat in sorted(self.seats.items()))
         self.roster.hear(self.me, seats)  # what others know of us, we know
         return m.Heartbeat(count=self._beats, lag_seconds=self._lag_seconds, seats=seats)
@@ -387,9 +429,8 @@ class Node:
             await self._clock.poke.wait()
             if handle is not None:
                 handle.cancel()
-            if due_at is not None and loop.time() > due_at:
-                self._lag_seconds = loop.time() - due_at
-                self._membership.own_lag(self._lag_seconds)
+            if due_at is not None:  # how late we woke, at worst, since the last heartbeat
+                self._lag_seconds = max(self._lag_seconds, loop.time() - due_at)
 
 
 def _now() -> Seconds:

@@ -198,7 +198,7 @@ class Links:
             await asyncio.sleep(self._settings.heartbeat_seconds)
             frame = framing.encode(self._heartbeat())
             for _, link in sorted(self._links.items()):
-                if link.is_up:
+                if link.is_up and self.beats_to(link.peer):
                     link.post(frame)
 
     # --- links ---------------------------------------------------------------------------

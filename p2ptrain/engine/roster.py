@@ -32,7 +32,10 @@ class Roster:
         self._incarnations: dict[PeerId, int] = {}
 
     def hear(self, peer: PeerId, statuses: Iterable[SeatStatus]) -> bool:
-        """Take over what ``peer`` says of its seats; whether who serves what has changed."""
+        """Take over what ``peer`` says of its seats; whether who serves what has changed.
+
+        Rates and versions change all the time and alone change no decision about seats.
+        """
         before = self._heard.get(peer, {})
         after: dict[Stage, SeatView] = {}
         for status in statuses:
@@ -46,8 +49,8 @@ class Roster:
             )
         self._heard[peer] = after
         self._dead.discard(peer)
-        return {(s.stage, s.state, s.version) for s in before.values()} != {
-            (s.stage, s.state, s.version) for s in after.values()
+        return {(s.stage, s.state) for s in before.values()} != {
+            (s.stage, s.state) for s in after.values()
         }
 
     def committed(self, peer: PeerId, stage: Stage, version: Step) -> bool:

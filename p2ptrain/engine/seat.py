@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from p2ptrain.engine.custodian import Post
     from p2ptrain.engine.roster import Roster
     from p2ptrain.engine.stepping import Done
-    from p2ptrain.ports import Corpus, Signer, StageCompute
+    from p2ptrain.ports import Signer, StageCompute
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Chain, PeerId, RunId, Seconds
     from p2ptrain.wire.limits import FrameLimits
@@ -60,7 +60,7 @@ class Surroundings:
 class SeatRuntime:
     """A seat of this peer. All methods but ``close`` are synchronous."""
 
-    def __init__(self, around: Surroundings, compute: StageCompute, corpus: Corpus | None) -> None:
+    def __init__(self, around: Surroundings, compute: StageCompute) -> None:
         self.stage = compute.stage
         self.compute = compute
         self.state: Literal["joining", "serving", "draining"] = "joining"
@@ -81,7 +81,6 @@ class SeatRuntime:
             is_last=self.stage == spec.cut.stages - 1,
             backlog=around.backlog,
         )
-        self.pipeline.corpus = corpus
         self.pipeline.on_change = self._changed
         self.pipeline.on_count = self._counted
         self.stepper = Stepper(
@@ -137,6 +136,7 @@ class SeatRuntime:
     def stop(self) -> None:
         """The run is over for this seat, or the seat is given away: take nothing more."""
         self.pipeline.draining = self.pipeline.frozen = True
+        self.custodian.clear()  # all of it is counted, or this seat's account is closed
         if self._sourcer is not None:
             self._sourcer.stop()
 

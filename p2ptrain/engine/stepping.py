@@ -32,6 +32,7 @@ from p2ptrain.observe import events as ev
 from p2ptrain.ports import Update
 from p2ptrain.units import Stage, Step
 from p2ptrain.wire import messages as m
+from p2ptrain.wire.records import CommitRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from p2ptrain.engine.pipeline import Pipeline
     from p2ptrain.ports import Buffer, Signer, StageCompute, Whole
     from p2ptrain.run import RunSpec
-    from p2ptrain.units import PeerId, RunId, Seconds
+    from p2ptrain.units import Chain, PeerId, RunId, Seconds
 
 # What a round waits for. A plan and its acks are control messages plus the compute that is
 # running (seconds); a reduction moves a stage's gradients; NORM only asks around.
@@ -60,6 +61,17 @@ class Done:
 
     at: Position
     sums: tuple[Sum, ...]
+    outcome: StepOutcome
+
+    def record(self, chain: Chain) -> CommitRecord:
+        """What the directory is told of it."""
+        return CommitRecord(
+            epoch=self.at.epoch,
+            step=self.at.step,
+            chain=chain,
+            loss=self.outcome.loss,
+            val_loss=self.outcome.val_loss,
+        )
 
 
 class Stepper:
@@ -99,8 +111,13 @@ class Stepper:
         self._became_quiet = asyncio.Event()
         self._began = 0.0
         self._members: tuple[tuple[PeerId, ...], ...] = ()
-        self.live: frozenset[PeerId] = frozenset()  # seats of our stage that count with us
+        self._lives: dict[Stage, frozenset[PeerId]] = {}  # who counts, here and beside
         self._last_commit: Seconds | None = None
+
+    @property
+    def live(self) -> frozenset[PeerId]:
+        """Seats of our stage that count with us, us among them."""
+        return self._lives.get(self.stage, frozenset())
 
     @property
     def members(self) -> tuple[tuple[PeerId, ...], ...]:
@@ -134,7 +151,7 @@ class Stepper:
         below, above = Stage(self.stage - 1), Stage(self.stage + 1)
         self._ledgers = {stage: Ledger(slots.mask) for stage in (below, above)}
         self._said, self._gossip_at, self._quiet_owed = 0, None, False
-        self._began, self.live = now, frozenset()
+        self._began, self._lives = now, {}
         self.refresh_live(now)
 
     # --- what others say --------------------------------------------------------------------
@@ -208,13 +225,20 @@ class Stepper:
         at = self.at
         live = self._live(self.stage, at, self._members[self.stage])
         if live != self.live:
-            self.live = live
+            self._lives[self.stage] = live
             self._handle(r.Live(live), now)
             self._stage_changed()
         for stage in sorted(self._ledgers):
-            if 0 <= stage < self._spec.cut.stages and self.machine is not None:
-                self._ledgers[stage].set_live(self._live(stage, at, self._members[stage]))
-                self._neighbour_changed(stage, now)
+            if 0 <= stage < self._spec.cut.stages:
+                there = self._live(stage, at, self._members[stage])
+                if there != self._lives.get(stage):
+                    self._lives[stage] = there
+                    self._ledgers[stage].set_live(there)
+                    self._neighbour_changed(stage, now)
+
+    def counts_with(self, peer: PeerId, stage: Stage) -> bool:
+        """Whether ``peer`` is among those of ``stage`` (ours or a neighbour) that we count."""
+        return peer in self._lives.get(stage, frozenset())
 
     def greet(self, peer: PeerId) -> None:
         """A link to ``peer`` is up (again): it may have missed our newest bitmap."""
@@ -358,7 +382,7 @@ class Stepper:
         outcome = step_outcome(sums, self._nominal_tokens)
         update = Update(step=at.step, tokens=outcome.tokens, norms=outcome.norms, skip=outcome.skip)
         await self._compute.step(update)
-        self.last = Done(at=at, sums=sums)
+        self.last = Done(at=at, sums=sums, outcome=outcome)
         self._record(at, sums, outcome)
         self._committed(self.last)
 

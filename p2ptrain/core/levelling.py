@@ -1,0 +1,66 @@
+"""Before the first step: spread the peers evenly, whoever chose what at the same moment.
+
+Peers that start together see the same empty stages and may choose the same one. A move
+costs nothing before step 0 (weights come from the seed), so there is no need for the
+caution of a migration: everybody computes the same even layout from the same view and
+takes the place that it finds there for itself. Views differ for a moment only; the next
+look mends what they spoilt.
+
+Invariants:
+    * in one view the layouts of all peers agree, so nobody gets in another's way;
+    * afterwards the fullest stage has at most one seat more than the emptiest;
+    * nobody moves who need not: a layout that is even already is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from p2ptrain.core.assignment import Assignment
+from p2ptrain.units import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from p2ptrain.core.assignment import SeatView
+    from p2ptrain.units import PeerId
+
+
+def level(view: Sequence[SeatView], me: PeerId, *, stages: int) -> Assignment | None:
+    """Where this peer must move so that all stages are served evenly; None: stay.
+
+    Peers with several seats are left alone: they give seats away (see release).
+    """
+    by_peer: dict[PeerId, list[Stage]] = {}
+    for seat in view:
+        if seat.state != "draining" and seat.stage < stages:
+            by_peer.setdefault(seat.peer, []).append(seat.stage)
+    layout: list[list[PeerId]] = [[] for _ in range(stages)]
+    fixed = [0] * stages
+    for peer, held in sorted(by_peer.items()):
+        if len(held) == 1:
+            layout[held[0]].append(peer)
+        else:
+            for stage in held:
+                fixed[stage] += 1
+
+    def load(stage: int) -> int:
+        return len(layout[stage]) + fixed[stage]
+
+    while True:
+        movable = [stage for stage in range(stages) if layout[stage]]
+        emptiest = min(range(stages), key=lambda stage: (load(stage), stage))
+        fullest = max(movable, key=lambda stage: (load(stage), -stage), default=emptiest)
+        if load(fullest) - load(emptiest) <= 1:
+            return None
+        mover = max(layout[fullest], key=lambda peer: _score(emptiest, peer))
+        layout[fullest].remove(mover)
+        layout[emptiest].append(mover)
+        if mover == me:
+            reason = f"stage {emptiest} has {load(emptiest) - 1} seats, stage {fullest} has more"
+            return Assignment(stage=Stage(emptiest), reason=reason)
+
+
+def _score(stage: int, peer: PeerId) -> bytes:
+    return hashlib.blake2b(f"level {stage} {peer}".encode(), digest_size=8).digest()
