@@ -20,6 +20,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecations inside torch and hivemind, not ours to mend
     from hivemind.dht.node import DHTNode
     from hivemind.dht.routing import DHTID
+    from hivemind.dht.storage import DictionaryDHTValue
     from hivemind.dht.validation import DHTRecord, RecordValidatorBase
     from hivemind.p2p import P2P, PeerID
     from hivemind.p2p.p2p_daemon_bindings.utils import (
@@ -43,6 +44,7 @@ __all__ = [
     "P2P",
     "DHTNode",
     "DHTRecord",
+    "DictionaryDHTValue",
     "Multiaddr",
     "P2PDaemonError",
     "PeerID",

@@ -27,17 +27,19 @@ from p2ptrain.net.binding import (
     P2P,
     DHTNode,
     DHTRecord,
+    DictionaryDHTValue,
     P2PDaemonError,
     PeerID,
     RecordValidatorBase,
     dht_pb2,
 )
+from p2ptrain.units import PeerId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from p2ptrain.ports import Signer
-    from p2ptrain.units import PeerId, Seconds
+    from p2ptrain.units import Seconds
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ REQUEST_SECONDS: Final = 3.0  # one request to one node; hivemind's default, amp
 REQUESTS: Final = 32  # requests of one node at once; more only slow each other
 MAX_RECORDS: Final = 16_384  # times 5 kB: 80 MB at worst, on every node that is attacked
 REPLICAS: Final = 5  # nodes that keep a record; half of them may vanish within its lifetime
+READ_REPLICAS: Final = 10  # newcomers may have come nearer since the record was stored
 
 reading: contextvars.ContextVar[bool] = contextvars.ContextVar("reading", default=False)
 """Set in tasks that search: what they are told is believed or not, but not stored."""
@@ -142,6 +145,71 @@ async def create_node(
     if kept is not None:
         node.protocol.storage = kept
     return node
+
+
+async def replicate(node: Any, key: DHTID, owner: PeerId, value: bytes, expiration: Seconds) -> int:
+    """Store a record on the nodes nearest to ``key``; return how many took it.
+
+    hivemind's own ``store`` reports only the last answer, so one liar could deny them all.
+    """
+    taken: list[bool] = []
+
+    async def ask(target: PeerID) -> None:
+        answer = await node.protocol.call_store(target, [key], [value], expiration, [owner])
+        _note(node, target, answered=answer is not None)
+        taken.append(bool(answer and answer[0]))
+
+    nearest = await _nearest(node, key, REPLICAS)
+    async with asyncio.TaskGroup() as asking:
+        for node_id, target in nearest.items():
+            if node_id != node.node_id:
+                asking.create_task(ask(target))
+            elif node.protocol.record_validator.validate(
+                DHTRecord(key.to_bytes(), node.protocol.serializer.dumps(owner), value, expiration)
+            ):
+                taken.append(node.protocol.storage.store_subkey(key, owner, value, expiration))
+    return sum(taken)
+
+
+async def collect(node: Any, key: DHTID) -> list[tuple[PeerId, bytes, Seconds]]:
+    """All (owner, value, expiration) that the nodes nearest to ``key`` hold, several per owner.
+
+    hivemind's own ``get`` ends as soon as a node claims the latest possible expiration, so
+    one liar could hide all others.
+    """
+    found: list[tuple[PeerId, bytes, Seconds]] = []
+
+    def take(held: Any) -> None:
+        if held is not None and isinstance(held.value, DictionaryDHTValue):
+            found.extend((PeerId(owner), *entry) for owner, entry in held.value.items())
+
+    async def ask(target: PeerID) -> None:
+        answer = await node.protocol.call_find(target, [key])
+        _note(node, target, answered=answer is not None)
+        if answer is not None:
+            take(answer[key][0])
+
+    nearest = await _nearest(node, key, READ_REPLICAS)
+    async with asyncio.TaskGroup() as asking:
+        for node_id, target in nearest.items():
+            if node_id != node.node_id:
+                asking.create_task(ask(target))
+    take(node.protocol.storage.get(key))
+    return found
+
+
+async def _nearest(node: Any, key: DHTID, count: int) -> dict[DHTID, PeerID]:
+    """The ``count`` nodes nearest to ``key``, ours included, without those that fell silent."""
+    found = await node.find_nearest_nodes([key])
+    awake = [(uid, peer) for uid, peer in found[key].items() if peer not in node.blacklist]
+    return dict(awake[:count])
+
+
+def _note(node: Any, peer: PeerID, *, answered: bool) -> None:
+    if answered:
+        node.blacklist.register_success(peer)
+    else:
+        node.blacklist.register_failure(peer)
 
 
 async def ask_time(node: Any, peer: PeerId) -> Seconds:

@@ -23,12 +23,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import msgspec
-
 from p2ptrain.errors import DirectoryError
 from p2ptrain.net import records
 from p2ptrain.net.binding import DHTID, P2PDaemonError
-from p2ptrain.net.dhtnode import RecordValidator, ask_time, create_node, reading
+from p2ptrain.net.dhtnode import RecordValidator, ask_time, collect, create_node, reading, replicate
 from p2ptrain.ports import Record
 
 if TYPE_CHECKING:
@@ -92,16 +90,13 @@ class DhtDirectory:
             addresses=self._places[: records.MAX_ADDRESSES],
             signature=b"",
         )
-        signed = records.sign(self._signer, DHTID.generate(source=key).to_bytes(), record)
-        stored: bool = await self._search(
-            lambda node: node.store(
-                key,
-                msgspec.structs.asdict(signed) | {"addresses": list(signed.addresses)},
-                expiration_time=records.dht_expiry(signed.sequence),
-                subkey=self._signer.peer,
-            )
+        place = DHTID.generate(source=key)
+        signed = records.sign(self._signer, place.to_bytes(), record)
+        blob, expiration = records.encode(signed), records.dht_expiry(signed.sequence)
+        taken = await self._search(
+            lambda node: replicate(node, place, self._signer.peer, blob, expiration)
         )
-        return stored
+        return taken > 0
 
     async def read(self, key: str) -> tuple[Record, ...]:
         """All valid records under ``key``, one per owner, ordered by owner.
@@ -109,26 +104,40 @@ class DhtDirectory:
         Raises:
             DirectoryError: no answer within the directory's own deadline.
         """
-        found = await self._search(lambda node: node.get(key, latest=True))
-        if found is None or not isinstance(found.value, dict):
-            return ()
+        place = DHTID.generate(source=key)
+        held = await self._search(lambda node: collect(node, place))
         now = self._wall_clock()
-        key_bytes = DHTID.generate(source=key).to_bytes()
-        result: list[Record] = []
-        for owner, (fields, expiration) in sorted(found.value.items()):
-            try:
-                record = msgspec.convert(fields, records.SignedRecord)
-                # Our own storage was checked when stored; checking all alike costs 0.1 ms each
-                records.authenticate(
-                    self._signer, key=key_bytes, owner=owner, record=record, expiration=expiration
-                )
-            except (records.Forged, msgspec.MsgspecError) as error:
-                log.debug("record of %s under %s ignored: %s", owner, key, error)
+        newest: dict[PeerId, records.SignedRecord] = {}
+        for owner, blob, expiration in held:
+            record = self._authentic(place, owner, blob, expiration)
+            if record is None or not self._is_timely(key, owner, record, now):
                 continue
-            if self._is_timely(key, owner, record, now):
-                self._learn(owner, record.addresses)
-                result.append(Record(owner=owner, sequence=record.sequence, value=record.value))
-        return tuple(result)
+            rival = newest.get(owner)
+            if rival is None or rival.sequence < record.sequence:
+                newest[owner] = record
+        for owner, record in newest.items():
+            self._remember(key, owner, record)
+        return tuple(
+            Record(owner=owner, sequence=record.sequence, value=record.value)
+            for owner, record in sorted(newest.items())
+        )
+
+    def _authentic(
+        self, place: DHTID, owner: PeerId, blob: bytes, expiration: Seconds
+    ) -> records.SignedRecord | None:
+        try:
+            record = records.decode(blob)
+            records.authenticate(
+                self._signer,
+                key=place.to_bytes(),
+                owner=owner,
+                record=record,
+                expiration=expiration,
+            )
+        except records.Forged as error:
+            log.debug("record of %s ignored: %s", owner, error)
+            return None
+        return record
 
     def _is_timely(
         self, key: str, owner: PeerId, record: records.SignedRecord, now: Seconds
@@ -138,13 +147,15 @@ class DhtDirectory:
                 self._warned.add(owner)
                 log.warning("the clock of %s is over 30 s ahead of ours; one is wrong", owner)
             return False
-        if records.is_expired(record, now=now) or record.sequence < self._seen.get((key, owner), 0):
-            return False
+        seen = self._seen.get((key, owner), 0)
+        return not records.is_expired(record, now=now) and record.sequence >= seen
+
+    def _remember(self, key: str, owner: PeerId, record: records.SignedRecord) -> None:
+        self._learn(owner, record.addresses)
         self._seen.pop((key, owner), None)  # so that the order of the dict is that of use
         self._seen[key, owner] = record.sequence
         if len(self._seen) > SEEN_OWNERS:
             del self._seen[next(iter(self._seen))]
-        return True
 
     async def _search(self, ask: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
         """Run one search to its end in a task of its own; wait for it until the deadline."""

@@ -104,6 +104,10 @@ class Network:
         """Multiaddresses to share, ending in ``/p2p/<peer id>``."""
         return self.transport.addresses()
 
+    def known_addresses(self, peer: PeerId) -> tuple[str, ...]:
+        """Where ``peer`` was last said to be (by itself, or by libp2p), or nothing."""
+        return tuple(f"{place}/p2p/{peer}" for place in self._streams.known().get(peer, ()))
+
     async def meet(self, addresses: Iterable[PeerAddress]) -> dict[PeerAddress, str]:
         """Dial ``addresses`` all at once, then meet the directories there.
 

@@ -87,6 +87,11 @@ def owner_of(subkey: bytes) -> PeerId:
         raise Forged("unowned") from error
 
 
+def encode(record: SignedRecord) -> bytes:
+    """The bytes that lie in the DHT: a msgpack map, readable for anybody."""
+    return msgspec.msgpack.encode(record)
+
+
 def decode(raw: bytes) -> SignedRecord:
     """Decode the bytes that lie in the DHT.
 
