@@ -29,7 +29,7 @@ from p2ptrain.compute.device import (
     make_deterministic,
 )
 from p2ptrain.compute.model import graph_bytes, stage_slice
-from p2ptrain.compute.stage import StageState
+from p2ptrain.compute.stage import StageState, kept_graphs
 from p2ptrain.core.partition import parameter_count
 from p2ptrain.core.sizes import integer_bytes, nominal_tokens
 from p2ptrain.errors import UserError
@@ -255,7 +255,8 @@ class TorchCompute:
         elements = parameter_count(model, part.layers, first=part.first, last=part.last)
         one_graph = graph_bytes(model, part, nominal_tokens(self._spec))
         per_element = 5 * FLOAT32_BYTES + 2 * integer_bytes(self._spec)
-        return elements * per_element + max(one_graph, self._kept_graph_bytes)
+        graphs = 1 + kept_graphs(self._spec, part, self._kept_graph_bytes)
+        return elements * per_element + graphs * one_graph
 
     async def open(self, stage: Stage) -> TorchStage:
         """A seat with the run's initial weights.

@@ -35,7 +35,7 @@ from p2ptrain.compute.accumulator import (
     sum_parts,
 )
 from p2ptrain.compute.initial import initial_weights
-from p2ptrain.compute.model import graph_bytes, parameter_shapes, stage_slice
+from p2ptrain.compute.model import Slice, graph_bytes, parameter_shapes, stage_slice
 from p2ptrain.compute.optimizers import StageOptimizer, clip_factor
 from p2ptrain.compute.passes import Graph, Passes
 from p2ptrain.compute.snapshot import SAFETENSORS_FLOAT32, pack, raw_bytes, unpack
@@ -57,6 +57,17 @@ LOSS_SCALE = 1 << 32
 """Losses travel as integers of 2^-32 nats, so that tallies add exactly."""
 
 
+def kept_graphs(spec: RunSpec, part: Slice, kept_graph_bytes: Bytes) -> int:
+    """How many graphs to keep at most: never more than a step has microbatches.
+
+    The last stage goes up and down in one call and keeps none.
+    """
+    if part.last:
+        return 0
+    one = graph_bytes(spec.model, part, nominal_tokens(spec))
+    return min(spec.batch.microbatches, kept_graph_bytes // one)
+
+
 class StageState:
     """One seat. Not thread-safe: one call at a time, all from the computing thread."""
 
@@ -75,8 +86,7 @@ class StageState:
         self._whole: Tensor | None = None
         self._finished = False
         self._graphs: dict[Microbatch, Graph] = {}
-        size = graph_bytes(spec.model, part, nominal_tokens(spec))
-        self._kept_graphs = kept_graph_bytes // size
+        self._kept_graphs = kept_graphs(spec, part, kept_graph_bytes)
         self.stage = stage
         self.version = Step(0)
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from p2ptrain.compute.executor import KEPT_GRAPH_BYTES, TorchCompute
+from p2ptrain.compute.executor import TorchCompute
 from p2ptrain.core.sizes import microbatch_token_bytes
 from p2ptrain.errors import UserError
 from p2ptrain.run import Batch, Cut, Model, RunSpec
@@ -56,10 +56,19 @@ async def test_the_thread_ends_with_close() -> None:
     assert not alive[0].is_alive()
 
 
+def test_memory_is_counted_with_the_graphs_that_are_kept() -> None:
+    with_graphs, without = (
+        TorchCompute(SPEC, device="cpu", inline=True, kept_graph_bytes=size)
+        for size in (1 << 30, 0)
+    )
+    assert with_graphs.seat_bytes(FIRST) > without.seat_bytes(FIRST) > 0
+    last = Stage(1)
+    assert with_graphs.seat_bytes(last) == without.seat_bytes(last)
+
+
 @pytest.mark.asyncio
 async def test_a_dropped_seat_gives_its_memory_back() -> None:
     needed = TorchCompute(SPEC, device="cpu", inline=True).seat_bytes(FIRST)
-    assert needed > KEPT_GRAPH_BYTES
     compute = TorchCompute(SPEC, device="cpu", inline=True, memory_bytes=needed)
     seat = await compute.open(FIRST)
     with pytest.raises(UserError, match="beside"):
