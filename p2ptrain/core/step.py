@@ -2,11 +2,11 @@
 
     COUNTING  <---- union incomplete ----  any of the three below
        |  live bitmaps cover the step
-    PLANNING  --- no plan by the deadline: round + 1, next leader ---> PLANNING
+    PLANNING  --- no plan by the deadline: ask for the sum, round + 1, next leader ---> PLANNING
        |  leader: its own plan; member: a plan with a higher ballot that states its bitmap
     FROZEN    --- mismatch, Nack, member gone, deadline: round + 1 ---> PLANNING
        |  Quiet -> Ack; all acks -> Go
-    REDUCING  --- failure, Nack, deadline: round + 1 ---> PLANNING
+    REDUCING  --- Nack, failure (after a pause), deadline: round + 1 ---> PLANNING
        |  whole sum (Reduced)           ^
        |                                '-- own stage's Sum heard, in any phase above: fetch it
     NORM      --- deadline: ask around, decide nothing ---> NORM
@@ -143,6 +143,7 @@ class StepMachine:
         self._acked: set[PeerId] = set()
         self._told: Sum | None = None  # the own stage's SUM, while I do not hold the sum itself
         self._holders: list[PeerId] = []
+        self._failure = ""  # why no way to the sum is left, during the pause that follows
         self._asks = 0
         self.ledger.set_live(self._live)
         self._elect()
@@ -178,11 +179,13 @@ class StepMachine:
             case Phase.COUNTING:  # a SUM may exist without me: a lost message must not strand me
                 actions = self._ask((self.stage,), now)
             case Phase.PLANNING:
-                actions = self._next_round(f"no plan from {self.leader}", now)
+                # A stage-mate that holds the sum plans no more, nor resolves an overlap with me.
+                asked = (WantSums((self.stage,)),)
+                actions = asked + self._next_round(f"no plan from {self.leader}", now)
             case Phase.FROZEN:
                 actions = self._next_round(f"not all acked the plan of {self.leader}", now)
             case Phase.REDUCING:
-                actions = self._reduce_or_fetch_failed("no whole sum in time", now)
+                actions = self._on_reduce_deadline(now)
             case Phase.NORM:
                 missing = [s for s in map(Stage, range(self._stages)) if s not in self.sums]
                 actions = self._ask(tuple(missing), now)
@@ -411,9 +414,15 @@ class StepMachine:
     def _fetch(self, now: Seconds) -> tuple[Action, ...]:
         if self._told is None or not self._holders:
             self._told = None
-            return self._next_round("nobody gave the sum they announced", now)
+            return self._pause("nobody gave the sum they announced", now)
         self._enter(Phase.REDUCING, self._limits.reduce_seconds, now)
         return (FetchSum(self._holders[0], self._told),)
+
+    def _pause(self, reason: str, now: Seconds) -> tuple[Action, ...]:
+        """No way to the sum is left: let a plan's time pass, or broken links spin the rounds."""
+        self._failure = reason
+        self._enter(Phase.REDUCING, self._limits.plan_seconds, now)
+        return ()
 
     def _on_reduced(self, outcome: Outcome, round_: int, now: Seconds) -> tuple[Action, ...]:
         plan, told = self.plan, self._told
@@ -438,20 +447,26 @@ class StepMachine:
         return publish + self._conclude()
 
     def _on_failure(self, event: ReduceFailed | FetchFailed, now: Seconds) -> tuple[Action, ...]:
+        """The way to the sum on which I am is closed; late news of another changes nothing."""
         if self.phase is not Phase.REDUCING:
             return ()
-        if isinstance(event, ReduceFailed):
-            current = self.plan is not None and event.ballot == self.plan.ballot
-        else:
+        if isinstance(event, FetchFailed):
             current = self.plan is None and self._holders[:1] == [event.holder]
-        return self._reduce_or_fetch_failed(event.reason, now) if current else ()
+            return self._try_next_holder(now) if current else ()
+        if self.plan is None or event.ballot != self.plan.ballot:
+            return ()
+        self.plan = None  # it has ended: nothing to abort
+        return self._fetch(now) if self._told else self._pause(event.reason, now)
 
-    def _reduce_or_fetch_failed(self, reason: str, now: Seconds) -> tuple[Action, ...]:
+    def _on_reduce_deadline(self, now: Seconds) -> tuple[Action, ...]:
         if self._told is None:
-            return self._next_round(reason, now)
-        if self.plan is None:
-            self._holders = self._holders[1:]  # this holder has had its turn
-        return self._drop_plan() + self._fetch(now)
+            late = "no whole sum in time"
+            return self._next_round(late if self.plan else self._failure, now)
+        return self._drop_plan() + self._fetch(now) if self.plan else self._try_next_holder(now)
+
+    def _try_next_holder(self, now: Seconds) -> tuple[Action, ...]:
+        self._holders = self._holders[1:]
+        return self._fetch(now)
 
     # --- the barrier ---------------------------------------------------------------------
 

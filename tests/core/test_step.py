@@ -244,6 +244,8 @@ def test_no_plan_in_time_hands_the_lead_on_with_growing_deadlines() -> None:
         now = seat.due_at
         actions = seat.tick(now=now)
     assert waits == pytest.approx([1.5**r for r in range(turn)])
+    # The sum may exist: who holds it plans no more, nor resolves an overlap.
+    assert actions[0] == WantSums((STAGE,))
     assert actions[-1] == Freeze()
     assert (seat.phase, seat.round, seat.leader) == (Phase.FROZEN, turn, EVE)
 
@@ -291,11 +293,12 @@ def test_a_failed_reduction_starts_the_next_round() -> None:
     seat.handle(Received(ANN, go(plan)), now=0.0)
     other = Ballot(round=0, rank=9, digest=plan.ballot.digest)
     assert seat.handle(ReduceFailed(other, "stale"), now=1.0) == ()
-    actions = seat.handle(ReduceFailed(plan.ballot, "link"), now=1.0)
-    assert actions[0] == AbortReduce(plan.ballot)
+    assert seat.handle(ReduceFailed(plan.ballot, "link"), now=1.0) == ()
+    assert seat.due_at == 2.0  # a pause, so that a broken link does not spin the rounds
+    actions = seat.tick(now=2.0)
     assert (seat.round, seat.reason) == (1, "link")
     # BOB does not know what ANN counted, so it can only wait.
-    assert actions[1:] == (Unfreeze(),)
+    assert actions == (Unfreeze(),)
     assert seat.phase is Phase.COUNTING
 
 
@@ -490,8 +493,17 @@ def test_a_counting_seat_freezes_to_fetch_and_thaws_if_nobody_gives() -> None:
     assert seat.handle(Received(ANN, told), now=1.0) == (Freeze(), FetchSum(ANN, told))
     assert seat.due_at == 5.0
     assert seat.tick(now=5.0) == (FetchSum(EVE, told),)
-    assert seat.handle(FetchFailed(EVE, "gone"), now=6.0) == (Unfreeze(),)
+    assert seat.handle(FetchFailed(EVE, "gone"), now=6.0) == ()
+    assert seat.tick(now=7.0) == (Unfreeze(),)
     assert seat.phase is Phase.COUNTING
+
+
+def test_a_sum_heard_in_the_pause_after_a_failure_is_fetched() -> None:
+    seat, plan = following()
+    seat.handle(Received(ANN, go(plan)), now=0.0)
+    seat.handle(ReduceFailed(plan.ballot, "link"), now=1.0)
+    told = total(STAGE, round_=0)
+    assert seat.handle(Received(ANN, told), now=1.5) == (FetchSum(ANN, told),)
 
 
 def test_a_running_reduction_of_the_same_round_may_end_before_fetching() -> None:
