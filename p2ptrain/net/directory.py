@@ -79,7 +79,7 @@ class DhtDirectory:
         if len(value) > records.MAX_VALUE_BYTES:
             raise ValueError(f"{len(value)} bytes; a record holds {records.MAX_VALUE_BYTES}")
         if not 0 < lifetime <= records.MAX_LIFETIME_SECONDS:
-            raise ValueError(f"{lifetime} s; a record lives {records.MAX_LIFETIME_SECONDS} s")
+            raise ValueError(f"lifetime {lifetime} s: at most {records.MAX_LIFETIME_SECONDS:.0f}")
         now = self._wall_clock()
         self._sequence = max(self._sequence + 1, int(now * records.MICROSECONDS))
         record = records.SignedRecord(

@@ -131,6 +131,7 @@ class Libp2pTransport:
         self._addresses: tuple[str, ...] = ()
         self._opened: set[Libp2pStream] = set()
         self._accepted: dict[PeerId, set[Libp2pStream]] = {}
+        self._handling: set[asyncio.Task[None]] = set()
         self._known: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
 
     @property
@@ -234,7 +235,9 @@ class Libp2pTransport:
                 self._serving.clear()
 
     def close(self) -> None:
-        """Close every stream; their users then see LinkError and end."""
+        """Close every stream and end its handler; other users see LinkError."""
+        for task in self._handling:
+            task.cancel()
         accepted = [stream for streams in self._accepted.values() for stream in streams]
         for stream in (*self._opened, *accepted):
             stream.close_now()
@@ -248,7 +251,9 @@ class Libp2pTransport:
             return
         stream = Libp2pStream(peer, reader, writer, self._forget)
         self._accepted.setdefault(peer, set()).add(stream)
-        self._tasks.create_task(self._handle(stream))
+        task = self._tasks.create_task(self._handle(stream))
+        self._handling.add(task)
+        task.add_done_callback(self._handling.discard)
 
     async def _handle(self, stream: Libp2pStream) -> None:
         assert self._handler is not None

@@ -48,8 +48,65 @@ def test_the_largest_and_longest_record_fits_and_more_is_refused(world: Any) -> 
 
 def test_a_record_ends_with_its_lifetime(world: Any) -> None:
     async def scenario(a: Any, b: Any) -> None:
-        assert await a.directory.store(KEY, b"brief", lifetime=2)
-        await asyncio.sleep(3)
+        assert await a.directory.store(KEY, b"brief", lifetime=1)
+        await asyncio.sleep(1.5)
         assert await values(b) == {}
+
+    world(scenario, peers=2)
+
+
+def test_a_newer_record_replaces_an_older_one_that_would_live_longer(world: Any) -> None:
+    async def scenario(a: Any, b: Any) -> None:
+        assert await a.directory.store(KEY, b"old", lifetime=120)
+        (old,) = await b.directory.read(KEY)
+        assert await a.directory.store(KEY, b"new", lifetime=10)
+        (new,) = await b.directory.read(KEY)
+        assert new.value == b"new"
+        assert new.sequence > old.sequence
+
+    world(scenario, peers=2)
+
+
+def test_values_are_bytes_of_any_kind(world: Any) -> None:
+    async def scenario(a: Any, b: Any) -> None:
+        for value in (b"", bytes(range(256)) * 16):
+            assert await a.directory.store(KEY, value, lifetime=30)
+            assert await values(b) == {a.signer.peer: value}
+
+    world(scenario, peers=2)
+
+
+@pytest.mark.parametrize("lifetime", [0, -1, float("nan")])
+def test_a_record_without_a_life_is_refused(world: Any, lifetime: float) -> None:
+    async def scenario(a: Any, b: Any) -> None:
+        with pytest.raises(ValueError, match="lifetime"):
+            await a.directory.store(KEY, b"", lifetime=lifetime)
+        assert await values(b) == {}
+
+    world(scenario, peers=2)
+
+
+def test_many_calls_at_once_all_succeed(world: Any) -> None:
+    async def scenario(a: Any, b: Any) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(40):
+                value = number.to_bytes()
+                tasks.create_task(a.directory.store(f"{KEY}/{number}", value, lifetime=30))
+        async with asyncio.TaskGroup() as tasks:
+            reads = [tasks.create_task(values(b, f"{KEY}/{n}")) for n in range(40)]
+        assert [list(read.result().values()) for read in reads] == [
+            [n.to_bytes()] for n in range(40)
+        ]
+
+    world(scenario, peers=2)
+
+
+def test_a_cancelled_call_harms_no_later_one(world: Any) -> None:
+    async def scenario(a: Any, b: Any) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await a.directory.store(KEY, b"1", lifetime=30)
+        assert await a.directory.store(KEY, b"2", lifetime=30)
+        assert await values(b) == {a.signer.peer: b"2"}
 
     world(scenario, peers=2)

@@ -1,6 +1,7 @@
 """What every ``ports.Transport`` promises, in the simulated network and on libp2p."""
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -34,11 +35,10 @@ async def join(opener: Any, acceptor: Any) -> tuple[Stream, Stream]:
     return near, far
 
 
-async def until_broken(stream: Stream) -> None:
-    with pytest.raises(LinkError):
-        while True:
-            await stream.send(bytes(1 << 16))
-            await asyncio.sleep(0.01)
+async def flood(stream: Stream) -> None:
+    while True:
+        await stream.send(bytes(1 << 16))
+        await asyncio.sleep(0.01)
 
 
 def test_bytes_arrive_whole_and_in_order_both_ways(world: Any) -> None:
@@ -92,7 +92,8 @@ def test_what_was_sent_before_close_arrives_and_then_the_end(world: Any) -> None
             await read(near, 1)
         with pytest.raises(LinkError):
             await near.send(b"after close")
-        await until_broken(far)
+        with pytest.raises(LinkError):
+            await flood(far)
 
     world(scenario, peers=2)
 
@@ -122,3 +123,71 @@ def test_peers_know_themselves(world: Any) -> None:
         assert all(address.endswith(f"/p2p/{a.signer.peer}") for address in a.transport.addresses())
 
     world(scenario, peers=2)
+
+
+def test_a_sent_buffer_may_be_reused(world: Any) -> None:
+    async def scenario(a: Any, b: Any) -> None:
+        near, far = await join(a, b)
+        buffer = bytearray(300_000)
+        async with asyncio.TaskGroup() as tasks:
+            received = tasks.create_task(read(far, 3 * len(buffer)))
+            for value in range(3):
+                buffer[:] = bytes([value]) * len(buffer)
+                await near.send(buffer)
+        assert received.result() == b"".join(bytes([value]) * len(buffer) for value in range(3))
+
+    world(scenario, peers=2)
+
+
+def test_a_sender_goes_on_when_the_reader_does(world: Any) -> None:
+    async def scenario(a: Any, b: Any) -> None:
+        near, far = await join(a, b)
+        sent = 0
+
+        async def fill() -> None:
+            nonlocal sent
+            while sent < 16 * MEBIBYTE:
+                await near.send(bytes(1 << 16))
+                sent += 1 << 16
+
+        async with asyncio.TaskGroup() as tasks:
+            flooding = tasks.create_task(fill())
+            before = -1
+            while before != sent:
+                before = sent
+                await asyncio.sleep(0.2)
+            assert not flooding.done()
+            assert sent <= 4 * MEBIBYTE, "windows and kernel buffers hold no more"
+            assert await read(far, 16 * MEBIBYTE) == bytes(16 * MEBIBYTE)
+
+    world(scenario, peers=2)
+
+
+def test_closing_ends_our_own_waiting_receiver_and_sender(world: Any) -> None:
+    async def scenario(a: Any, b: Any) -> None:
+        near, _ = await join(a, b)
+
+        async def fails(waiting: Coroutine[Any, Any, Any]) -> None:
+            with pytest.raises(LinkError):
+                await waiting
+
+        async with asyncio.TaskGroup() as tasks:
+            waits = [
+                tasks.create_task(fails(read(near, 1))),
+                tasks.create_task(fails(near.send(bytes(16 * MEBIBYTE)))),
+            ]
+            await asyncio.sleep(0.2)
+            assert not any(wait.done() for wait in waits)
+            await near.close()
+
+    world(scenario, peers=2)
+
+
+def test_a_link_error_names_the_peer_in_one_line(world: Any) -> None:
+    async def scenario(a: Any) -> None:
+        with pytest.raises(LinkError) as caught:
+            await a.transport.open(STRANGER)
+        assert caught.value.peer == STRANGER
+        assert "\n" not in str(caught.value)
+
+    world(scenario, peers=1)
