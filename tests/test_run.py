@@ -48,7 +48,7 @@ specs = st.builds(
         name=st.sampled_from(["muon", "adamw"]),
     ),
     cut=st.integers(1, 4).map(lambda stages: Cut(stages=stages)),
-    data=st.sampled_from([Data(), Data(root="0f" * 32, size_bytes=9, file_count=1)]),
+    data=st.sampled_from([Data(), Data(root="0f" * 32, total_bytes=9, file_count=1)]),
 )
 
 
@@ -75,7 +75,7 @@ def test_presets_have_the_size_that_their_name_says_and_fit_a_directory_record()
     for name, spec in PRESETS.items():
         validate(spec)
         pinned = msgspec.structs.replace(
-            spec, data=Data(root="a" * 64, size_bytes=2**40, file_count=999)
+            spec, data=Data(root="a" * 64, total_bytes=2**40, file_count=999)
         )
         assert len(encode(pinned)) < MAX_SPEC_BYTES
         if name[-1] in "mb":
@@ -140,8 +140,8 @@ IMPOSSIBLE = [
     (RunSpec(sync=Sync(mode="delayed")), '"delayed" is not built yet'),
     (RunSpec(sync=Sync(mode="local")), '"local" is not built yet'),
     (RunSpec(sync=Sync(agreement="canonical")), "mixed devices"),
-    (RunSpec(data=Data(root="xyz", size_bytes=1, file_count=1)), "64 hexadecimal digits"),
-    (RunSpec(data=Data(size_bytes=1)), "pinned together"),
+    (RunSpec(data=Data(root="xyz", total_bytes=1, file_count=1)), "64 hexadecimal digits"),
+    (RunSpec(data=Data(total_bytes=1)), "pinned together"),
     (RunSpec(data=Data(held_out=0.0)), "leaves nothing to evaluate on"),
     (RunSpec(name="a\nb"), "name: 1 to 64"),
     (RunSpec(limits=Limits(suspect_seconds=1.0)), "must be twice"),

@@ -140,9 +140,9 @@ def corpus_from_bytes(spec: RunSpec, corpus: bytes, *, where: str = "the corpus"
         DataError: they are not the bytes that ``spec`` pins.
     """
     data = spec.data
-    if data.root and data.size_bytes != len(corpus):
+    if data.root and data.total_bytes != len(corpus):
         raise DataError(
-            f"{where} has {len(corpus)} bytes, this run trains on {data.size_bytes}{_hint(data)}"
+            f"{where} has {len(corpus)} bytes, this run trains on {data.total_bytes}{_hint(data)}"
         )
     if data.root and (found := corpus_root(corpus)) != data.root:
         raise DataError(
@@ -165,7 +165,7 @@ def pin(spec: RunSpec, path: Path | None = None) -> RunSpec:
     data = msgspec.structs.replace(
         spec.data,
         file_count=gathered.file_count,
-        size_bytes=len(gathered.corpus),
+        total_bytes=len(gathered.corpus),
         root=corpus_root(gathered.corpus),
     )
     return msgspec.structs.replace(spec, data=data)

@@ -60,7 +60,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "sync.start_replicas": (1, 4096),
     "accumulator.fraction_bits": (1, 56),
     "data.file_count": (0, 2**31),
-    "data.size_bytes": (0, 2**48),
+    "data.total_bytes": (0, 2**48),
     "data.held_out": (0.0, 0.5),
     "arithmetic.threads": (1, 1024),
     "evaluation.every_steps": (0, 2**31),
@@ -180,8 +180,8 @@ def _data(spec: RunSpec) -> Iterator[str]:
     data = spec.data
     if data.root and not re.fullmatch(r"[0-9a-f]{64}", data.root):
         yield "data.root: 64 hexadecimal digits, or empty for a corpus that is not pinned yet"
-    if bool(data.root) != bool(data.size_bytes) or bool(data.root) != bool(data.file_count):
-        yield "data: root, size_bytes and file_count are pinned together (leave all three out)"
+    if bool(data.root) != bool(data.total_bytes) or bool(data.root) != bool(data.file_count):
+        yield "data: root, total_bytes and file_count are pinned together (leave all three out)"
     if data.held_out <= 0 and spec.evaluation.microbatches > 0:
         yield "data.held_out = 0 leaves nothing to evaluate on: set evaluation.microbatches = 0"
     if not 1 <= len(data.jsonl_field) <= 64:  # noqa: PLR2004 -- a field's name, in characters

@@ -106,7 +106,7 @@ class Data(Part, frozen=True, kw_only=True):
 
     ``source``: ``stdlib`` (the running Python's own library), ``text`` (a file or
     folder) or ``jsonl`` (the strings under ``jsonl_field``). The corpus is one string of
-    ``size_bytes`` bytes, taken from ``file_count`` files in the order of their paths;
+    ``total_bytes`` bytes, taken from ``file_count`` files in the order of their paths;
     ``root`` is its BLAKE2b-256 in hex. No list of files stands here: a library has
     hundreds and the RunSpec must fit a directory record. An empty ``root`` means: not
     pinned yet (``p2ptrain init`` and the first peer pin it).
@@ -117,7 +117,7 @@ class Data(Part, frozen=True, kw_only=True):
     tokenizer: Literal["bytes"] = "bytes"
     jsonl_field: str = "text"
     file_count: int = 0
-    size_bytes: int = 0
+    total_bytes: int = 0
     root: str = ""
     held_out: float = 0.02
 

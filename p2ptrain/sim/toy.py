@@ -64,7 +64,7 @@ def toy_spec(
             sync=Sync(start_replicas=replicas),
             evaluation=evaluation or Evaluation(every_steps=0, microbatches=0),
             data=Data(
-                source="text", file_count=1, size_bytes=len(corpus), root=corpus_root(corpus)
+                source="text", file_count=1, total_bytes=len(corpus), root=corpus_root(corpus)
             ),
         )
     )

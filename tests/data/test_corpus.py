@@ -95,7 +95,7 @@ def test_pinning_settles_the_run_id_and_another_corpus_is_refused(tmp_path: Path
     file = tmp_path / "text"
     file.write_bytes(TEXT)
     pinned = pin(SPEC, file)
-    assert pinned.data.size_bytes == len(TEXT)
+    assert pinned.data.total_bytes == len(TEXT)
     assert pinned.data.file_count == 1
     assert digest(pinned) != digest(SPEC)
     assert pin(pinned, file) == pinned
@@ -114,7 +114,7 @@ def test_pinning_settles_the_run_id_and_another_corpus_is_refused(tmp_path: Path
 
 def test_bytes_pulled_from_peers_are_checked_too() -> None:
     pinned = RunSpec(
-        model=SPEC.model, data=Data(source="text", root="0" * 64, size_bytes=1601, file_count=1)
+        model=SPEC.model, data=Data(source="text", root="0" * 64, total_bytes=1601, file_count=1)
     )
     with pytest.raises(DataError, match="other bytes"):
         corpus_from_bytes(pinned, TEXT)

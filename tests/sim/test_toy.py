@@ -57,4 +57,4 @@ def test_tokens_have_their_exact_size_and_differ(slot: int) -> None:
 
 def test_the_corpus_is_the_one_that_the_spec_pins() -> None:
     spec = toy_spec(stages=2, microbatches=4, steps=1, seed=3)
-    assert corpus_root(ToyCorpus(spec).read(0, spec.data.size_bytes)) == spec.data.root
+    assert corpus_root(ToyCorpus(spec).read(0, spec.data.total_bytes)) == spec.data.root
