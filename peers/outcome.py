@@ -14,7 +14,7 @@ import msgspec
 
 from p2ptrain.core.digest import combine_digests
 from p2ptrain.errors import InternalError
-from p2ptrain.units import Bytes  # noqa: TC001 -- msgspec reads annotations at run time
+from p2ptrain.units import Bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -22,7 +22,7 @@ from p2ptrain.run import to_toml
 from peers.progress import Progress, Tail
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from p2ptrain.run import RunSpec
@@ -90,9 +90,10 @@ class Swarm:
     members: list[Member] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     peak_rss_bytes: Bytes = 0
+    leaving: bool = False
     _heard_at: Seconds = 0.0
 
-    async def run(self) -> AsyncIterator[Progress]:
+    async def run(self) -> AsyncGenerator[Progress, None]:
         """Start everything, then yield the progress after each look until all peers ended.
 
         Raises:
@@ -105,15 +106,20 @@ class Swarm:
         waiting = list(range(self.options.peers))
         loop = asyncio.get_running_loop()
         self._heard_at = loop.time()
-        while waiting or any(member.child.alive for member in self.members):
+        while (waiting and not self.leaving) or any(m.child.alive for m in self.members):
             starting = [m for m in self.members if m.child.alive and not m.events.exists()]
-            while waiting and len(starting) < STARTS_AT_ONCE:
+            while waiting and not self.leaving and len(starting) < STARTS_AT_ONCE:
                 starting.append(await self._start_peer(waiting.pop(0), run_file, address))
             self.look(loop.time())
             yield self.progress
             await asyncio.sleep(LOOK_SECONDS)
         self.look(loop.time())
         yield self.progress
+
+    def leave(self) -> None:
+        """Ask all peers to finish their step and leave; start no more."""
+        self.leaving = True
+        self.children.interrupt()
 
     def look(self, now: Seconds) -> None:
         """Read what is new.
@@ -125,11 +131,11 @@ class Swarm:
             for entry in member.tail.read():
                 self.progress.feed(entry, now=now)
                 self._heard_at = now
-            if not member.child.alive and member.child.process.returncode and not member.failed:
+            code = member.child.process.returncode
+            if code and not member.failed and not self.leaving:
                 member.failed = True
                 self.troubles.append(
-                    f"{member.child.name} ended with code {member.child.process.returncode}: "
-                    f"{member.child.last_words()}"
+                    f"{member.child.name} ended with code {code}: {member.child.last_words()}"
                 )
         self.peak_rss_bytes = max(self.peak_rss_bytes, self.children.peak_rss_bytes())
         if now - self._heard_at > STALL_SECONDS:

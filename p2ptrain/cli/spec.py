@@ -1,66 +1,38 @@
-"""The ``p2ptrain`` command: flags in, one program run, an exit code out.
+"""From flags, environment and file to a RunSpec; and the commands that show or write one.
 
-Nothing but flags is handled here. Programs are imported only when their command runs,
-because torch and hivemind take seconds, and ``p2ptrain --help`` must not. Whatever goes
-wrong reaches the user as one line that says what to type instead; ``P2PTRAIN_DEBUG=1``
-shows the traceback. Exit codes are those of ``errors.py``, and 130 for Ctrl-C.
+A RunSpec is resolved in one place for all commands, so that ``config show`` with the same
+flags shows what a peer or a simulation would run.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from p2ptrain import __version__
-from p2ptrain.errors import P2PTrainError, UserError
-from p2ptrain.flags import Group, option, pairs
-from p2ptrain.run import PRESETS, Layered, digest, expected_efficiency, layered, preset, to_toml
+from p2ptrain.cli.flags import Group, option, pairs
+from p2ptrain.errors import UserError
+from p2ptrain.run import PRESETS, Layered, digest, expected_efficiency, layered, to_toml
+from p2ptrain.run import preset as preset_named
 from p2ptrain.run.presets import with_stages
 from p2ptrain.run.text import flat
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-INTERRUPTED_EXIT = 130
-USAGE_EXIT = 2
-FILE = click.Path(path_type=Path, dir_okay=False)
 ANY_PATH = click.Path(path_type=Path)
-SETTINGS = {
-    "help_option_names": ["-h", "--help"],
-    "token_normalize_func": lambda name: name.replace("_", "-"),
-    "max_content_width": 100,
-}
 
-run_option = option("--run", "run_file", type=FILE, help="RunSpec to use (see init).")
+run_option = option("--run", "run_file", type=ANY_PATH, help="RunSpec to use (see init).")
 preset_option = option("--preset", help=f"Instead of --run: {', '.join(PRESETS)}.")
 set_option = click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one value of the RunSpec."
 )
 data_option = option("--data", type=ANY_PATH, help="Text file, folder or jsonl to train on.")
-peers_option = option(
-    "--initial-peers", "--join", "--bootstrap", multiple=True, metavar="ADDRESS...",
-    help="Addresses of a bootstrap or of any peer of the run.",
-)  # fmt: skip
-identity_option = option("--identity-path", type=FILE, help="Key file; made if missing.")
-host_option = option(
-    "--host-maddrs", multiple=True, metavar="ADDRESS...", help="Where to listen (multiaddress)."
-)
-announce_option = option(
-    "--announce-maddrs", multiple=True, metavar="ADDRESS...", help="What to tell others instead."
-)
 
 
-@click.group(cls=Group, context_settings=SETTINGS)
-@click.version_option(__version__, prog_name="p2ptrain")
-def cli() -> None:
-    """Train one large model together, peer to peer, without a coordinator."""
-
-
-@cli.command()
+@click.command()
 @preset_option
 @option("-o", "--output", type=ANY_PATH, default=Path("run.toml"), help="File, or - for stdout.")
 @data_option
@@ -70,7 +42,7 @@ def init(
     *, preset: str | None, output: Path, data: Path | None, sets: tuple[str, ...], force: bool
 ) -> None:
     """Write a commented RunSpec, with its data pinned."""
-    from p2ptrain.data import pin  # noqa: PLC0415 -- see the module
+    from p2ptrain.data import pin  # noqa: PLC0415 -- only what the command needs
 
     spec = pin(resolve(None, preset, flags={**source_of(data), **pairs(sets)}).spec, data)
     if str(output) == "-":
@@ -86,7 +58,7 @@ def init(
     click.echo(f"  p2ptrain peer --new-swarm --run {output}")
 
 
-@cli.group(cls=Group)
+@click.group(cls=Group)
 def config() -> None:
     """Look at settings."""
 
@@ -117,15 +89,13 @@ def show(
     )
 
 
-def resolve(
-    run_file: Path | None, preset_name: str | None, *, flags: Mapping[str, object]
-) -> Layered:
+def resolve(run_file: Path | None, preset: str | None, *, flags: Mapping[str, object]) -> Layered:
     """The RunSpec from a file or preset, the environment and ``flags``.
 
     Raises:
         UserError: both or an unreadable file; RunSpecError as ``layered``.
     """
-    if run_file is not None and preset_name is not None:
+    if run_file is not None and preset is not None:
         raise UserError("give --run or --preset, not both")
     text = ""
     if run_file is not None:
@@ -134,10 +104,10 @@ def resolve(
         except (OSError, UnicodeDecodeError) as error:
             hint = "; p2ptrain init writes one" if not run_file.exists() else ""
             raise UserError(f"--run {run_file}: cannot be read{hint}") from error
-    base = preset(preset_name) if preset_name is not None else None
+    base = preset_named(preset) if preset is not None else None
     stages = flags.get("cut.stages")
     if run_file is None and isinstance(stages, int):
-        base = with_stages(base or preset("tiny"), stages)
+        base = with_stages(base or preset_named("tiny"), stages)
     return layered(base=base, text=text, source=str(run_file), environ=os.environ, flags=flags)
 
 
@@ -147,36 +117,3 @@ def source_of(data: Path | None) -> dict[str, object]:
         return {}
     jsonl = data.suffix == ".jsonl" or (data.is_dir() and any(data.glob("*.jsonl")))
     return {"data.source": "jsonl" if jsonl else "text"}
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command and exit with its code."""
-    sys.exit(run(sys.argv[1:] if args is None else args))
-
-
-def run(args: Sequence[str]) -> int:
-    """Run the command; return its exit code. Every error ends here, in one line on stderr."""
-    try:
-        code = cli.main(list(args), prog_name="p2ptrain", standalone_mode=False)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        return INTERRUPTED_EXIT
-    except click.ClickException as error:
-        return _fail(error.format_message(), USAGE_EXIT, help_of=getattr(error, "ctx", None))
-    except P2PTrainError as error:
-        return _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        return 1  # whoever read our output has left
-    except Exception as error:  # the last line before the user
-        if os.environ.get("P2PTRAIN_DEBUG"):
-            raise
-        return _fail(
-            f"our fault: {type(error).__name__}: {error} (P2PTRAIN_DEBUG=1 shows where)", 1
-        )
-    return code if isinstance(code, int) else 0
-
-
-def _fail(reason: str, code: int, *, help_of: click.Context | None = None) -> int:
-    command = help_of.command_path if help_of is not None else "p2ptrain"
-    hint = f" (see {command} --help)" if help_of is not None else ""
-    print(f"{command}: {reason}{hint}".replace("\n", " "), file=sys.stderr)  # noqa: T201
-    return code

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2ptrain.flags import Group, Size, option, pairs, spread
+from p2ptrain.cli.flags import Group, Size, option, pairs, spread
 
 
 @click.group(cls=Group)

@@ -1,0 +1,231 @@
+"""The commands that go on the network: bootstrap, peer, status.
+
+Whatever can be refused is refused before torch and hivemind are imported, so a slip of
+the finger costs a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+import msgspec
+
+from p2ptrain.cli.flags import Size, option, pairs
+from p2ptrain.cli.spec import ANY_PATH, data_option, preset_option, resolve, set_option, source_of
+from p2ptrain.data import pin
+from p2ptrain.errors import UserError
+from p2ptrain.net.addresses import parse_peer_addresses
+from p2ptrain.net.emulation import LinkShape, parse_link
+from p2ptrain.units import RunId, Stage
+
+if TYPE_CHECKING:
+    from p2ptrain.run import RunSpec
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+peers_option = option(
+    "--initial-peers", "--join", "--bootstrap", multiple=True, metavar="ADDRESS...",
+    help="Addresses of a bootstrap or of any peer of the run.",
+)  # fmt: skip
+identity_option = option("--identity-path", type=ANY_PATH, help="Key file; made if missing.")
+host_option = option(
+    "--host-maddrs", multiple=True, metavar="ADDRESS...", help="Where to listen (multiaddress)."
+)
+announce_option = option(
+    "--announce-maddrs", multiple=True, metavar="ADDRESS...", help="What to tell others instead."
+)
+relay_option = click.option(
+    "--use-relay/--no-relay", default=True, help="Let relays help those who cannot be reached."
+)
+
+
+@click.command()
+@option("--port", type=click.IntRange(0, 65535), default=31337, show_default=True)
+@host_option
+@announce_option
+@identity_option
+@peers_option
+@relay_option
+def bootstrap(
+    *,
+    port: int,
+    host_maddrs: tuple[str, ...],
+    announce_maddrs: tuple[str, ...],
+    identity_path: Path | None,
+    initial_peers: tuple[str, ...],
+    use_relay: bool,
+) -> int:
+    """Run an address book; it prints the address to share."""
+    parse_peer_addresses(initial_peers)
+    from bootstrap import node  # noqa: PLC0415 -- hivemind takes seconds
+
+    options = node.BootstrapOptions(
+        port=port,
+        host_maddrs=host_maddrs,
+        announce_maddrs=announce_maddrs,
+        identity_path=identity_path or home() / "bootstrap.key",
+        initial_peers=initial_peers,
+        use_relay=use_relay,
+    )
+    return node.run(options, say=click.echo)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerFlags:
+    """The flags of ``p2ptrain peer``, as they are declared below."""
+
+    initial_peers: tuple[str, ...]
+    new_swarm: bool
+    run: str | None
+    preset: str | None
+    sets: tuple[str, ...]
+    stage: str
+    device: str
+    data: Path | None
+    max_memory: int | None
+    identity_path: Path | None
+    port: int
+    host_maddrs: tuple[str, ...]
+    announce_maddrs: tuple[str, ...]
+    use_relay: bool
+    checkpoint_dir: Path | None
+    log_format: Literal["text", "json"]
+    link: str | None
+    events: Path | None
+    result: Path | None
+
+
+@click.command()
+@peers_option
+@click.option("--new-swarm", is_flag=True, help="Begin a run instead of joining one.")
+@option("--run", metavar="FILE|ID", help="A RunSpec, or the id of a run to join.")
+@preset_option
+@set_option
+@option("--stage", default="auto", help="auto, or the stage to serve.")
+@option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@data_option
+@option("--max-memory", type=Size(), help="For seats, like 8GB; default: half of what is free.")
+@identity_option
+@option("--port", type=click.IntRange(0, 65535), default=0, help="Where to listen, if simple.")
+@host_option
+@announce_option
+@relay_option
+@option("--checkpoint-dir", type=ANY_PATH, help="Where to remember peers over restarts.")
+@option("--log-format", type=click.Choice(["text", "json"]), default="text")
+@option("--link", help="Emulate a line, like 200mbit,50ms.", hidden=True)
+@option("--events", type=ANY_PATH, help="Write every event to a file.", hidden=True)
+@option("--result", type=ANY_PATH, help="Write the outcome to a file.", hidden=True)
+def peer(**given: Any) -> int:
+    """Join a run, or begin one."""
+    flags = PeerFlags(**given)
+    parse_peer_addresses(flags.initial_peers)
+    run_id, spec = wanted_run(flags)
+    stage = wanted_stage(flags.stage, spec)
+    link = shape(flags.link)
+    from p2ptrain.net.listening import DaemonOptions  # noqa: PLC0415 -- hivemind takes seconds
+    from p2ptrain.net.node import NetworkOptions  # noqa: PLC0415
+    from peers.peer import PeerOptions, run  # noqa: PLC0415
+
+    network = NetworkOptions(
+        daemon=DaemonOptions(
+            host_maddrs=flags.host_maddrs or (f"/ip4/0.0.0.0/tcp/{flags.port}",),
+            announce_maddrs=flags.announce_maddrs,
+            use_relay=flags.use_relay,
+        ),
+        initial_peers=flags.initial_peers,
+        peerstore=(flags.checkpoint_dir or home()) / "peers.json",
+        link=link,
+    )
+    options = PeerOptions(
+        network=network,
+        spec=spec,
+        run=run_id,
+        identity_path=flags.identity_path or home() / "identity.key",
+        data=flags.data,
+        device=flags.device,
+        stage=stage,
+        memory_bytes=flags.max_memory,
+        log_format=flags.log_format,
+        events=flags.events,
+        result=flags.result,
+    )
+    return run(options, say=click.echo)
+
+
+@click.command()
+@peers_option
+@option("--run", metavar="ID", help="Only this run.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def status(*, initial_peers: tuple[str, ...], run: str | None, as_json: bool) -> None:
+    """Show the runs at an address, and who serves what."""
+    if not initial_peers:
+        raise click.UsageError("give --initial-peers ADDRESS of a bootstrap or any peer")
+    parse_peer_addresses(initial_peers)
+    from rich.console import Console  # noqa: PLC0415 -- the rest takes seconds
+
+    from p2ptrain.net.node import NetworkOptions  # noqa: PLC0415
+    from peers import status as program  # noqa: PLC0415
+
+    found = program.run(
+        NetworkOptions(initial_peers=initial_peers), RunId(run) if run is not None else None
+    )
+    if as_json:
+        click.echo(msgspec.json.encode({"runs": found}).decode())
+        return
+    for each in found:
+        Console().print(program.table(each))
+
+
+def wanted_run(flags: PeerFlags) -> tuple[RunId | None, RunSpec | None]:
+    """The run that the flags name: its id, or its RunSpec with the data pinned, or neither.
+
+    Raises:
+        UserError: neither a swarm to join nor a new one; or what cannot go together.
+    """
+    if not flags.initial_peers and not flags.new_swarm:
+        raise UserError(
+            "give --initial-peers ADDRESS of a swarm to join, or --new-swarm to begin one"
+        )
+    known = flags.run is not None or flags.preset is not None
+    if not known and not flags.new_swarm:
+        if flags.sets:
+            raise UserError("--set changes a RunSpec: give --run FILE, or --new-swarm")
+        return None, None
+    if flags.run is not None and RUN_ID.fullmatch(flags.run) and not Path(flags.run).exists():
+        if flags.new_swarm or flags.sets:
+            raise UserError("--run names a run that exists: leave out --new-swarm and --set")
+        return RunId(flags.run), None
+    run_file = Path(flags.run) if flags.run is not None else None
+    source = source_of(flags.data) if run_file is None else {}
+    spec = resolve(run_file, flags.preset, flags={**source, **pairs(flags.sets)}).spec
+    return None, spec if spec.data.root else pin(spec, flags.data)
+
+
+def wanted_stage(text: str, spec: RunSpec | None) -> Stage | None:
+    """The stage that ``--stage`` insists on, None for ``auto``.
+
+    Raises:
+        UserError: there is no such stage.
+    """
+    if text == "auto":
+        return None
+    most = 1023 if spec is None else spec.cut.stages - 1
+    if not text.isdecimal() or int(text) > most:
+        raise UserError(f"--stage {text}: give auto, or a number from 0 to {most}")
+    return Stage(int(text))
+
+
+def shape(text: str | None) -> LinkShape | None:
+    """The line that ``--link`` describes."""
+    return None if text is None else parse_link(text)
+
+
+def home() -> Path:
+    """Where keys and known peers lie when no flag says otherwise."""
+    data = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "p2ptrain"

@@ -1,0 +1,140 @@
+"""``p2ptrain simulate``: a whole swarm on this machine, of real processes or on virtual time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from p2ptrain.cli.flags import Size, option, pairs
+from p2ptrain.cli.spec import (
+    ANY_PATH,
+    data_option,
+    preset_option,
+    resolve,
+    run_option,
+    set_option,
+    source_of,
+)
+from p2ptrain.data import pin
+from p2ptrain.errors import UserError
+from p2ptrain.net.emulation import parse_link
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from p2ptrain.run import RunSpec
+
+DEFAULT_STEPS = 60
+"""A preset's own length is for real runs; this shows learning within minutes on two cores."""
+
+MOST_PEERS = 256
+"""Each is a Python with torch and a p2pd (0.4 GB); more fit on a virtual clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulateFlags:
+    """The flags of ``p2ptrain simulate``, as they are declared below."""
+
+    peers: int
+    stages: int | None
+    steps: int | None
+    run_file: Path | None
+    preset: str | None
+    sets: tuple[str, ...]
+    codec: str | None
+    seed: int | None
+    data: Path | None
+    link: str | None
+    chaos: str
+    max_memory: int | None
+    virtual: bool
+    verify: bool
+    report: Path | None
+    as_json: bool
+
+
+@click.command()
+@option("--peers", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--stages", type=click.IntRange(1), help="Pipeline stages; default: the RunSpec's.")
+@click.option("--steps", type=click.IntRange(1), help="Optimizer steps.")
+@run_option
+@preset_option
+@set_option
+@click.option("--codec", help="Codec of all boundaries.")
+@click.option("--seed", type=click.IntRange(0), help="Of weights, data order and faults.")
+@data_option
+@option("--link", help="Line of each peer, like 200mbit,50ms.")
+@option("--chaos", default="", help="Faults, like kill=30%/min,freeze=1:10s.")
+@option("--max-memory", type=Size(), help="Of each peer, for seats.")
+@click.option("--virtual", is_flag=True, help="One process, virtual time, toy arithmetic.")
+@click.option("--verify", is_flag=True, help="Train in one process too; compare the weights.")
+@option("--report", type=ANY_PATH, help="Keep report, events and plots in this folder.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, last on stdout.")
+def simulate(**given: Any) -> int:
+    """Run a whole swarm on this machine."""
+    flags = SimulateFlags(**given)
+    spec = simulated_spec(flags)
+    if flags.link is not None:
+        parse_link(flags.link)
+    if flags.virtual:
+        return _virtual(flags, spec)
+    if flags.chaos:
+        raise UserError("--chaos needs --virtual: faults among real processes are not built yet")
+    if flags.peers > MOST_PEERS:
+        raise UserError(f"--peers {flags.peers}: at most {MOST_PEERS} real ones; try --virtual")
+    from peers.summary import conduct  # noqa: PLC0415
+
+    from peers.simulation import SimulationOptions  # noqa: PLC0415 -- only what runs
+    from peers.swarm import SwarmOptions  # noqa: PLC0415
+
+    options = SimulationOptions(
+        swarm=SwarmOptions(
+            spec=pin(spec, flags.data) if not spec.data.root else spec,
+            peers=flags.peers,
+            data=flags.data,
+            link=flags.link,
+            memory_bytes=flags.max_memory,
+        ),
+        verify=flags.verify,
+        report=flags.report,
+    )
+    return conduct(options, as_json=flags.as_json)
+
+
+def simulated_spec(flags: SimulateFlags) -> RunSpec:
+    """The RunSpec with the short flags in it.
+
+    Raises:
+        RunSpecError: it cannot be run.
+    """
+    short = {
+        "cut.stages": flags.stages,
+        "optimizer.steps": flags.steps,
+        "codec.name": flags.codec,
+        "seed": flags.seed,
+    }
+    given: dict[str, object] = {name: value for name, value in short.items() if value is not None}
+    if flags.run_file is None:
+        given = {"optimizer.steps": DEFAULT_STEPS, **source_of(flags.data), **given}
+    return resolve(flags.run_file, flags.preset, flags={**given, **pairs(flags.sets)}).spec
+
+
+def _virtual(flags: SimulateFlags, spec: RunSpec) -> int:
+    refused = {"--verify": flags.verify, "--report": flags.report, "--max-memory": flags.max_memory}
+    for name, value in refused.items():
+        if value:
+            raise UserError(f"{name} is for real peers: with --virtual the checkers judge already")
+    from peers import virtual  # noqa: PLC0415 -- only what runs
+
+    options = virtual.VirtualOptions(
+        spec=spec, peers=flags.peers, link=flags.link, chaos=flags.chaos
+    )
+    result = virtual.run(options)
+    if flags.as_json:
+        click.echo(virtual.as_json(options, result))
+    else:
+        for line in virtual.summary(result):
+            click.echo(line)
+    return 0 if result.holds else 1

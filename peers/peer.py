@@ -1,0 +1,241 @@
+"""One peer: puts the real world together and runs a node of the engine in it.
+
+    identity -> network (p2pd, streams, directory) -> the run's spec (given, or from the
+    directory) -> data, if it is at hand -> compute -> Node.run -> the outcome
+
+One process, one uvloop loop, one p2pd child, one compute thread per device. The first
+lines say who this peer is and what to give to others. SIGINT (Ctrl-C) drains: the seat's
+step is finished, then the peer leaves; a second one leaves now. SIGTERM drains as well.
+
+Importing this module imports torch and hivemind (seconds): the command does it last.
+
+Refused: a constructor that opens sockets; everything here lives inside ``with`` blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import resource
+import signal
+import sys
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import uvloop
+
+from p2ptrain.compute.executor import TorchCompute
+from p2ptrain.data import load_corpus
+from p2ptrain.engine.discovery import fetch_spec
+from p2ptrain.engine.lifecycle import Node, NodeOptions, NodeResult, World
+from p2ptrain.errors import DataError, P2PTrainError, UserError
+from p2ptrain.net.identity import Identity
+from p2ptrain.net.node import Network, NetworkOptions
+from p2ptrain.observe import events as ev
+from p2ptrain.observe.sinks import JsonlSink, LogSink, fan_out, formatter, stamp
+from p2ptrain.run import digest
+from peers.outcome import PeerOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from p2ptrain.ports import Corpus
+    from p2ptrain.run import RunSpec
+    from p2ptrain.units import Bytes, RunId, Stage
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED_EXIT = 130
+MILLISECOND_NANOSECONDS = 1_000_000
+RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
+"""getrusage counts bytes on macOS, KiB elsewhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerOptions:
+    """What this peer alone decides. ``spec`` None: ask the directory, for ``run`` if given.
+
+    ``events``, ``result``: files for whoever watches this peer from outside.
+    """
+
+    network: NetworkOptions
+    spec: RunSpec | None = None
+    run: RunId | None = None
+    identity_path: Path | None = None
+    data: Path | None = None
+    device: str = "auto"
+    stage: Stage | None = None
+    memory_bytes: Bytes | None = None
+    log_format: Literal["text", "json"] = "text"
+    events: Path | None = None
+    result: Path | None = None
+
+
+class Leaving:
+    """What the signals ask for: first to drain, then to go at once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.node: Node | None = None
+        self._asked: signal.Signals | None = None
+        self._say = say
+        self._task = asyncio.current_task()
+
+    def ask(self, number: signal.Signals) -> None:
+        """A signal has come."""
+        again, self._asked = self._asked is not None, self._asked or number
+        if self.node is None or again:
+            assert self._task is not None
+            self._task.cancel()
+        else:
+            self._say("finishing this step, then leaving (Ctrl-C again: leave now)")
+            self.node.drain()
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody wants us to go."""
+        return self._asked is not None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 130 after Ctrl-C."""
+        return INTERRUPTED_EXIT if self._asked is signal.SIGINT else 0
+
+
+def run(options: PeerOptions, *, say: Callable[[str], None]) -> int:
+    """Serve until the run is complete or somebody says stop; return the exit code.
+
+    Raises:
+        P2PTrainError: with the exit code that belongs to it.
+    """
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(formatter(options.log_format))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_until_told(options, say))
+
+
+async def _until_told(options: PeerOptions, say: Callable[[str], None]) -> int:
+    leaving = Leaving(say)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, leaving.ask, number)
+    try:
+        await serve(options, leaving, say=say)
+    except asyncio.CancelledError:
+        if not leaving.asked:
+            raise
+    except BaseExceptionGroup as group:
+        raise first_cause(group) from group
+    return leaving.exit_code
+
+
+async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], None]) -> None:
+    """Join, train, leave. Cancelled, it closes everything and leaves no process behind."""
+    path = options.identity_path
+    async with AsyncExitStack() as stack:
+        identity = Identity.temporary() if path is None else Identity.open(path)
+        stack.enter_context(identity)
+        network = await stack.enter_async_context(Network.open(identity, options.network))
+        if options.spec is None:
+            run_id, spec = await fetch_spec(network.directory, options.run)
+        else:
+            run_id, spec = digest(options.spec), options.spec
+        for line in welcome(network.addresses(), run_id, spec):
+            say(line)
+        compute = TorchCompute(spec, device=options.device, memory_bytes=options.memory_bytes)
+        stack.callback(compute.close)
+        world = World(
+            transport=network.transport,
+            directory=network.directory,
+            signer=network.signer,
+            compute=compute,
+            corpus=find_corpus(spec, options),
+        )
+        incarnation = time.time_ns() // MILLISECOND_NANOSECONDS  # grows with every start
+        outputs: list[Callable[[ev.Entry], None]] = [LogSink(log)]
+        if options.events is not None:
+            outputs.append(stack.enter_context(events_file(options.events)))
+        emit = stamp(network.peer, asyncio.get_running_loop().time, fan_out(*outputs))
+        emit(ev.PeerStarted(run=run_id, addresses=network.addresses()))
+        leaving.node = Node(
+            run_id,
+            spec,
+            world,
+            incarnation=incarnation,
+            emit=emit,
+            rng=random.Random(incarnation),
+            options=NodeOptions(stage=options.stage),
+        )
+        result = await leaving.node.run()
+        emit(ev.PeerStopped(reason="the run is complete" if result.finished else "drained"))
+        if options.result is not None:
+            options.result.write_bytes(msgspec.json.encode(outcome(network, run_id, result)))
+
+
+def welcome(addresses: tuple[str, ...], run_id: RunId, spec: RunSpec) -> Iterator[str]:
+    """The first lines: who we are, and what others type to join us."""
+    public = sorted(addresses, key=lambda text: text.startswith(("/ip4/127.", "/ip6/::1/")))
+    if public:
+        yield f"peer {public[0].rpartition('/')[2]}"
+        yield f"others join with: p2ptrain peer --initial-peers {public[0]}"
+    yield f"run {run_id} ({spec.name}): {spec.cut.stages} stages, {spec.optimizer.steps} steps"
+
+
+def events_file(path: Path) -> JsonlSink:
+    """The file of ``--events``.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        return JsonlSink(path)
+    except OSError as error:
+        raise UserError(f"--events {path}: cannot be written ({error.strerror})") from error
+
+
+def find_corpus(spec: RunSpec, options: PeerOptions) -> Corpus | None:
+    """The run's data, if it is here; without it this peer serves any stage but 0.
+
+    Raises:
+        DataError: the user named data, or demands stage 0, and it is not this run's.
+    """
+    try:
+        return load_corpus(spec, options.data)
+    except DataError as error:
+        if options.data is not None or options.stage == 0:
+            raise
+        log.warning("%s", error)
+        return None
+
+
+def outcome(network: Network, run_id: RunId, result: NodeResult) -> PeerOutcome:
+    """What this peer leaves for whoever watches it."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return PeerOutcome(
+        peer=network.peer,
+        run=run_id,
+        finished=result.finished,
+        versions={int(stage): int(version) for stage, version in result.versions.items()},
+        tensor_digests=dict(result.tensor_digests),
+        chain=result.chain.hex(),
+        false_suspicions=result.false_suspicions,
+        peak_rss_bytes=usage.ru_maxrss * RSS_UNIT_BYTES,
+    )
+
+
+def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to tell the user: the first of ours in a group, else the first at all."""
+    leaves = list(_leaves(group))
+    return next((leaf for leaf in leaves if isinstance(leaf, P2PTrainError)), leaves[0])
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

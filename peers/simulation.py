@@ -1,0 +1,191 @@
+"""``p2ptrain simulate``: a whole swarm on this machine, watched, judged and reported.
+
+    run.toml -> swarm (bootstrap + peers, real processes) -> events and outcomes
+             -> reference (one process training the same run), if asked to verify
+             -> report.json, plots, a summary in words or JSON
+
+The verdict comes from outside: covers from the step records are checked for every id
+exactly once, and the peers' weights are compared with those of the reference, a process
+of its own that shares nothing with the swarm but the arithmetic.
+
+Invariants: this process imports neither torch nor hivemind (it stays small and starts at
+once); whatever happens, no process that it started is left; a failed simulation keeps its
+files and says where.
+
+Refused: asking peers how they are doing; judging by a loss curve alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import tempfile
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from p2ptrain.errors import InternalError, UserError
+from peers.children import Children
+from peers.outcome import SwarmOutcome, read_outcome, together
+from peers.progress import Progress
+from peers.swarm import Swarm, SwarmOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from p2ptrain.units import Bytes, Seconds
+    from peers.display import Display
+
+DRAIN_SECONDS = 20.0
+"""After Ctrl-C peers finish their step; a step of a simulated model takes a few seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationOptions:
+    """What to simulate. ``swarm.spec`` must be pinned. ``report``: a folder to keep."""
+
+    swarm: SwarmOptions
+    verify: bool = False
+    report: Path | None = None
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``peers.reference`` says (more fields than these)."""
+
+    weights_digest: str
+    val_loss: float | None
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulated:
+    """A simulation that ran to its end, or was interrupted; its files lie in ``folder``."""
+
+    folder: Path
+    events: tuple[Path, ...]
+    outcome: SwarmOutcome
+    reference: Reference | None
+    troubles: tuple[str, ...]
+    seconds: Seconds
+    peak_rss_bytes: Bytes
+    orphans: int
+    interrupted: bool
+
+    @property
+    def verified(self) -> bool | None:
+        """Whether the weights are the reference's; None if nobody asked, or nobody finished."""
+        if self.reference is None:
+            return None
+        mine = self.outcome.weights_digest
+        return not self.outcome.disagreements and mine == self.reference.weights_digest
+
+
+async def simulate(options: SimulationOptions, display: Display) -> Simulated:
+    """Run a swarm to its end, and the reference if asked; leave no process.
+
+    SIGINT and SIGTERM drain the swarm, a second one ends it at once (CancelledError).
+
+    Raises:
+        InternalError: the swarm could not start, or fell silent; its files are kept.
+        UserError: the report's folder cannot be used.
+    """
+    folder = _folder(options)
+    children = Children(folder)
+    progress = Progress(
+        stages=options.swarm.spec.cut.stages, steps=options.swarm.spec.optimizer.steps
+    )
+    swarm = Swarm(options.swarm, children, folder, progress)
+    orphans, cancelled = 0, True
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    try:
+        with _Interrupts(swarm.leave, display.say):
+            async with aclosing(swarm.run()) as looks:
+                async for state in looks:
+                    display.show(state, now=loop.time())
+            seconds = loop.time() - began
+            orphans = await children.stop()
+            reference = None
+            if options.verify and not swarm.leaving:
+                display.say("training the same run in one process, to compare")
+                reference = await _reference(options, children, folder)
+        cancelled = False
+    except InternalError as error:
+        error.add_note(f"output and events of all processes: {folder}")
+        raise
+    finally:
+        await children.stop(grace_seconds=0.0 if cancelled else DRAIN_SECONDS)
+    outcomes = [read_outcome(member.result) for member in swarm.members]
+    return Simulated(
+        folder=folder,
+        events=tuple(member.events for member in swarm.members),
+        outcome=together(filter(None, outcomes), stages=progress.stages),
+        reference=reference,
+        troubles=tuple(swarm.troubles),
+        seconds=seconds,
+        peak_rss_bytes=swarm.peak_rss_bytes,
+        orphans=orphans,
+        interrupted=swarm.leaving,
+    )
+
+
+def forget(simulated: Simulated) -> None:
+    """Remove the files of a simulation that nobody asked to keep."""
+    shutil.rmtree(simulated.folder, ignore_errors=True)
+
+
+class _Interrupts:
+    """First signal: drain. Second: cancel the task that entered. Restores what was before."""
+
+    def __init__(self, drain: Callable[[], None], say: Callable[[str], None]) -> None:
+        self._drain, self._say = drain, say
+        self._again = False
+        self._task: asyncio.Task[object] | None = None
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._ask)
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def _ask(self) -> None:
+        if self._again and self._task is not None:
+            self._task.cancel()
+        else:
+            self._say("the peers finish their step and leave (Ctrl-C again: end them now)")
+            self._drain()
+        self._again = True
+
+
+def _folder(options: SimulationOptions) -> Path:
+    if options.report is None:
+        return Path(tempfile.mkdtemp(prefix="p2ptrain-simulate-"))
+    processes = options.report / "processes"
+    try:
+        if processes.exists():
+            shutil.rmtree(processes)
+        processes.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--report {options.report}: {error.strerror}") from error
+    return processes
+
+
+async def _reference(options: SimulationOptions, children: Children, folder: Path) -> Reference:
+    arguments = ["-m", "peers.reference", "--run", str(folder / "run.toml"), "--json"]
+    if options.swarm.data is not None:
+        arguments += ["--data", str(options.swarm.data)]
+    child = await children.start("reference", arguments)
+    code = await child.process.wait()
+    try:
+        if code == 0:
+            return msgspec.json.decode(child.output().splitlines()[-1], type=Reference)
+    except (msgspec.DecodeError, IndexError):
+        pass
+    raise InternalError(f"the reference ended with code {code}: {child.last_words()}")

@@ -1,0 +1,46 @@
+"""The virtual swarm: one seed, one log; links and faults change it; checkers judge it."""
+
+import json
+
+import pytest
+
+from p2ptrain.errors import UserError
+from p2ptrain.run import Batch, Cut, Evaluation, Optimizer, RunSpec
+from peers.virtual import VirtualOptions, as_json, run, summary
+
+SPEC = RunSpec(
+    seed=3,
+    cut=Cut(stages=2),
+    batch=Batch(microbatches=8),
+    optimizer=Optimizer(steps=3),
+    evaluation=Evaluation(every_steps=2, microbatches=2),
+)
+
+
+def test_the_same_command_gives_the_same_events() -> None:
+    options = VirtualOptions(spec=SPEC, peers=4, link="100mbit,20ms,1ms")
+    one, other = run(options), run(options)
+    assert one.event_log_hash == other.event_log_hash
+    assert one.holds
+    assert one.event_log_hash != run(VirtualOptions(spec=SPEC, peers=4)).event_log_hash
+
+
+def test_the_result_can_be_read_by_people_and_programs() -> None:
+    options = VirtualOptions(spec=SPEC, peers=3)
+    result = run(options)
+    lines = list(summary(result))
+    assert lines[1] == f"event log {result.event_log_hash}"
+    assert any(line.startswith("I1 holds (") for line in lines)
+    found = json.loads(as_json(options, result))
+    assert found["verified"] is True
+    assert found["weights_digest"] == result.weights_digest
+    assert found["verdicts"] == {"I1": [], "I2": [], "I3": [], "I4": []}
+
+
+@pytest.mark.parametrize(
+    ("link", "chaos", "reason"),
+    [("fast", "", "--link"), (None, "fire=1", "no fault 'fire'"), (None, "kill=3", "write kill=")],
+)
+def test_what_cannot_be_read_is_refused(link: str | None, chaos: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        run(VirtualOptions(spec=SPEC, peers=2, link=link, chaos=chaos))
