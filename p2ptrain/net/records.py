@@ -83,7 +83,7 @@ def owner_of(subkey: bytes) -> PeerId:
     """
     try:
         return PeerId(_decode_owner(subkey))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Forged("unowned") from error
 
 
@@ -102,7 +102,7 @@ def decode(raw: bytes) -> SignedRecord:
         raise Forged(f"{len(raw)} bytes are too large")
     try:
         return _decode(raw)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Forged("not a signed record") from error
 
 
