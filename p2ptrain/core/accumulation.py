@@ -6,8 +6,8 @@
 Intuition: a plan may only sum accumulators that stand still on exactly the bitmap it names.
 This says when that is so, and keeps count of the slots being taken out again.
 
-Invariants: Freeze and Unfreeze alternate; a slot's subtraction is asked for once per time it
-was counted, and never while frozen; a plan never matches while a subtraction is under way.
+Invariants: Freeze and Unfreeze alternate; one Subtract is under way at a time, asked for once
+per time a slot was counted and never while frozen; no plan matches meanwhile.
 
 Refused: trusting the leader's copy of the bitmap, which may be a message old.
 """
@@ -54,10 +54,11 @@ class Accumulation:
         return (Unfreeze(),) if frozen else ()
 
     def subtract(self, mask: int) -> tuple[Action, ...]:
-        """Take ``mask`` out, as far as that is not under way; call while it runs."""
-        fresh = mask & ~self.subtracting
-        self.subtracting |= fresh
-        return (Subtract(fresh),) if fresh else ()
+        """Take ``mask`` out; one such order at a time, the rest waits for the next call."""
+        if self.subtracting or not mask:
+            return ()
+        self.subtracting = mask
+        return (Subtract(mask),)
 
     def matches(self, plan: Plan | None) -> bool:
         """Whether ``plan`` takes the accumulator for exactly what it is and will stay."""

@@ -136,7 +136,8 @@ class Unfreeze:
 class Subtract:
     """Take these slots out of the accumulator and show the smaller bitmap with a Seen.
 
-    Each slot is asked for once. Once begun it must end, before Quiet if Freeze follows.
+    Until that Seen no other Subtract, Freeze, Reduce or FetchSum is asked for, so it may be
+    the seat's one running job; it must end.
     """
 
     mask: int

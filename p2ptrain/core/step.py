@@ -27,7 +27,8 @@ Invariants:
     * Commit comes once, with the SUMs of all stages, and never after an Alarm.
 
 Bounds: every phase but COMMITTED has a deadline (``due_at``); a Nack makes a leader plan
-again only if it taught something; fetching tries each holder once per SUM heard.
+again only if it taught something; fetching tries each holder once per SUM heard; a Subtract
+is Seen before the compute is asked for anything else.
 
 Refused: Paxos over replicas (nothing has to be chosen: any disjoint cover gives the same
 sum), and matchmaking of groups with equal views (hivemind), which one newcomer can spoil.
@@ -143,7 +144,7 @@ class StepMachine:
         self._acked: set[PeerId] = set()
         self._told: Sum | None = None  # the own stage's SUM, while I do not hold the sum itself
         self._holders: list[PeerId] = []
-        self._failure = ""  # why no way to the sum is left, during the pause that follows
+        self._failure = ""  # why the reduction is not expected to end
         self._asks = 0
         self.ledger.set_live(self._live)
         self._elect()
@@ -203,11 +204,19 @@ class StepMachine:
         self.ledger.set_live(self._live)
         if self.plan is None:
             self._elect()
-        elif self.phase is Phase.FROZEN:
-            lost = sorted(share.peer for share in self.plan.shares if share.peer in gone)
-            if lost:
-                return self._next_round(f"{lost} left before Go", now)
+        elif lost := sorted(share.peer for share in self.plan.shares if share.peer in gone):
+            return self._on_loss(f"{', '.join(lost)} left", now)
         return self._review(now)
+
+    def _on_loss(self, reason: str, now: Seconds) -> tuple[Action, ...]:
+        """A member of the plan is gone."""
+        if self.phase is Phase.FROZEN:
+            return self._next_round(f"{reason} before Go", now)
+        if self.phase is Phase.REDUCING and self.due_at is not None:
+            # It may have given all that I need: only shorten the deadline.
+            soon = now + self._limits.plan_seconds * self._growth(self.round)
+            self.due_at, self._failure = min(self.due_at, soon), f"{reason} while reducing"
+        return ()
 
     def _on_seen(self, bitmap: Bitmap, now: Seconds) -> tuple[Action, ...]:
         if not self._observe(bitmap):
@@ -231,6 +240,8 @@ class StepMachine:
         """Look at the ledger again: lead, or wait and subtract what I lose."""
         if self.phase not in {Phase.COUNTING, Phase.PLANNING}:
             return ()
+        if self._told is not None:  # fetch the sum, once what is being taken out is out
+            return () if self._mine.subtracting else self._mine.freeze() + self._fetch(now)
         complete = not self.ledger.missing()
         if complete and self.phase is Phase.COUNTING:
             self._enter(Phase.PLANNING, self._limits.plan_seconds, now)
@@ -277,13 +288,17 @@ class StepMachine:
         )
 
     def _lead(self, now: Seconds) -> tuple[Action, ...]:
-        known = (self.ledger.get(peer) for peer, _ in self.ledger.cover() if peer != self._me)
-        members = (self._mine.own, *(bitmap for bitmap in known if bitmap))
-        bitmaps = sorted(members, key=lambda bitmap: bitmap.peer)
+        bitmaps = self._standing()
         cuts = shards(self._elements, [bitmap.peer for bitmap in bitmaps], self._weights)
         ranked = (self.round, self._ranking().index(self._me))
         plan = make_plan(self.at, self.stage, ranked, bitmaps, cuts)
         return self._to_others(plan, plan) + self._adopt(self._me, plan, now)
+
+    def _standing(self) -> list[Bitmap]:
+        """The bitmaps that a plan of mine would name now, by peer."""
+        known = (self.ledger.get(peer) for peer, _ in self.ledger.cover() if peer != self._me)
+        standing = (self._mine.own, *(bitmap for bitmap in known if bitmap))
+        return sorted(standing, key=lambda bitmap: bitmap.peer)
 
     def _adopt(self, leader: PeerId, plan: Plan, now: Seconds) -> tuple[Action, ...]:
         aborted = self._drop_plan()
@@ -369,11 +384,13 @@ class StepMachine:
         return self._reduce(self.plan, now) if ready else ()
 
     def _on_nack(self, sender: PeerId, nack: Nack, now: Seconds) -> tuple[Action, ...]:
-        learnt = [bitmap for bitmap in nack.bitmaps if self._observe(bitmap)]
-        mine = self.plan is not None and self.leader == self._me
-        if not mine or nack.ballot != self._promised:
+        for bitmap in nack.bitmaps:
+            self._observe(bitmap)
+        if self.plan is None or self.leader != self._me or nack.ballot != self.plan.ballot:
             return self._review(now)
-        if not learnt and nack.highest < nack.ballot:
+        planned = [(share.peer, share.incarnation, share.seq) for share in self.plan.shares]
+        standing = [(one.peer, one.incarnation, one.seq) for one in self._standing()]
+        if planned == standing and nack.highest < nack.ballot:
             return ()  # nothing to plan otherwise: the deadline hands on the lead
         return self._next_round(f"{sender} refused", now, above=nack.highest.round, claim=True)
 
@@ -390,6 +407,7 @@ class StepMachine:
     # --- the sum: reduced, or fetched from a holder --------------------------------------
 
     def _reduce(self, plan: Plan, now: Seconds) -> tuple[Action, ...]:
+        self._failure = ""
         self._enter(Phase.REDUCING, self._limits.reduce_seconds, now)
         return (Reduce(plan),)
 
@@ -409,6 +427,8 @@ class StepMachine:
         self._holders = [peer for peer in holders if peer != self._me]
         if self.phase is Phase.REDUCING and self.plan and self.plan.ballot.round == total.round:
             return ()  # the same reduction ends here any moment: R fetches would choke the sender
+        if self._mine.subtracting:
+            return ()  # no plan can be in force; the Seen that ends it leads on to the fetch
         return self._drop_plan() + self._mine.freeze() + self._fetch(now)
 
     def _fetch(self, now: Seconds) -> tuple[Action, ...]:
@@ -460,8 +480,7 @@ class StepMachine:
 
     def _on_reduce_deadline(self, now: Seconds) -> tuple[Action, ...]:
         if self._told is None:
-            late = "no whole sum in time"
-            return self._next_round(late if self.plan else self._failure, now)
+            return self._next_round(self._failure or "no whole sum in time", now)
         return self._drop_plan() + self._fetch(now) if self.plan else self._try_next_holder(now)
 
     def _try_next_holder(self, now: Seconds) -> tuple[Action, ...]:

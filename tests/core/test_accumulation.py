@@ -46,13 +46,15 @@ def test_a_plan_matches_exactly_what_is_there() -> None:
     assert not mine.matches(None)
 
 
-def test_a_slot_is_taken_out_once_and_nothing_matches_meanwhile() -> None:
+def test_one_order_at_a_time_and_nothing_matches_meanwhile() -> None:
     mine = Accumulation(bitmap(ANN, 0b111, 1))
-    assert mine.subtract(0b001) == (Subtract(0b001),)
-    assert mine.subtract(0b011) == (Subtract(0b010),)
-    assert mine.subtract(0b011) == ()
+    assert mine.subtract(0) == ()
+    assert mine.subtract(0b011) == (Subtract(0b011),)
+    assert mine.subtract(0b111) == ()
     assert not mine.matches(plan_of(bitmap(ANN, 0b111, 1)))
     mine.show(bitmap(ANN, 0b110, 2))
     assert mine.subtracting == 0b010
+    assert mine.subtract(0b110) == ()
     mine.show(bitmap(ANN, 0b100, 3))
     assert mine.matches(plan_of(bitmap(ANN, 0b100, 3)))
+    assert mine.subtract(0b100) == (Subtract(0b100),)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from p2ptrain.core.agreement import Ballot, Bitmap, Plan, Position, Share, Sum, Tallies
+from p2ptrain.core.agreement import Ballot, Bitmap, Nack, Plan, Position, Share, Sum, Tallies
 from p2ptrain.core.canonical import digest
 from p2ptrain.core.ledger import mask_to_bytes, slots_of
 from p2ptrain.core.plans import in_plan
@@ -136,9 +136,11 @@ class World:
         for action in actions:
             self.act(peer, self.places[peer], action)
 
-    def act(  # noqa: C901, PLR0912 - one case per action
+    def act(  # noqa: C901, PLR0912, PLR0915 - one case per action
         self, peer: PeerId, place: Place, action: Action
     ) -> None:
+        if isinstance(action, Freeze | Reduce | FetchSum | Subtract):
+            assert not any(one.to == peer and isinstance(one.event, Subtract) for one in self.pool)
         match action:
             case Send(to, message):
                 assert peer not in to
@@ -224,7 +226,7 @@ class World:
     def others(self, peer: PeerId) -> list[PeerId]:
         return [other for other in self.live if other != peer]
 
-    def deliver(self, index: int) -> None:  # noqa: C901, PLR0912 - one case each
+    def deliver(self, index: int) -> None:
         one = self.pool.pop(index)
         if one.to not in self.live:
             return
@@ -239,14 +241,10 @@ class World:
                 held = holder in self.live and STAGE in self.places[holder].machine.sums
                 answer = Reduced(RIGHT, total.round) if held else FetchFailed(holder, "gone")
                 self.feed(one.to, answer)
-            case Quiet():
-                for number, other in enumerate(self.pool):
-                    if other.to == one.to and isinstance(other.event, Subtract):
-                        self.pool.append(one)  # what was begun must end first
-                        self.deliver(number)
-                        break
-                else:
-                    self.feed(one.to, one.event)
+            case Received(_, Nack(bitmaps=bitmaps)):
+                for bitmap in bitmaps:  # the engine has verified each
+                    self.feed(one.to, Seen(bitmap))
+                self.feed(one.to, one.event)
             case _:
                 if isinstance(one.event, Reduced | ReduceFailed):
                     place.reducing = None  # what was aborted has been cancelled

@@ -381,6 +381,13 @@ def test_a_nack_that_teaches_nothing_changes_nothing() -> None:
     assert seat.phase is Phase.FROZEN
 
 
+def test_a_nack_counts_also_if_its_bitmaps_were_seen_before_it() -> None:
+    seat, plan = leading()
+    newer = bitmap(BOB, 0b1100, seq=2)
+    assert seat.handle(Seen(newer), now=1.0) == ()
+    assert the_plan(seat.handle(Received(BOB, nack_of(plan, newer)), now=1.0)).ballot.round == 1
+
+
 def test_a_nack_that_shows_a_gap_sends_the_leader_back_to_counting() -> None:
     seat, plan = leading()
     actions = seat.handle(Received(BOB, nack_of(plan, bitmap(BOB, 0b1000, seq=2))), now=1.0)
@@ -396,6 +403,20 @@ def test_a_members_death_before_go_sends_everybody_back() -> None:
     member, _ = following()
     assert member.handle(Live(frozenset({BOB})), now=1.0) == (Unfreeze(),)
     assert member.phase is Phase.COUNTING
+
+
+def test_a_members_death_after_go_shortens_the_wait_for_the_sum() -> None:
+    seat, plan = following()
+    seat.handle(Received(ANN, go(plan)), now=0.0)
+    assert seat.handle(Live(frozenset({BOB, EVE})), now=1.0) == ()
+    assert (seat.phase, seat.due_at) == (Phase.REDUCING, 2.0)
+    assert seat.tick(now=2.0) == (AbortReduce(plan.ballot), Unfreeze())
+    assert seat.reason == f"{ANN} left while reducing"
+    lucky, plan = following()
+    lucky.handle(Received(ANN, go(plan)), now=0.0)
+    lucky.handle(Live(frozenset({BOB, EVE})), now=1.0)
+    lucky.handle(Reduced(OUTCOME, 0), now=1.5)
+    assert lucky.phase is Phase.NORM
 
 
 def test_an_accumulation_that_was_running_ends_before_the_ack() -> None:
@@ -504,6 +525,20 @@ def test_a_sum_heard_in_the_pause_after_a_failure_is_fetched() -> None:
     seat.handle(ReduceFailed(plan.ballot, "link"), now=1.0)
     told = total(STAGE, round_=0)
     assert seat.handle(Received(ANN, told), now=1.5) == (FetchSum(ANN, told),)
+
+
+def test_a_subtraction_under_way_ends_before_the_sum_is_fetched() -> None:
+    kept = keeper(RUN, STAGE, Microbatch(AT.step, Slot(1)), (ANN, BOB))
+    me = ANN if kept == BOB else BOB
+    seat = machine(me, kept)
+    seat.handle(Seen(bitmap(kept, 0b0010)), now=0.0)
+    assert seat.handle(Seen(bitmap(me, 0b0011)), now=0.0) == (Subtract(0b0010),)
+    told = total(STAGE)
+    assert seat.handle(Received(kept, told), now=1.0) == ()
+    assert seat.handle(Seen(bitmap(me, 0b0001, seq=2)), now=1.0) == (
+        Freeze(),
+        FetchSum(kept, told),
+    )
 
 
 def test_a_running_reduction_of_the_same_round_may_end_before_fetching() -> None:
