@@ -33,7 +33,7 @@ class PeerStopped(Event, frozen=True, tag=True):
 
 
 class LinkUp(Event, frozen=True, tag=True):
-    """Both channels to ``peer`` are open."""
+    """Control flows both ways between us and ``peer``."""
 
     peer: PeerId
 
@@ -105,7 +105,11 @@ class BusySaid(Event, frozen=True, tag=True):
 
 
 class FrameSent(Event, frozen=True, tag=True):
-    """A data frame went out. ``tensor_bytes``: of the uncompressed tensor in fp32."""
+    """A data frame went out whole, to another peer.
+
+    ``tensor_bytes``: of the uncompressed tensor in fp32 (parts and chunks: of the payload).
+    ``step`` and ``slot`` are -1 where a frame belongs to none.
+    """
 
     what: Literal["forward", "gradient", "part", "chunk", "corpus"]
     peer: PeerId
@@ -210,6 +214,21 @@ class StepCommitted(Event, frozen=True, tag=True):
     seconds: Seconds
 
 
+class Activity(Event, frozen=True, tag=True):
+    """How a seat spent a step, told with its commit.
+
+    ``computing_seconds`` of ``seconds`` (since its previous commit) its device computed for
+    it; ``offers`` and ``busy`` count its answers to Asks.
+    """
+
+    stage: Stage
+    step: Step
+    seconds: Seconds
+    computing_seconds: Seconds
+    offers: int
+    busy: int
+
+
 class Bounds(Event, frozen=True, tag=True):
     """A seat's fill beside its bounds, sampled at every commit and at each new maximum."""
 
@@ -265,6 +284,7 @@ AnyEvent: TypeAlias = (
     | RoundBegan
     | SumPublished
     | StepCommitted
+    | Activity
     | Bounds
     | Alarm
     | FaultFired

@@ -1,0 +1,89 @@
+"""Recovery runs from the fault to the next sign of progress without its victim."""
+
+from p2ptrain.observe import events as ev
+from p2ptrain.observe.recovery import recovery_seconds
+from p2ptrain.units import Chain, Digest, PeerId, Slot, Stage, Step
+
+ANN, BOB, EVE = PeerId("ann"), PeerId("bob"), PeerId("eve")
+
+
+def at(time: float, peer: PeerId, event: ev.AnyEvent) -> ev.Entry:
+    return ev.Entry(at=time, peer=peer, event=event)
+
+
+def opened(peer: PeerId, stage: int) -> ev.Entry:
+    return at(0.0, peer, ev.SeatOpened(stage=Stage(stage), version=Step(0), reason=""))
+
+
+def counted(time: float, peer: PeerId, stage: int) -> ev.Entry:
+    return at(time, peer, ev.SlotCounted(stage=Stage(stage), step=Step(0), slot=Slot(0)))
+
+
+def fault(time: float, what: str, target: str) -> ev.Entry:
+    return at(time, PeerId(""), ev.FaultFired(fault=what, target=target))
+
+
+def committed(time: float, stage: int) -> ev.Entry:
+    event = ev.StepCommitted(
+        epoch=0,
+        stage=Stage(stage),
+        step=Step(0),
+        chain=Chain(b""),
+        digest=Digest(b""),
+        cover=(),
+        expected=b"",
+        loss=None,
+        val_loss=None,
+        skipped=False,
+        tokens=0,
+        seconds=1.0,
+    )
+    return at(time, ANN, event)
+
+
+def test_of_a_replica_another_seat_of_its_stage_counts() -> None:
+    entries = [
+        opened(ANN, 0),
+        opened(BOB, 0),
+        opened(EVE, 1),
+        fault(10.0, "kill", ANN),
+        counted(10.5, ANN, 0),  # its own last words, read late
+        counted(11.0, EVE, 1),
+        counted(12.0, BOB, 0),
+    ]
+    assert recovery_seconds(entries) == [2.0]
+
+
+def test_of_a_peer_with_two_seats_the_slower_stage_counts() -> None:
+    entries = [
+        opened(ANN, 0),
+        opened(ANN, 1),
+        fault(10.0, "freeze", ANN),
+        counted(11.0, BOB, 0),
+        counted(15.0, EVE, 1),
+    ]
+    assert recovery_seconds(entries) == [5.0]
+    assert recovery_seconds(entries[:-1]) == []
+
+
+def test_a_seat_that_was_closed_before_is_not_missed() -> None:
+    closed = at(5.0, ANN, ev.SeatClosed(stage=Stage(1), reason=""))
+    entries = [
+        opened(ANN, 0),
+        opened(ANN, 1),
+        closed,
+        fault(10.0, "kill", ANN),
+        counted(11.0, BOB, 0),
+    ]
+    assert recovery_seconds(entries) == [1.0]
+
+
+def test_of_a_stage_its_next_commit_counts_and_of_a_partition_any() -> None:
+    entries = [
+        fault(10.0, "stage-loss", "stage 1"),
+        fault(11.0, "partition", "ann,bob"),
+        committed(12.0, 0),
+        committed(20.0, 1),
+        fault(21.0, "heal", ""),
+    ]
+    assert recovery_seconds(entries) == [10.0, 1.0]
