@@ -1,20 +1,180 @@
-"""The end of a simulation: its report, its words, its exit code."""
+"""The end of a simulation: its report, its words, its exit code.
+
+    Simulated + all events -> Report -> report.json, events.jsonl, plots | words | JSON
+
+Exit code 0 means: every peer finished, no id was lost or counted twice, all replicas agree,
+and the weights are the reference's if that was asked. Anything else is 1, with the reason.
+
+Refused: a summary with numbers that the report does not hold.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+import msgspec
+
+from p2ptrain.errors import UserError
+from p2ptrain.observe.plots import INSTALL_LINE, write_plots
+from p2ptrain.observe.report import Facts, Report, build_report, write_report
+from p2ptrain.observe.sinks import merge_entries
+from p2ptrain.run import digest
 from peers.display import Display
-from peers.simulation import SimulationOptions, simulate
+from peers.simulation import Simulated, SimulationOptions, forget, simulate
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Iterator, Sequence
+
+    from p2ptrain.observe.events import Entry
+
+FAILED_EXIT = 1
+INTERRUPTED_EXIT = 130
+GIT_SECONDS = 5.0
+"""For one local answer of git; without it the report names the version."""
 
 
 def conduct(options: SimulationOptions, *, as_json: bool) -> int:
-    """Simulate, report, return the exit code."""
+    """Simulate, report, and return the exit code. JSON goes to stdout as its last line."""
     with Display(as_json=as_json) as display:
-        found = asyncio.run(simulate(options, display))
-    print(found)
-    return 0
+        try:
+            simulated = asyncio.run(simulate(options, display))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            display.say("ended at once; every process is gone")
+            return INTERRUPTED_EXIT
+        entries = merge_entries(simulated.events)
+        report = build_report(entries, facts(options, simulated))
+        troubles = list(faults(options, simulated, report))
+        for line in [*words(report), *(f"trouble: {trouble}" for trouble in troubles)]:
+            display.say(line)
+        for line in keep(options, simulated, report, entries, in_trouble=bool(troubles)):
+            display.say(line)
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    if simulated.interrupted:
+        return INTERRUPTED_EXIT
+    return FAILED_EXIT if troubles else 0
+
+
+def facts(options: SimulationOptions, simulated: Simulated) -> Facts:
+    """What the supervisor knows and no event says."""
+    spec, reference = options.swarm.spec, simulated.reference
+    return Facts(
+        run_id=digest(spec),
+        commit=source_commit(),
+        seed=spec.seed,
+        peers=options.swarm.peers,
+        stages=spec.cut.stages,
+        replicas=list(simulated.outcome.replicas),
+        seconds=simulated.seconds,
+        baseline_val_loss=reference.val_loss if reference else None,
+        weights_digest=simulated.outcome.weights_digest,
+        reference_digest=reference.weights_digest if reference else None,
+        verified=simulated.verified,
+        peak_rss_bytes=simulated.peak_rss_bytes,
+        orphans=simulated.orphans,
+    )
+
+
+def faults(options: SimulationOptions, simulated: Simulated, report: Report) -> Iterator[str]:
+    """Everything that is not as it should be, a line each."""
+    yield from simulated.troubles
+    counts = report.microbatches
+    if counts.lost or counts.duplicated:
+        yield f"{counts.lost} microbatches lost, {counts.duplicated} counted twice"
+    if simulated.outcome.disagreements:
+        yield f"replicas disagree on {', '.join(simulated.outcome.disagreements)}"
+    if simulated.verified is False:
+        yield "the weights are not those of one process training alone"
+    if not simulated.interrupted and simulated.outcome.weights_digest is None:
+        yield "the run did not end with a whole model"
+    missing = options.swarm.peers - simulated.outcome.finished - len(simulated.troubles)
+    if not simulated.interrupted and missing > 0:
+        yield f"{missing} peers ended without a result"
+    if simulated.orphans:
+        yield f"{simulated.orphans} processes outlived their peers and were killed"
+
+
+def words(report: Report) -> Iterator[str]:
+    """The report as a person wants to read it."""
+    rate = report.tokens_per_second
+    pace = f" ({rate:,.0f} tokens/s)" if rate is not None else ""
+    replicas = "/".join(map(str, report.replicas))
+    yield f"run {report.run_id}, commit {report.commit}, seed {report.seed}"
+    yield f"{report.peers} peers, seats per stage {replicas}; {report.seconds:.0f} s in all"
+    yield f"{report.steps} steps, {report.tokens:,} tokens{pace}"
+    if report.loss and report.val_loss is not None:
+        baseline = report.baseline_val_loss
+        alone = "" if baseline is None else f" (one process: {baseline:.4f})"
+        first, last = report.loss[0][1], report.loss[-1][1]
+        yield f"loss {first:.3f} -> {last:.3f}, validation {report.val_loss:.4f}{alone}"
+    counts = report.microbatches
+    yield (
+        f"microbatches: {counts.committed} committed, {counts.lost} lost, "
+        f"{counts.duplicated} counted twice, {counts.replayed} replayed, {counts.recalled} recalled"
+    )
+    wire = report.wire
+    if wire.forward_bytes_per_microbatch and wire.backward_bytes_per_microbatch:
+        yield (
+            f"wire: {wire.forward_bytes_per_microbatch / 1000:,.1f} kB forward and "
+            f"{wire.backward_bytes_per_microbatch / 1000:,.1f} kB backward per microbatch and hop"
+        )
+    if report.weights_digest is not None:
+        verdict = {
+            True: "equal to those of one process training alone",
+            False: "NOT those of one process training alone",
+            None: "not compared (--verify does)",
+        }[report.verified]
+        yield f"weights {report.weights_digest[:16]}: {verdict}"
+
+
+def keep(
+    options: SimulationOptions,
+    simulated: Simulated,
+    report: Report,
+    entries: Sequence[Entry],
+    *,
+    in_trouble: bool,
+) -> Iterator[str]:
+    """Write what was asked for, forget the rest unless it explains a trouble; tell where.
+
+    Raises:
+        UserError: the disk refused.
+    """
+    folder = options.report
+    if folder is None:
+        if in_trouble and not simulated.interrupted:
+            yield f"output and events of all processes: {simulated.folder}"
+        else:
+            forget(simulated)
+        return
+    try:
+        write_report(report, folder / "report.json")
+        with (folder / "events.jsonl").open("wb") as file:
+            file.writelines(msgspec.json.encode(entry) + b"\n" for entry in entries)
+        plots = write_plots(report, entries, folder)
+    except OSError as error:
+        raise UserError(f"--report {folder}: {error.strerror}") from error
+    yield f"report: {folder / 'report.json'}"
+    yield f"plots: {', '.join(plot.name for plot in plots)}" if plots else INSTALL_LINE
+
+
+def source_commit() -> str:
+    """The commit of this source tree, ``+`` if it has changes; outside one, the version."""
+    git = shutil.which("git")
+    if git is None:
+        return version("p2ptrain")
+    try:
+        found = subprocess.run(
+            [git, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+            timeout=GIT_SECONDS,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return version("p2ptrain")
+    return found.stdout.strip()

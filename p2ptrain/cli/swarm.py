@@ -20,11 +20,11 @@ from p2ptrain.cli.spec import (
 from p2ptrain.data import pin
 from p2ptrain.errors import UserError
 from p2ptrain.net.emulation import parse_link
+from p2ptrain.run import RunSpec, preset
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from p2ptrain.run import RunSpec
 
 DEFAULT_STEPS = 60
 """A preset's own length is for real runs; this shows learning within minutes on two cores."""
@@ -84,9 +84,8 @@ def simulate(**given: Any) -> int:
         raise UserError("--chaos needs --virtual: faults among real processes are not built yet")
     if flags.peers > MOST_PEERS:
         raise UserError(f"--peers {flags.peers}: at most {MOST_PEERS} real ones; try --virtual")
-    from peers.summary import conduct  # noqa: PLC0415
-
     from peers.simulation import SimulationOptions  # noqa: PLC0415 -- only what runs
+    from peers.summary import conduct  # noqa: PLC0415
     from peers.swarm import SwarmOptions  # noqa: PLC0415
 
     options = SimulationOptions(
@@ -118,6 +117,8 @@ def simulated_spec(flags: SimulateFlags) -> RunSpec:
     given: dict[str, object] = {name: value for name, value in short.items() if value is not None}
     if flags.run_file is None:
         given = {"optimizer.steps": DEFAULT_STEPS, **source_of(flags.data), **given}
+        stages = flags.stages or (preset(flags.preset) if flags.preset else RunSpec()).cut.stages
+        given["sync.start_replicas"] = max(1, flags.peers // stages)  # begin with everybody there
     return resolve(flags.run_file, flags.preset, flags={**given, **pairs(flags.sets)}).spec
 
 
