@@ -1,4 +1,8 @@
-"""``p2ptrain simulate``: a whole swarm on this machine, of real processes or on virtual time."""
+"""``p2ptrain simulate``: a whole swarm on this machine, of real processes or on virtual time.
+
+Short flags are names for values of the RunSpec; everything else goes through ``--set``.
+What one of the two worlds cannot do is refused by name, never ignored.
+"""
 
 from __future__ import annotations
 

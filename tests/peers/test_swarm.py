@@ -1,6 +1,7 @@
 """The swarm: processes started in turn, watched, given up when silent. Peers here are scripts."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,49 +13,9 @@ from peers.children import Children
 from peers.progress import Progress
 from peers.swarm import Swarm, SwarmOptions
 
+Program = Callable[..., tuple[str, ...]]
+
 pytestmark = pytest.mark.asyncio
-
-FAKE = """
-import json, pathlib, signal, sys
-flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
-if sys.argv[1] == "bootstrap":
-    if {bootstrap!r} == "dies":
-        sys.exit("port taken")
-    print("others join with: p2ptrain peer --initial-peers /ip4/127.0.0.1/tcp/1/p2p/X", flush=True)
-    signal.pause()
-assert sys.argv[1] == "peer"
-folder = pathlib.Path(flags["--events"]).parent
-number = int(folder.name.rpartition("-")[2])
-(folder / "flags.json").write_text(json.dumps(flags))
-if number in {failing!r}:
-    sys.exit("no memory left")
-def say(**event):
-    line = json.dumps(dict(at=0.0, peer="P%d" % number, event=event))
-    with open(flags["--events"], "a") as log:
-        print(line, file=log)
-if number not in {silent!r}:
-    say(type="PeerStarted", run="r", addresses=[])
-    say(type="SeatOpened", stage=number % 2, version=0, reason="hole")
-if number in {hanging!r}:
-    signal.pause()
-"""
-
-
-def program(
-    folder: Path,
-    *,
-    bootstrap: str = "lives",
-    failing: tuple[int, ...] = (),
-    hanging: tuple[int, ...] = (),
-    silent: tuple[int, ...] = (),
-) -> tuple[str, ...]:
-    script = folder / "fake.py"
-    values = {"bootstrap": bootstrap, "failing": failing, "hanging": hanging, "silent": silent}
-    text = FAKE
-    for name, value in values.items():
-        text = text.replace(f"{{{name}!r}}", repr(value))
-    script.write_text(text)
-    return (str(script),)
 
 
 async def watch(folder: Path, options: SwarmOptions) -> Swarm:
@@ -68,11 +29,11 @@ async def watch(folder: Path, options: SwarmOptions) -> Swarm:
     return swarm
 
 
-async def test_all_peers_start_with_one_run_and_one_address(tmp_path: Path) -> None:
+async def test_all_peers_start_with_one_run_and_one_address(
+    tmp_path: Path, program: Program
+) -> None:
     spec = RunSpec(seed=5)
-    options = SwarmOptions(
-        spec=spec, peers=3, link="10mbit", data=Path("/book"), program=program(tmp_path)
-    )
+    options = SwarmOptions(spec=spec, peers=3, link="10mbit", data=Path("/book"), program=program())
     swarm = await watch(tmp_path, options)
     assert swarm.troubles == []
     assert swarm.progress.seats() == (2, 1)
@@ -86,40 +47,40 @@ async def test_all_peers_start_with_one_run_and_one_address(tmp_path: Path) -> N
     assert len({member.events for member in swarm.members}) == 3
 
 
-async def test_a_peer_that_fails_is_told_once_and_the_others_go_on(tmp_path: Path) -> None:
-    options = SwarmOptions(spec=RunSpec(), peers=3, program=program(tmp_path, failing=(1,)))
+async def test_a_peer_that_fails_is_told_once_and_the_others_go_on(
+    tmp_path: Path, program: Program
+) -> None:
+    options = SwarmOptions(spec=RunSpec(), peers=3, program=program(failing=(1,)))
     swarm = await watch(tmp_path, options)
     assert swarm.troubles == ["peer-1 ended with code 1: no memory left"]
     assert len(swarm.progress.started) == 2
 
 
-async def test_when_all_fail_the_reason_is_the_first(tmp_path: Path) -> None:
-    options = SwarmOptions(spec=RunSpec(), peers=2, program=program(tmp_path, failing=(0, 1)))
+async def test_when_all_fail_the_reason_is_the_first(tmp_path: Path, program: Program) -> None:
+    options = SwarmOptions(spec=RunSpec(), peers=2, program=program(failing=(0, 1)))
     with pytest.raises(
         InternalError, match=r"all peers failed; the first: peer-\d ended .* no mem"
     ):
         await watch(tmp_path, options)
 
 
-async def test_a_silent_swarm_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_swarm_is_given_up(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "STALL_SECONDS", 0.3)
-    options = SwarmOptions(
-        spec=RunSpec(), peers=1, program=program(tmp_path, silent=(0,), hanging=(0,))
-    )
+    options = SwarmOptions(spec=RunSpec(), peers=1, program=program(silent=(0,), hanging=(0,)))
     with pytest.raises(InternalError, match="no peer has said anything"):
         await watch(tmp_path, options)
 
 
-async def test_a_bootstrap_that_dies_says_why(tmp_path: Path) -> None:
-    options = SwarmOptions(spec=RunSpec(), peers=1, program=program(tmp_path, bootstrap="dies"))
+async def test_a_bootstrap_that_dies_says_why(tmp_path: Path, program: Program) -> None:
+    options = SwarmOptions(spec=RunSpec(), peers=1, program=program(bootstrap="dies"))
     with pytest.raises(InternalError, match="the bootstrap failed: port taken"):
         await watch(tmp_path, options)
 
 
-async def test_no_more_than_two_start_at_once(tmp_path: Path) -> None:
-    options = SwarmOptions(
-        spec=RunSpec(), peers=4, program=program(tmp_path, silent=(0, 1), hanging=(0, 1))
-    )
+async def test_no_more_than_two_start_at_once(tmp_path: Path, program: Program) -> None:
+    options = SwarmOptions(spec=RunSpec(), peers=4, program=program(silent=(0, 1), hanging=(0, 1)))
     children = Children(tmp_path)
     swarm = Swarm(options, children, tmp_path, Progress(stages=2, steps=1))
     looks = 0

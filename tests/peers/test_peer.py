@@ -1,0 +1,119 @@
+"""The peer program: its first lines, its data, its leaving. Real peers: test_simulation."""
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from p2ptrain.data import pin
+from p2ptrain.errors import DataError, InternalError, RefusedError, UserError
+from p2ptrain.net.node import NetworkOptions
+from p2ptrain.run import Data, RunSpec, digest
+from p2ptrain.units import Stage
+from peers.peer import Leaving, PeerOptions, events_file, find_corpus, first_cause, welcome
+
+if TYPE_CHECKING:
+    from p2ptrain.engine.lifecycle import Node
+
+LIBRARY = RunSpec()
+
+
+def options(**values: object) -> PeerOptions:
+    return PeerOptions(network=NetworkOptions(), **values)  # type: ignore[arg-type]
+
+
+def test_the_first_lines_say_who_we_are_and_what_others_type() -> None:
+    addresses = (
+        "/ip4/127.0.0.1/tcp/4001/p2p/12D3KooWme",
+        "/ip4/192.0.2.7/tcp/4001/p2p/12D3KooWme",
+    )
+    lines = list(welcome(addresses, digest(LIBRARY), LIBRARY))
+    assert lines[0] == "peer 12D3KooWme"
+    assert lines[1] == (
+        "others join with: p2ptrain peer --initial-peers /ip4/192.0.2.7/tcp/4001/p2p/12D3KooWme"
+    )
+    assert digest(LIBRARY) in lines[2]
+
+
+def test_a_peer_without_the_runs_data_serves_other_stages(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    foreign = RunSpec(data=Data(root="0" * 64, total_bytes=5, file_count=1))
+    assert find_corpus(foreign, options()) is None
+    assert "or serve a stage other than 0" in caplog.text
+    with pytest.raises(DataError, match="this run trains on 1"):
+        find_corpus(foreign, options(stage=Stage(0)))
+    assert find_corpus(pin(LIBRARY), options()) is not None
+
+
+def test_data_that_the_user_names_must_be_the_runs(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(bytes(1000))
+    spec = pin(RunSpec(data=Data(source="text")), text)
+    assert find_corpus(spec, options(data=text)) is not None
+    text.write_bytes(bytes(999))
+    with pytest.raises(DataError, match="999 bytes"):
+        find_corpus(spec, options(data=text))
+
+
+class Draining:
+    """Stands in for a node that is asked to drain."""
+
+    drained = 0
+
+    def drain(self) -> None:
+        self.drained += 1
+
+
+@pytest.mark.asyncio
+async def test_the_first_ctrl_c_drains_and_the_second_goes() -> None:
+    said: list[str] = []
+    node = Draining()
+
+    async def main() -> Leaving:
+        leaving = Leaving(said.append)
+        leaving.node = cast("Node", node)
+        leaving.ask(signal.SIGINT)
+        await asyncio.sleep(0)
+        assert (node.drained, leaving.asked, leaving.exit_code) == (1, True, 130)
+        leaving.ask(signal.SIGTERM)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return leaving
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(main())
+    assert task.result().exit_code == 130
+    assert len(said) == 1
+
+
+@pytest.mark.asyncio
+async def test_before_there_is_a_node_ctrl_c_goes_at_once() -> None:
+    async def main() -> int:
+        leaving = Leaving(lambda _: None)
+        leaving.ask(signal.SIGTERM)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return leaving.exit_code
+
+    async with asyncio.TaskGroup() as group:
+        code = group.create_task(main())
+    assert code.result() == 0
+
+
+def test_our_own_error_is_told_before_its_consequences() -> None:
+    refused = RefusedError("another run")
+    group = BaseExceptionGroup("", [ValueError(), ExceptionGroup("", [refused, OSError()])])
+    assert first_cause(group) is refused
+    fault = ZeroDivisionError()
+    assert first_cause(BaseExceptionGroup("", [fault, OSError()])) is fault
+    assert isinstance(first_cause(ExceptionGroup("", [InternalError("x")])), InternalError)
+
+
+def test_an_events_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--events"):
+        events_file(tmp_path / "nowhere" / "events.jsonl")
+    with events_file(tmp_path / "events.jsonl"):
+        assert (tmp_path / "events.jsonl").exists()

@@ -1,0 +1,100 @@
+"""The end of a simulation: exit codes that can be trusted, words that the report holds."""
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from p2ptrain.observe.report import build_report
+from p2ptrain.run import Cut, RunSpec, digest
+from peers import summary
+from peers.display import Display
+from peers.simulation import Reference, SimulationOptions, simulate
+from peers.swarm import SwarmOptions
+
+Program = Callable[..., tuple[str, ...]]
+SPEC = RunSpec(cut=Cut(stages=2), seed=4)
+
+
+def options(
+    program: tuple[str, ...], *, peers: int = 2, report: Path | None = None
+) -> SimulationOptions:
+    return SimulationOptions(
+        swarm=SwarmOptions(spec=SPEC, peers=peers, program=program), report=report
+    )
+
+
+def test_a_good_end_is_zero_with_everything_written(
+    program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "report"
+    assert summary.conduct(options(program(), report=folder), as_json=True) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out.splitlines()[-1])
+    assert report == json.loads((folder / "report.json").read_bytes())
+    assert (report["run_id"], report["seed"], report["replicas"]) == (digest(SPEC), 4, [1, 1])
+    assert report["verified"] is None
+    assert f"run {digest(SPEC)}" in captured.err
+    assert (folder / "events.jsonl").read_bytes().count(b"\n") == 4
+    assert (folder / "seats.png").stat().st_size > 0
+
+
+def test_words_go_to_stdout_when_nothing_else_does(
+    program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert summary.conduct(options(program()), as_json=False) == 0
+    assert "not compared (--verify does)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("misbehaviour", "trouble"),
+    [
+        ({"failing": (1,)}, "peer-1 ended with code 1: no memory left"),
+        ({"odd": (0,)}, "replicas disagree on w0"),
+    ],
+)
+def test_a_bad_end_is_one_with_its_reason(
+    program: Program,
+    capsys: pytest.CaptureFixture[str],
+    misbehaviour: dict[str, tuple[int, ...]],
+    trouble: str,
+) -> None:
+    assert summary.conduct(options(program(**misbehaviour), peers=3), as_json=False) == 1
+    output = capsys.readouterr().out
+    assert f"trouble: {trouble}" in output
+    assert "output and events of all processes: " in output
+
+
+@pytest.mark.parametrize(("right", "verdict"), [(True, "equal to those"), (False, "NOT those")])
+def test_the_verdict_is_the_references(program: Program, *, right: bool, verdict: str) -> None:
+    chosen = options(program())
+    with Display() as display:
+        simulated = asyncio.run(simulate(chosen, display))
+    mine = simulated.outcome.weights_digest
+    assert mine is not None
+    reference = Reference(
+        weights_digest=mine if right else "0" * 64, val_loss=2.0, tokens_per_second=1.0
+    )
+    judged = dataclasses.replace(simulated, reference=reference)
+    report = build_report([], summary.facts(chosen, judged))
+    assert report.verified is right
+    assert any(verdict in line for line in summary.words(report))
+    assert bool(list(summary.faults(chosen, judged, report))) is not right
+
+
+def test_lost_and_doubled_microbatches_are_troubles(program: Program) -> None:
+    chosen = options(program())
+    with Display() as display:
+        simulated = asyncio.run(simulate(chosen, display))
+    report = build_report([], summary.facts(chosen, simulated))
+    counts = msgspec.structs.replace(report.microbatches, lost=2, duplicated=1)
+    bad = msgspec.structs.replace(report, microbatches=counts)
+    assert "2 microbatches lost, 1 counted twice" in list(summary.faults(chosen, simulated, bad))
+
+
+def test_the_commit_is_this_trees() -> None:
+    assert summary.source_commit()
