@@ -130,8 +130,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def build_report(entries: Sequence[ev.Entry], facts: Facts) -> Report:
     """Put ``entries``, ordered by time, and ``facts`` together.
 
-    Times of different peers are compared only where faults are: their events must come
-    from one machine or one simulation.
+    Times of different peers are compared (pace, recovery): the events must come from one
+    machine or one simulation.
     """
     kinds = Counter(type(entry.event) for entry in entries)
     steps = _steps(entries)
@@ -183,13 +183,10 @@ def _steps(entries: Iterable[ev.Entry]) -> dict[Step, ev.StepCommitted]:
 
 
 def _span(entries: Iterable[ev.Entry]) -> Seconds:
-    """From the beginning of the first step to the last commit, by one seat's own clock."""
-    by_seat: dict[tuple[PeerId, Stage], list[tuple[Seconds, Seconds]]] = defaultdict(list)
-    for entry in entries:
-        event = entry.event
-        if isinstance(event, ev.StepCommitted):
-            by_seat[entry.peer, event.stage].append((entry.at - event.seconds, entry.at))
-    return max((times[-1][1] - times[0][0] for times in by_seat.values()), default=0.0)
+    """From the first microbatch taken from the data to the last commit: no waiting for peers."""
+    began = [entry.at for entry in entries if isinstance(entry.event, ev.Sourced)]
+    ended = [entry.at for entry in entries if isinstance(entry.event, ev.StepCommitted)]
+    return max(ended) - min(began) if began and ended else 0.0
 
 
 def _wire(entries: Iterable[ev.Entry]) -> Wire:

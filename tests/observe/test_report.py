@@ -64,18 +64,20 @@ def frame(what: str, frame_bytes: int, tensor_bytes: int) -> ev.FrameSent:
 
 def whole_run() -> list[ev.Entry]:
     """Two stages, three steps of two seconds, all ids counted once."""
-    return [
+    sourced = at(0.1, ANN, ev.Sourced(step=Step(0), slot=Slot(0), order=0))
+    commits = [
         at(2.0 * (step + 1) + 0.1 * stage, peer, commit(step, stage, loss=3.0 - step))
         for step in range(3)
         for stage, peer in enumerate((ANN, BOB))
     ]
+    return [sourced, *commits]
 
 
 def test_each_step_counts_once_however_many_seats_commit_it() -> None:
     report = build_report(whole_run(), FACTS)
     assert (report.steps, report.tokens) == (3, 300)
     assert report.loss == [(0, 3.0), (1, 2.0), (2, 1.0)]
-    assert report.tokens_per_second == pytest.approx(300 / 6.0)
+    assert report.tokens_per_second == pytest.approx(300 / 6.0)  # from 0.1 to 6.1
     assert report.microbatches.committed == 12
     assert (report.microbatches.lost, report.microbatches.duplicated) == (0, 0)
     assert report.step_seconds.median == 2.0
@@ -83,7 +85,7 @@ def test_each_step_counts_once_however_many_seats_commit_it() -> None:
 
 def test_what_was_lost_or_counted_twice_shows_in_the_covers() -> None:
     entries = whole_run()
-    entries[2] = at(4.0, ANN, commit(1, 0, cover=(0b0011, 0b0110)))  # 1 twice, 3 nowhere
+    entries[3] = at(4.0, ANN, commit(1, 0, cover=(0b0011, 0b0110)))  # 1 twice, 3 nowhere
     report = build_report(entries, FACTS)
     assert (report.microbatches.lost, report.microbatches.duplicated) == (1, 1)
 
