@@ -232,14 +232,11 @@ class Node:
         at = done.at
         chain = next_chain(at.chain, at.epoch, at.step, done.sums)
         seat.version = Step(at.step + 1)
-        told = m.Committed(epoch=at.epoch, step=at.step, chain=chain, stage=stage)
-        self.roster.committed(self.me, stage, seat.version)
-        self._stepped(self.me, stage, _now())  # our other seats
-        self.mail.tell_all(self._near, told)
         self.presence.committed(stage, done.record(chain))
         if at.step >= last_step(self.spec):
             seat.finished = True
             seat.stop()
+            self.statuses_changed()  # who lingers for us need not
         elif self.draining or self.admission.gives_away(seat):
             self.close_seat(stage, "drained" if self.draining else "given away")
         else:
@@ -302,9 +299,6 @@ class Node:
         elif isinstance(message, m.Heartbeat):
             if self.roster.hear(peer, message.seats):
                 self._roster_changed()
-        elif isinstance(message, m.Committed):
-            if self.roster.committed(peer, message.stage, Step(message.step + 1)):
-                self._stepped(peer, message.stage, now)
         elif isinstance(message, m.Leaving):
             self.roster.left(peer)
             self._membership.forget(peer)
@@ -314,12 +308,6 @@ class Node:
         elif not self.snapshots.handle(peer, message):
             pass  # an answer that nobody waits for any more
         self._rearm()
-
-    def _stepped(self, peer: PeerId, stage: Stage, now: Seconds) -> None:
-        """A joiner that has caught up counts from here on; members of the record did before."""
-        for seat in list(self.seats.values()):
-            if abs(seat.stage - stage) <= 1 and not seat.stepper.counts_with(peer, stage):
-                seat.roster_changed(now)
 
     def _on_data(self, peer: PeerId, message: m.Data, payload: memoryview) -> None:
         now = _now()

@@ -53,16 +53,6 @@ class Roster:
             (s.stage, s.state) for s in after.values()
         }
 
-    def committed(self, peer: PeerId, stage: Stage, version: Step) -> bool:
-        """``peer`` has stepped to ``version``; whether that is news."""
-        seat = self._heard.get(peer, {}).get(stage)
-        if seat is None or version <= seat.version:
-            return False
-        self._heard[peer][stage] = SeatView(
-            peer=peer, stage=stage, state=seat.state, rate=seat.rate, version=version
-        )
-        return True
-
     def incarnated(self, peer: PeerId, incarnation: int) -> bool:
         """Whether ``peer`` has restarted since we last met it."""
         known = self._incarnations.get(peer)

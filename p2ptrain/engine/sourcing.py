@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from p2ptrain.units import PeerId, RunId, Seconds
 
 PATIENCE_SECONDS = 15.0  # a live owner that has not begun by then is stuck (several suspicions)
+ROUNDING = 1e-6  # of a patience: the timer may fire a float's last bit early
 PATIENCE_STEPS = 3.0  # ... or three of the last step's durations, whichever is longer
 
 
@@ -60,7 +61,7 @@ class Sourcer:
         """Who lives, or what is counted, has changed: see what is ours to source now."""
         self._counted |= union
         self._pending = []
-        waited = int((now - self._began) / self._patience)
+        waited = int((now - self._began) / self._patience + ROUNDING)
         for work, order in self._orders.items():
             if union >> work.slot & 1 or self._pipeline.holds(work):
                 continue
@@ -69,7 +70,7 @@ class Sourcer:
             if rank <= waited:
                 again = order[0] != self._me or bool(self._counted >> work.slot & 1)
                 self._pending.append((work, again))
-        self.due_at = now + self._patience - (now - self._began) % self._patience
+        self.due_at = self._began + (waited + 1) * self._patience
         if not self._orders:
             self.due_at = None
         self.feed()

@@ -51,6 +51,8 @@ STEP_LIMITS = r.StepLimits(
     plan_seconds=5.0, ack_seconds=15.0, reduce_seconds=120.0, norm_seconds=5.0
 )
 GOSSIP_SECONDS = 1.0  # a bitmap is at most this stale while a seat is busy
+REPEAT_SECONDS = 5.0  # an unchanged one is said again: whoever missed it waits for nothing else
+EARLY_BITMAPS = 1024  # of the next step, kept for seats that commit a moment after their mates
 GOSSIP_SHARE = 16  # ... or after this fraction of the step's slots (DESIGN 5: research)
 FETCH_SECONDS = 60.0  # one stage's sum over a slow link: 4 GB at 500 Mbit/s
 
@@ -105,6 +107,7 @@ class Stepper:
         self._task: asyncio.Task[None] | None = None
         self._events: deque[r.Event | None] = deque()
         self._seq = 0
+        self._early: dict[tuple[Stage, PeerId], Bitmap] = {}
         self._said = 0  # the slots of the last bitmap that went out
         self._gossip_at: Seconds | None = None
         self._quiet_owed = False
@@ -153,12 +156,21 @@ class Stepper:
         self._said, self._gossip_at, self._quiet_owed = 0, None, False
         self._began, self._lives = now, {}
         self.refresh_live(now)
+        early, self._early = self._early, {}
+        for _, bitmap in sorted(early.items()):
+            self.bitmap(bitmap, now)
+        self._seq += 1  # an empty bitmap: plans have a place for whoever counted nothing, too
+        self._handle(r.Seen(self._own_bitmap()), now)
+        self._gossip(near=False)
 
     # --- what others say --------------------------------------------------------------------
 
     def bitmap(self, bitmap: Bitmap, now: Seconds) -> None:
         """A bitmap of this stage or a neighbour's; ignored unless it is of our position."""
         if self.machine is None or bitmap.at != self.at:
+            early = self.machine is not None and bitmap.at.step == self.at.step + 1
+            if early and len(self._early) < EARLY_BITMAPS:
+                self._early[bitmap.stage, bitmap.peer] = bitmap
             return
         if not self._signer.verify(bitmap.peer, bitmap_bytes(bitmap), bitmap.signature):
             raise MisbehaviourError("a bitmap with a wrong signature", peer=bitmap.peer)
@@ -214,7 +226,7 @@ class Stepper:
         new = (self._pipeline.counted ^ self._said).bit_count()
         share = max(1, step_slots(self._spec, self.at.step).width // GOSSIP_SHARE)
         if new >= share or self._pipeline.drained or self.machine.ledger.missing() == 0:
-            self._gossip()
+            self._gossip(near=False)
         elif self._gossip_at is None:
             self._gossip_at = now + GOSSIP_SECONDS
 
@@ -235,10 +247,6 @@ class Stepper:
                     self._lives[stage] = there
                     self._ledgers[stage].set_live(there)
                     self._neighbour_changed(stage, now)
-
-    def counts_with(self, peer: PeerId, stage: Stage) -> bool:
-        """Whether ``peer`` is among those of ``stage`` (ours or a neighbour) that we count."""
-        return peer in self._lives.get(stage, frozenset())
 
     def greet(self, peer: PeerId) -> None:
         """A link to ``peer`` is up (again): it may have missed our newest bitmap."""
@@ -263,7 +271,7 @@ class Stepper:
     def tick(self, now: Seconds) -> None:
         """Act on every deadline that has passed."""
         if self._gossip_at is not None and now >= self._gossip_at:
-            self._gossip()
+            self._gossip(near=True)
         machine = self.machine
         if machine is not None and machine.due_at is not None and now >= machine.due_at:
             self._handle(None, now)
@@ -303,7 +311,7 @@ class Stepper:
                 step=machine.at.step,
                 round=machine.round,
                 leader=machine.leader or self._signer.peer,
-                reason=f"round {before} did not end: {machine.phase.name.lower()}",
+                reason=machine.reason,
             )
             self._emit(began)
 
@@ -443,16 +451,20 @@ class Stepper:
         )
         return _signed(unsigned, self._signer)
 
-    def _gossip(self) -> None:
-        """Send our newest bitmap to stage-mates and to both neighbouring stages."""
+    def _gossip(self, *, near: bool) -> None:
+        """Send our newest bitmap to stage-mates, who wait for it, and to both neighbours.
+
+        Neighbours learn from it only what they may forget, so they can wait a little.
+        """
         assert self.machine is not None
         bitmap = self.machine.ledger.get(self._signer.peer)
-        self._gossip_at = None
-        if bitmap is None:
+        if bitmap is None or self.machine.phase is r.Phase.COMMITTED:
+            self._gossip_at = None
             return
         self._said = bytes_to_mask(bitmap.slots)
-        near = [s for s in (self.stage - 1, self.stage, self.stage + 1) if s >= 0]
-        to = {peer for stage in near for peer in self._post.seats(Stage(stage))}
+        self._gossip_at = _now() + (REPEAT_SECONDS if near else GOSSIP_SECONDS)
+        stages = [s for s in (self.stage - 1, self.stage + 1) if s >= 0] if near else []
+        to = {peer for stage in (self.stage, *stages) for peer in self._post.seats(Stage(stage))}
         self._post.tell_all(to, bitmap)
 
     def _stage_changed(self) -> None:

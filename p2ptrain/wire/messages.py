@@ -224,15 +224,6 @@ class WantSums(Message, frozen=True, tag=True):
     stages: tuple[Stage, ...]
 
 
-class Committed(Message, frozen=True, tag=True):
-    """This seat has stepped: version ``step`` + 1 of ``stage`` lies under ``chain``."""
-
-    epoch: int
-    step: Step
-    chain: Chain
-    stage: Stage
-
-
 # --- state and corpus transfer (DESIGN 6) --------------------------------------------
 
 
@@ -319,7 +310,6 @@ Control: TypeAlias = (
     | PullSum
     | Sum
     | WantSums
-    | Committed
     | WantManifest
     | StageManifest
     | WantChunk
