@@ -7,7 +7,7 @@ from p2ptrain.sim.faults import parse
 from p2ptrain.sim.scenario import Scenario, SwarmResult, crowd
 from p2ptrain.sim.toy import toy_spec
 from p2ptrain.sim.world import SimWorld
-from p2ptrain.units import PeerId
+from p2ptrain.units import PeerId, Stage
 
 SPEC = toy_spec(stages=2, microbatches=8, steps=8)
 
@@ -52,7 +52,7 @@ def test_a_dead_peer_says_nothing_more() -> None:
 
 def test_kills_spare_the_last_replica() -> None:
     result = simulate("kill=100000%/min:respawn=never", peers=4)
-    serving: dict[int, set[PeerId]] = {0: set(), 1: set()}
+    serving: dict[Stage, set[PeerId]] = {Stage(0): set(), Stage(1): set()}
     for entry in result.entries:
         match entry.event:
             case ev.SeatOpened(stage=stage):
