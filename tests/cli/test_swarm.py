@@ -1,0 +1,85 @@
+"""simulate: short flags become the RunSpec's values; what is not built is refused by name."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2ptrain import cli
+from p2ptrain.cli.swarm import SimulateFlags, simulated_spec
+from p2ptrain.run import RunSpec, to_toml
+from peers import summary
+from peers.simulation import SimulationOptions
+
+Refused = Callable[..., str]
+
+
+def flags(**values: Any) -> SimulateFlags:
+    defaults: dict[str, Any] = dict.fromkeys(SimulateFlags.__slots__)
+    return SimulateFlags(**(defaults | {"peers": 8, "sets": (), "chaos": ""} | values))
+
+
+def test_short_flags_are_names_for_values_of_the_spec() -> None:
+    spec = simulated_spec(flags(stages=2, steps=9, seed=4, codec="fp32", sets=("seed=5",)))
+    assert (spec.cut.stages, spec.optimizer.steps, spec.codec.name) == (2, 9, "fp32")
+    assert spec.seed == 5
+    assert spec.sync.start_replicas == 4
+
+
+def test_more_stages_than_the_preset_has_layers_add_layers() -> None:
+    assert simulated_spec(flags(stages=6)).model.n_layers == 6
+
+
+def test_a_file_is_taken_as_it_is() -> None:
+    Path("run.toml").write_text(to_toml(RunSpec(seed=2)))
+    spec = simulated_spec(flags(run_file=Path("run.toml")))
+    assert spec == RunSpec(seed=2)
+    assert simulated_spec(flags(run_file=Path("run.toml"), steps=3)).optimizer.steps == 3
+
+
+def test_the_flags_reach_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[SimulationOptions] = []
+
+    def conduct(options: SimulationOptions, *, as_json: bool) -> int:
+        assert as_json
+        seen.append(options)
+        return 3
+
+    monkeypatch.setattr(summary, "conduct", conduct)
+    args = "simulate --peers 3 --stages 3 --link 1gbit,5ms --verify --report out --json"
+    assert cli.run([*args.split(), "--max-memory", "1GB"]) == 3
+    [options] = seen
+    assert (options.swarm.peers, options.swarm.link, options.verify) == (3, "1gbit,5ms", True)
+    assert options.swarm.memory_bytes == 10**9
+    assert options.report == Path("out")
+    assert options.swarm.spec.data.root
+
+
+def test_a_virtual_swarm_runs_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    args = "simulate --virtual --peers 4 --stages 2 --steps 2 --set batch.microbatches=8"
+    assert cli.run(args.split()) == 0
+    assert "I1 holds" in capsys.readouterr().out
+    assert cli.run([*args.split(), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verified"] is True
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        ("--peers 0", "--peers"),
+        ("--peers 300", "at most 256 real ones; try --virtual"),
+        ("--chaos kill=30%/min", "faults among real processes are not built yet"),
+        ("--virtual --verify", "--verify is for real peers"),
+        ("--virtual --chaos fire", "no fault 'fire'"),
+        ("--link fast", "--link"),
+        ("--codec zip9", "codec.name"),
+        ("--run none.toml", "p2ptrain init writes one"),
+        ("--preset nano", "no preset 'nano'"),
+        ("--stages 2000", "cut.stages"),
+        ("--data nowhere", "no such file or folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(refused: Refused, args: str, reason: str) -> None:
+    assert reason in refused("simulate", *args.split())
