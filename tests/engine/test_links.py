@@ -322,6 +322,16 @@ async def test_beats_come_at_once_and_then_every_second() -> None:
 
 
 @virtual
+async def test_beats_can_be_kept_for_those_who_need_them() -> None:
+    async with pair() as (ann, bob, _):
+        ann.links.beats_to = lambda _peer: False
+        ann.links.open(BOB)
+        await settle(10.5)
+        assert sum(isinstance(m, Heartbeat) for _, m in bob.controls) == 1
+        assert sum(isinstance(m, Heartbeat) for _, m in ann.controls) > 9
+
+
+@virtual
 async def test_data_arrives_whole_and_is_told_to_the_log() -> None:
     async with pair() as (ann, bob, _):
         payload = bytes(range(256)) * (GRADIENT_BYTES // 256)
