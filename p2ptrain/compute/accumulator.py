@@ -105,7 +105,7 @@ class FixedPoint:
 
     def fits(self, gradients: Sequence[Tensor]) -> bool:
         """Whether every element is finite and within the range of one contribution."""
-        # Both keep NaN, and take a tenth of the time of an infinity norm.
+        # Both keep NaN, and are vectorised where torch's infinity norm is not.
         lows, highs = zip(*(torch.aminmax(gradient) for gradient in gradients), strict=True)
         largest = torch.maximum(-torch.stack(lows), torch.stack(highs)).tolist()
         # Scaling by a power of two is exact, so this compares what rounding would see;

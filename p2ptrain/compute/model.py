@@ -42,6 +42,9 @@ EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 
+EMBEDDING_DEVIATION = 0.5
+"""A lookup has no fan-in. The tiny preset learnt faster with it than with 1 / sqrt(d) or 1."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
@@ -106,7 +109,7 @@ def graph_bytes(model: Model, part: Slice, tokens: int) -> Bytes:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """``x / rms(x) * weight`` in few passes; autograd's own chain of it takes 2.3x as long."""
+    """``x / rms(x) * weight`` in few passes over memory; autograd's own chain takes twice as many."""
 
     @staticmethod
     def forward(ctx: Any, x_btd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
@@ -218,8 +221,10 @@ def initial_deviation(model: Model, name: str) -> float:
     """Standard deviation with which a matrix starts; norms start at one.
 
     Matrices keep the variance of their input (1 / fan-in); those that write to the residual
-    stream are smaller by sqrt(2 n_layers), so that its variance stays near one at any depth.
+    stream are smaller by sqrt(2 n_layers), so that its variance hardly grows with depth.
     """
+    if name == EMBEDDING:
+        return EMBEDDING_DEVIATION
     fan_in = model.d_ff if name.endswith("down_proj.weight") else model.d_model
     deviation = 1.0 / math.sqrt(fan_in)
     if name.endswith(("o_proj.weight", "down_proj.weight")):
