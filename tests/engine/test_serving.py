@@ -1,0 +1,125 @@
+"""A donor gives a few chunks at a time, and refuses in words."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from p2ptrain.core.agreement import Position
+from p2ptrain.core.merkle import leaf_digest
+from p2ptrain.engine.serving import KEPT, MOST_WAITING, SENDING, Donor
+from p2ptrain.errors import LinkError
+from p2ptrain.sim.loop import run
+from p2ptrain.units import Chain, PeerId, Stage, Step
+from p2ptrain.wire.limits import CHUNK_BYTES
+from p2ptrain.wire.messages import (
+    Chunk,
+    Control,
+    Data,
+    NoSuch,
+    StageManifest,
+    WantChunk,
+    WantCorpus,
+    WantManifest,
+)
+
+ANN, STAGE = PeerId("ann"), Stage(1)
+BLOB = bytes(CHUNK_BYTES) + b"tail"
+
+
+class Links:
+    """Takes what is sent; data frames wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.said: list[Control] = []
+        self.frames: list[tuple[Data, bytes, asyncio.Future[None]]] = []
+        self.broken = False
+
+    def send(self, _peer: PeerId, message: Control) -> None:
+        self.said.append(message)
+
+    def submit(
+        self, _peer: PeerId, message: Data, payload: tuple[memoryview, ...]
+    ) -> asyncio.Future[None]:
+        if self.broken:
+            raise LinkError("no link")
+        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.frames.append((message, b"".join(payload), sent))
+        return sent
+
+
+def at(step: int) -> Position:
+    return Position(epoch=0, step=Step(step), chain=Chain(bytes((step,)) * 32))
+
+
+async def donor_with(blob: bytes) -> tuple[Donor, Links, StageManifest]:
+    links = Links()
+    donor = Donor(links)  # type: ignore[arg-type]  # the two methods that it uses
+    await donor.offer(STAGE, at(1), (), blob)
+    donor.asked(ANN, WantManifest(stage=STAGE))
+    manifest = links.said.pop()
+    assert isinstance(manifest, StageManifest)
+    return donor, links, manifest
+
+
+def test_chunks_match_their_leaves_and_leave_a_few_at_a_time() -> None:
+    async def main() -> None:
+        donor, links, manifest = await donor_with(BLOB)
+        for index in (0, 1, 0, 1):
+            donor.asked(ANN, WantChunk(stage=STAGE, root=manifest.root, index=index))
+        assert len(links.frames) == SENDING
+        links.frames[0][2].set_result(None)
+        links.frames[1][2].set_exception(LinkError("broke"))
+        await asyncio.sleep(0)
+        assert len(links.frames) == 4
+        for message, payload, _ in links.frames:
+            assert isinstance(message, Chunk)
+            assert leaf_digest(payload) == manifest.leaves[message.index]
+
+    run(main())
+
+
+def test_a_link_that_is_gone_costs_its_own_request_only() -> None:
+    async def main() -> None:
+        donor, links, manifest = await donor_with(BLOB)
+        links.broken = True
+        for _ in range(MOST_WAITING * 2):
+            donor.asked(ANN, WantChunk(stage=STAGE, root=manifest.root, index=0))
+        links.broken = False
+        donor.asked(ANN, WantChunk(stage=STAGE, root=manifest.root, index=0))
+        assert len(links.frames) == 1
+        assert links.said == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("index", [2, 2**40])
+def test_what_is_not_there_is_refused(index: int) -> None:
+    async def main() -> None:
+        donor, links, manifest = await donor_with(BLOB)
+        donor.asked(ANN, WantChunk(stage=STAGE, root=manifest.root, index=index))
+        donor.asked(ANN, WantChunk(stage=Stage(0), root=manifest.root, index=0))
+        donor.asked(ANN, WantManifest(stage=Stage(0)))
+        donor.asked(ANN, WantCorpus(offset=0, size_bytes=10))
+        assert [m.what for m in links.said if isinstance(m, NoSuch)] == [
+            "chunk",
+            "chunk",
+            "snapshot",
+            "corpus",
+        ]
+
+    run(main())
+
+
+def test_old_snapshots_are_dropped_at_the_bound() -> None:
+    async def main() -> None:
+        donor, links, first = await donor_with(BLOB)
+        for step in range(2, KEPT + 2):
+            await donor.offer(STAGE, at(step), (), bytes((step,)) * 5)
+        donor.asked(ANN, WantChunk(stage=STAGE, root=first.root, index=0))
+        (refused,) = links.said
+        assert isinstance(refused, NoSuch)
+        assert "no longer" in refused.reason
+
+    run(main())
