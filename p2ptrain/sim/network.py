@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from p2ptrain.units import PeerId, Seconds
 
 SWEEP_WIRES = 64
-"""Ended streams are forgotten when there are as many as live ones, and at least this many."""
+"""A peer's ended streams are forgotten when they are as many as the live ones and this many."""
 
 
 class SimNetwork:
@@ -64,8 +64,8 @@ class SimNetwork:
         self._group = asyncio.TaskGroup()
         self._transports: dict[PeerId, SimTransport] = {}
         self._randoms: dict[tuple[PeerId, PeerId], Random] = {}
-        self._wires: list[Wire] = []
-        self._sweep_at = SWEEP_WIRES
+        self._wires: dict[PeerId, list[Wire]] = {}  # each under both of its peers
+        self._sweep_at: dict[PeerId, int] = {}
         self._isolated: set[PeerId] = set()
         self._cuts: set[tuple[PeerId, PeerId]] = set()
         self._side: dict[PeerId, int] = {}
@@ -80,8 +80,9 @@ class SimNetwork:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for peer in self._transports:
-            self.kill(peer)
+        for transport in self._transports.values():
+            if transport.alive:
+                self.kill(transport.peer)
         try:
             await self._group.__aexit__(kind, error, traceback)
         except BaseExceptionGroup as group:
@@ -110,16 +111,15 @@ class SimNetwork:
     def kill(self, peer: PeerId) -> None:
         """The process of ``peer`` dies; the caller ends the tasks that it started itself."""
         self._transports[peer].die()
-        for wire in self._wires:
+        for wire in self._wires.pop(peer, ()):
             for end in wire.ends:
-                # the dead peer's own end: the other one hears of it over the wire
-                if peer in wire.peers and end.peer != peer:
+                if end.peer != peer:  # its own end: the other one hears of it over the wire
                     end.shut("the peer died", flush=False)
 
     def reset(self, one: PeerId, other: PeerId) -> None:
         """Break the streams between two peers; they may open new ones."""
-        for wire in self._wires:
-            if wire.peers in ((one, other), (other, one)):
+        for wire in self._wires.get(one, ()):
+            if other in wire.peers:
                 for end in wire.ends:
                     end.fail("connection reset")
 
@@ -158,7 +158,7 @@ class SimNetwork:
         )
 
     def _rewire(self) -> None:
-        for wire in self._wires:
+        for wire in [wire for wires in self._wires.values() for wire in wires]:
             if self.reachable(*wire.peers):
                 wire.mend(self._loop, self.context)
             else:
@@ -191,11 +191,17 @@ class SimNetwork:
         there = self._pipe(opener, acceptor)
         back = self._pipe(acceptor, opener)
         ends = (SimStream(acceptor.peer, there, back), SimStream(opener.peer, back, there))
-        if len(self._wires) >= self._sweep_at:
-            self._wires = [wire for wire in self._wires if not wire.over]
-            self._sweep_at = 2 * len(self._wires) + SWEEP_WIRES
-        self._wires.append(Wire(ends, (there, back)))
+        wire = Wire(ends, (there, back))
+        for peer in dict.fromkeys(wire.peers):
+            self._keep(peer, wire)
         return ends
+
+    def _keep(self, peer: PeerId, wire: Wire) -> None:
+        wires = self._wires.setdefault(peer, [])
+        wires.append(wire)
+        if len(wires) > self._sweep_at.get(peer, SWEEP_WIRES):
+            self._wires[peer] = wires = [wire for wire in wires if not wire.over]
+            self._sweep_at[peer] = 2 * len(wires) + SWEEP_WIRES
 
     def _pipe(self, writer: SimTransport, reader: SimTransport) -> Pipe:
         pair = (writer.peer, reader.peer)
