@@ -30,21 +30,33 @@ if TYPE_CHECKING:
 MAX_ROUND = 1 << 31
 """No honest stage reaches it (68 years of one-second rounds); it keeps rounds encodable."""
 
+SHARD_ELEMENTS = 1 << 14
+"""Least elements of a shard (128 KiB of int64): below, latency and not rate is what it costs."""
+
 NO_BALLOT = Ballot(round=0, rank=0, digest=Digest(bytes(32)))
 """Below every real ballot: what a seat that promised nothing reports."""
 
 
 def shards(
-    elements: int, members: Sequence[PeerId], weights: Mapping[PeerId, float] | None = None
+    elements: int,
+    members: Sequence[PeerId],
+    weights: Mapping[PeerId, float] | None = None,
+    *,
+    least: int = 1,
 ) -> tuple[tuple[int, int], ...]:
     """Cut 0..elements into one (start, stop) per member, sized by weight, in order.
 
-    A member without a weight counts 1. The leader alone computes them; others read the plan.
+    A member without a weight counts 1. No more members get a shard than there are times
+    ``least`` elements: small ones cost a round trip each and save nothing. The leader alone
+    computes them; others read the plan.
     """
     given = weights or {}
+    owners = max(1, elements // least)
     sizes = [max(0.0, given.get(peer, 1.0)) for peer in members]
     if not math.isfinite(sum(sizes)) or sum(sizes) <= 0.0:
         sizes = [1.0] * len(members)
+    heaviest = sorted(range(len(sizes)), key=lambda place: (-sizes[place], place))[:owners]
+    sizes = [size if place in heaviest else 0.0 for place, size in enumerate(sizes)]
     total, bounds, before = sum(sizes), [0], 0.0
     for size in sizes:
         before += size

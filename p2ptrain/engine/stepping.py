@@ -161,7 +161,7 @@ class Stepper:
             self.bitmap(bitmap, now)
         self._seq += 1  # an empty bitmap: plans have a place for whoever counted nothing, too
         self._handle(r.Seen(self._own_bitmap()), now)
-        self._gossip(near=False)
+        self._tell_leader()
 
     # --- what others say --------------------------------------------------------------------
 
@@ -223,12 +223,12 @@ class Stepper:
             return
         self._seq += 1
         self._handle(r.Seen(self._own_bitmap()), now)
+        if self._gossip_at is None or self._gossip_at > now + GOSSIP_SECONDS:
+            self._gossip_at = now + GOSSIP_SECONDS
         new = (self._pipeline.counted ^ self._said).bit_count()
         share = max(1, step_slots(self._spec, self.at.step).width // GOSSIP_SHARE)
-        if new >= share or self._pipeline.drained or self.machine.ledger.missing() == 0:
-            self._gossip(near=False)
-        elif self._gossip_at is None:
-            self._gossip_at = now + GOSSIP_SECONDS
+        if new >= share or self._pipeline.drained:
+            self._tell_leader()
 
     def refresh_live(self, now: Seconds) -> None:
         """Who lives has changed (or may have): tell the machine and the ledgers."""
@@ -271,7 +271,7 @@ class Stepper:
     def tick(self, now: Seconds) -> None:
         """Act on every deadline that has passed."""
         if self._gossip_at is not None and now >= self._gossip_at:
-            self._gossip(near=True)
+            self._gossip()
         machine = self.machine
         if machine is not None and machine.due_at is not None and now >= machine.due_at:
             self._handle(None, now)
@@ -314,6 +314,7 @@ class Stepper:
                 reason=machine.reason,
             )
             self._emit(began)
+            self._tell_leader()
 
     def _perform(self, actions: tuple[r.Action, ...], now: Seconds) -> None:
         for action in actions:
@@ -451,10 +452,19 @@ class Stepper:
         )
         return _signed(unsigned, self._signer)
 
-    def _gossip(self, *, near: bool) -> None:
-        """Send our newest bitmap to stage-mates, who wait for it, and to both neighbours.
+    def _tell_leader(self) -> None:
+        """The leader waits for what we have counted; nobody else does."""
+        assert self.machine is not None
+        bitmap, leader = self.machine.ledger.get(self._signer.peer), self.machine.leader
+        if bitmap is not None and leader != self._signer.peer:
+            self._said = bytes_to_mask(bitmap.slots)
+            self._post.tell(leader, bitmap)
 
-        Neighbours learn from it only what they may forget, so they can wait a little.
+    def _gossip(self) -> None:
+        """Send our newest bitmap to all stage-mates and to both neighbouring stages.
+
+        Mates need it should the leader die; neighbours learn what they may forget. Both can
+        wait a little, and most often the step ends before.
         """
         assert self.machine is not None
         bitmap = self.machine.ledger.get(self._signer.peer)
@@ -462,10 +472,9 @@ class Stepper:
             self._gossip_at = None
             return
         self._said = bytes_to_mask(bitmap.slots)
-        self._gossip_at = _now() + (REPEAT_SECONDS if near else GOSSIP_SECONDS)
-        stages = [s for s in (self.stage - 1, self.stage + 1) if s >= 0] if near else []
-        to = {peer for stage in (self.stage, *stages) for peer in self._post.seats(Stage(stage))}
-        self._post.tell_all(to, bitmap)
+        self._gossip_at = _now() + REPEAT_SECONDS
+        near = [stage for stage in range(self.stage - 1, self.stage + 2) if stage >= 0]
+        self._post.tell_all({p for stage in near for p in self._post.seats(Stage(stage))}, bitmap)
 
     def _stage_changed(self) -> None:
         if self.machine is not None:
