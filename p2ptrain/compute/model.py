@@ -109,7 +109,7 @@ def graph_bytes(model: Model, part: Slice, tokens: int) -> Bytes:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """``x / rms(x) * weight`` in few passes over memory; autograd's own chain takes twice as many."""
+    """``x / rms(x) * weight`` in fewer passes over memory than autograd's own chain of it."""
 
     @staticmethod
     def forward(ctx: Any, x_btd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
