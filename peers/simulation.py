@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from p2ptrain.units import Bytes, Seconds
     from peers.display import Display
 
-DRAIN_SECONDS = 20.0
-"""After Ctrl-C peers finish their step; a step of a simulated model takes a few seconds."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationOptions:
@@ -99,26 +96,20 @@ async def simulate(options: SimulationOptions, display: Display) -> Simulated:
         stages=options.swarm.spec.cut.stages, steps=options.swarm.spec.optimizer.steps
     )
     swarm = Swarm(options.swarm, children, folder, progress)
-    orphans, cancelled = 0, True
-    loop = asyncio.get_running_loop()
-    began = loop.time()
     try:
-        with _Interrupts(swarm.leave, display.say):
-            async with aclosing(swarm.run()) as looks:
-                async for state in looks:
-                    display.show(state, now=loop.time())
-            seconds = loop.time() - began
-            orphans = await children.stop()
-            reference = None
-            if options.verify and not swarm.leaving:
-                display.say("training the same run in one process, to compare")
-                reference = await _reference(options, children, folder)
-        cancelled = False
+        try:
+            with _Interrupts(swarm.leave, display.say):
+                seconds, orphans = await _watch(swarm, display)
+                reference = await _reference(options, swarm, display) if options.verify else None
+        finally:
+            await children.stop(grace_seconds=0.0)
     except InternalError as error:
         error.add_note(f"output and events of all processes: {folder}")
         raise
-    finally:
-        await children.stop(grace_seconds=0.0 if cancelled else DRAIN_SECONDS)
+    except asyncio.CancelledError:
+        if options.report is None:
+            forget(folder)
+        raise
     outcomes = [read_outcome(member.result) for member in swarm.members]
     return Simulated(
         folder=folder,
@@ -129,13 +120,13 @@ async def simulate(options: SimulationOptions, display: Display) -> Simulated:
         seconds=seconds,
         peak_rss_bytes=swarm.peak_rss_bytes,
         orphans=orphans,
-        interrupted=swarm.leaving,
+        interrupted=swarm.leaving(),
     )
 
 
-def forget(simulated: Simulated) -> None:
+def forget(folder: Path) -> None:
     """Remove the files of a simulation that nobody asked to keep."""
-    shutil.rmtree(simulated.folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Interrupts:
@@ -177,12 +168,35 @@ def _folder(options: SimulationOptions) -> Path:
     return processes
 
 
-async def _reference(options: SimulationOptions, children: Children, folder: Path) -> Reference:
-    arguments = ["-m", "peers.reference", "--run", str(folder / "run.toml"), "--json"]
+async def _watch(swarm: Swarm, display: Display) -> tuple[Seconds, int]:
+    """Run the swarm to its end; return how long it took and how many processes it left behind."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with aclosing(swarm.run()) as looks:
+        async for state in looks:
+            display.show(state, now=loop.time())
+    return loop.time() - began, await swarm.children.stop()
+
+
+async def _reference(
+    options: SimulationOptions, swarm: Swarm, display: Display
+) -> Reference | None:
+    """Train the run in one process; None if somebody wants to leave.
+
+    Raises:
+        InternalError: it failed.
+    """
+    if swarm.leaving():
+        return None
+    display.say("training the same run in one process, to compare")
+    run_file = swarm.folder / "run.toml"
+    arguments = ["-m", "peers.reference", "--run", str(run_file), "--json"]
     if options.swarm.data is not None:
         arguments += ["--data", str(options.swarm.data)]
-    child = await children.start("reference", arguments)
+    child = await swarm.children.start("reference", arguments)
     code = await child.process.wait()
+    if swarm.leaving():
+        return None
     try:
         if code == 0:
             return msgspec.json.decode(child.output().splitlines()[-1], type=Reference)

@@ -31,6 +31,10 @@ PATIENCE_SECONDS = 3.0
 """For a listed run's RunSpec: a listed run has been published for a while."""
 
 
+SHOWN_LETTERS = 12
+"""Of a peer id, from its end (all begin alike): a table must fit 80 columns."""
+
+
 class SeatStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A seat as its owner announced it."""
 
@@ -150,7 +154,7 @@ def table(status: RunStatus) -> Table:
     for stage, seats in enumerate(status.stages):
         for seat in seats:
             numbers = (str(seat.version), f"{seat.rate:.2f}", str(seat.queue))
-            shown.add_row(str(stage), seat.peer, seat.state, *numbers)
+            shown.add_row(str(stage), f"...{seat.peer[-SHOWN_LETTERS:]}", seat.state, *numbers)
         if not seats:
             shown.add_row(str(stage), "nobody", "", "", "", "", style="red")
     return shown

@@ -151,7 +151,7 @@ def keep(
         if in_trouble and not simulated.interrupted:
             yield f"output and events of all processes: {simulated.folder}"
         else:
-            forget(simulated)
+            forget(simulated.folder)
         return
     try:
         write_report(report, folder / "report.json")

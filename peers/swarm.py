@@ -38,6 +38,9 @@ START_SECONDS = 120.0
 STALL_SECONDS = 120.0
 """Silence of all peers; a step of the largest simulated model takes seconds."""
 
+DRAIN_SECONDS = 20.0
+"""For peers that were asked to leave: a step of a simulated model takes a few seconds."""
+
 LOOK_SECONDS = 0.2
 """Files are looked at five times a second: cheap, and smooth enough for the eye."""
 
@@ -90,11 +93,13 @@ class Swarm:
     members: list[Member] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     peak_rss_bytes: Bytes = 0
-    leaving: bool = False
+    _leave_by: Seconds | None = None
     _heard_at: Seconds = 0.0
 
     async def run(self) -> AsyncGenerator[Progress, None]:
         """Start everything, then yield the progress after each look until all peers ended.
+
+        After ``leave`` it ends in time even if some peers have not.
 
         Raises:
             InternalError: a start failed, or the swarm fell silent.
@@ -106,20 +111,26 @@ class Swarm:
         waiting = list(range(self.options.peers))
         loop = asyncio.get_running_loop()
         self._heard_at = loop.time()
-        while (waiting and not self.leaving) or any(m.child.alive for m in self.members):
+        while (waiting and not self.leaving()) or any(m.child.alive for m in self.members):
             starting = [m for m in self.members if m.child.alive and not m.events.exists()]
-            while waiting and not self.leaving and len(starting) < STARTS_AT_ONCE:
+            while waiting and not self.leaving() and len(starting) < STARTS_AT_ONCE:
                 starting.append(await self._start_peer(waiting.pop(0), run_file, address))
             self.look(loop.time())
             yield self.progress
+            if self._leave_by is not None and loop.time() > self._leave_by:
+                break
             await asyncio.sleep(LOOK_SECONDS)
         self.look(loop.time())
         yield self.progress
 
     def leave(self) -> None:
         """Ask all peers to finish their step and leave; start no more."""
-        self.leaving = True
+        self._leave_by = asyncio.get_running_loop().time() + DRAIN_SECONDS
         self.children.interrupt()
+
+    def leaving(self) -> bool:
+        """Whether somebody has asked the peers to leave."""
+        return self._leave_by is not None
 
     def look(self, now: Seconds) -> None:
         """Read what is new.
@@ -132,7 +143,7 @@ class Swarm:
                 self.progress.feed(entry, now=now)
                 self._heard_at = now
             code = member.child.process.returncode
-            if code and not member.failed and not self.leaving:
+            if code and not member.failed and not self.leaving():
                 member.failed = True
                 self.troubles.append(
                     f"{member.child.name} ended with code {code}: {member.child.last_words()}"

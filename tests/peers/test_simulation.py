@@ -58,7 +58,7 @@ async def test_outcomes_are_put_together_and_files_kept_where_asked(
 async def test_without_a_report_the_files_can_be_forgotten(program: Program) -> None:
     simulated = await simulate(options(program()), Display())
     assert simulated.folder.exists()
-    forget(simulated)
+    forget(simulated.folder)
     assert not simulated.folder.exists()
 
 
