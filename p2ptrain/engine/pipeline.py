@@ -104,6 +104,8 @@ class Pipeline:
         self._measured = False
         self._slots: StepSlots | None = None
         self._items: dict[Microbatch, Item] = {}
+        self.offers = self.busies = 0  # answers to asks in this step
+        self.computing_seconds = 0.0  # of the device, for this seat in this step
         self.running = 0  # jobs of this seat that are computing
 
     # --- the step ---------------------------------------------------------------------------
@@ -113,6 +115,8 @@ class Pipeline:
         assert self.quiet
         self.at, self._slots = at, slots
         self.counted, self.tallies = 0, Tallies()
+        self.offers = self.busies = 0
+        self.computing_seconds = 0.0
         self._items.clear()
         self.book.clear()
         self.book.set_parked_bound(parked_bound)
@@ -335,6 +339,7 @@ class Pipeline:
             service_seconds=self.service_seconds,
             lease_seconds=lease_seconds,
         )
+        self.offers += 1
         self._post.tell(peer, offer)
 
     def _state(self, work: Microbatch) -> Held:
@@ -359,6 +364,7 @@ class Pipeline:
             self._busy(peer, message, "foreign", FOREIGN_RETRY_SECONDS)
 
     def _busy(self, peer: PeerId, ask: m.Ask, reason: BusyReason, retry_seconds: Seconds) -> None:
+        self.busies += 1
         self._emit(ev.BusySaid(stage=self.stage, peer=peer, reason=reason))
         busy = m.Busy(
             at=ask.at,

@@ -413,8 +413,17 @@ class Stepper:
             tokens=outcome.tokens,
             seconds=now - (self._last_commit if self._last_commit is not None else self._began),
         )
+        activity = ev.Activity(
+            stage=self.stage,
+            step=at.step,
+            seconds=event.seconds,
+            computing_seconds=self._pipeline.computing_seconds,
+            offers=self._pipeline.offers,
+            busy=self._pipeline.busies,
+        )
         self._last_commit = now
         self._emit(event)
+        self._emit(activity)
 
     def _publish(self, whole: Sum) -> None:
         published = ev.SumPublished(

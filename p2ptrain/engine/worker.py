@@ -52,6 +52,7 @@ class Worker:
 async def perform(pipeline: Pipeline, compute: StageCompute, item: Item) -> None:
     """Compute one job of one seat and tell its pipeline."""
     pipeline.running += 1
+    began = _now()
     try:
         if item.returned:
             await _backward(pipeline, compute, item)
@@ -61,6 +62,7 @@ async def perform(pipeline: Pipeline, compute: StageCompute, item: Item) -> None
             await _forward(pipeline, compute, item)
     finally:
         pipeline.running -= 1
+    pipeline.computing_seconds += _now() - began
     pipeline.on_change()
 
 
