@@ -93,7 +93,8 @@ class SimWorld:
         """Run to the end of training and judge.
 
         Raises:
-            SimulationError: the run did not end; the error's notes say how to see it again.
+            SimulationError: the run did not end.
+            ExceptionGroup: an engine failed. The notes of both say how to see it again.
         """
         scenario = self.scenario
         try:
@@ -102,7 +103,7 @@ class SimWorld:
                 ceiling_seconds=scenario.ceiling_seconds,
                 stall_seconds=scenario.stall_seconds,
             )
-        except BaseException as error:
+        except (loop.SimulationError, ExceptionGroup) as error:
             error.add_note(f"simulated run of seed {scenario.seed}, the last events:")
             for entry in self.entries[-TAIL_EVENTS:]:
                 error.add_note(f"  {entry.at:.6f} {entry.peer} {entry.event}")
