@@ -9,241 +9,114 @@ the holder dies:
                  |                         ^  busy, timeout |              | frame is ready
                  |                         +----------------+              v
                  |    recalled / holder lost / not counted any more      SENT --accepted--> HELD
-                 |                         +-----------------------------------------------+ |
+                 |                         +--------- RECALLING <--late, link broke--------+ |
                  +--a seat has it--> (repath) COMPUTED <-----------------computed------------+
                                         `--in a live bitmap--> COUNTED
     gradient  IDLE --> SENT --accepted--> HELD --in a live bitmap--> COUNTED
               WAITING: the seat that parked the input is gone; whoever replays the input
-              says so (repath), and the gradient goes there.
+              says so (moved), or the seat is found again, and the gradient goes there.
 
 Invariants:
     * at most one seat is asked to compute a forward at a time, false suspicion apart: a
-      frame is sent elsewhere only after the holder gave it back or is lost;
+      frame is sent elsewhere only after the holder gave it back, is lost, or has left
+      several questions in a row unanswered;
     * the sender of the input is the single writer of who holds it. That is why a lost seat
       is replayed from below alone: the gradient's keeper waits to be told (a second
       replay, driven from above, would need the two to agree on the new holder);
-    * every state but WAITING and COUNTED has a deadline.
+    * every state but WAITING and COUNTED has a deadline, also where nothing is owed but a
+      bitmap: the holder may have closed its seat, and would say so only if asked;
+    * an offer is taken or declined; what others say can be late, doubled or a lie, and then
+      costs a question or a replay, never the microbatch.
 
-Refused: hedging. A copy computed twice costs work and an overlap to undo (DESIGN 4).
+Bound: retries go on until the microbatch is counted, which the step's end forces, each
+after a pause. Refused: hedging. A copy computed twice costs work and an overlap to undo
+(DESIGN 4).
 """
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
+
+from p2ptrain.core.duties import (
+    Again,
+    Answered,
+    Arrived,
+    AskSeat,
+    AskWhere,
+    DeclineOffer,
+    Finished,
+    Found,
+    LinkBroke,
+    Located,
+    Lost,
+    Moved,
+    Ready,
+    RecallFrame,
+    SendFailed,
+    SendFrame,
+    State,
+    Tallied,
+    TellPath,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from p2ptrain.core.duties import Action, CustodyLimits, Event, Held, What
     from p2ptrain.core.routing import Choice, Quote, Router
+    from p2ptrain.core.stragglers import Delays
     from p2ptrain.units import Microbatch, PeerId, Seconds
 
-What = Literal["forward", "gradient"]
-Held = Literal["none", "queued", "computing", "parked", "counted", "committed"]
+ASK_GAP_SECONDS = 0.01  # an Ask costs a control message: at most 100 a second and microbatch
 
-RECALL_FACTOR = 2.5  # a forward this many times later than expected is recalled (DESIGN 4)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CustodyLimits:
-    """Deadlines in seconds.
-
-    ``answer_seconds``: control messages are answered by the loop, never behind compute, so
-    a wide-area round trip and some loop lag bound them. ``retry_seconds``: pause after
-    nobody offered. ``send_seconds``: from offer to the acceptance of the whole frame.
-    ``recall_floor_seconds``: no forward is recalled sooner; estimates start rough.
-    """
-
-    answer_seconds: Seconds = 3.0
-    retry_seconds: Seconds = 0.1
-    send_seconds: Seconds = 30.0
-    recall_floor_seconds: Seconds = 5.0
-
-
-class State(enum.Enum):
-    """Where a frame stands; see the drawing."""
-
-    LOCATING = enum.auto()
-    IDLE = enum.auto()
-    ASKING = enum.auto()
-    OFFERED = enum.auto()
-    SENT = enum.auto()
-    HELD = enum.auto()
-    RECALLING = enum.auto()
-    COMPUTED = enum.auto()
-    WAITING = enum.auto()
-    COUNTED = enum.auto()
-
-
-# --- events -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The frame is encoded and can be sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """An asked seat answered: ``quote`` is its offer, None is BUSY.
-
-    ``seconds``: how long the offer holds, or when to come again.
-    """
-
-    peer: PeerId
-    attempt: int
-    quote: Quote | None
-    seconds: Seconds
-
-
-@dataclass(frozen=True, slots=True)
-class SendFailed:
-    """The frame did not go out whole to ``peer``."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """``peer`` has accepted the frame."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """``peer`` has computed the forward in ``service_seconds``."""
-
-    peer: PeerId
-    service_seconds: Seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """``peer`` says what it holds of the microbatch."""
-
-    peer: PeerId
-    held: Held
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """``peer`` holds the input of this gradient's stage now (it replays it)."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """``peer`` is suspected, has left, or is another incarnation."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class Tallied:
-    """Whether the microbatch stands in a live bitmap of the receiving stage."""
-
-    live: bool
-
-
-Event = Ready | Answered | SendFailed | Arrived | Finished | Located | Moved | Lost | Tallied
-
-
-# --- actions ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class AskSeat:
-    """Ask ``peer`` for a slot."""
-
-    peer: PeerId
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeclineOffer:
-    """Give ``peer`` its slot back."""
-
-    peer: PeerId
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class SendFrame:
-    """Send the frame to ``peer``."""
-
-    peer: PeerId
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class RecallFrame:
-    """Ask ``peer`` to give the microbatch back."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class AskWhere:
-    """Ask ``peer`` (None: every live seat of the stage) what it holds."""
-
-    peer: PeerId | None
-
-
-@dataclass(frozen=True, slots=True)
-class TellPath:
-    """Tell ``peer``, who holds the output, that its gradient comes here."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """The microbatch goes a new way; ``reason`` for the log. ``recalled``: given back."""
-
-    peer: PeerId
-    reason: str
-    recalled: bool
-
-
-Action = AskSeat | DeclineOffer | SendFrame | RecallFrame | AskWhere | TellPath | Again
+_UNPLACED = frozenset({State.LOCATING, State.IDLE, State.ASKING, State.OFFERED})
+_PLACED = frozenset({State.SENT, State.HELD, State.RECALLING, State.COMPUTED})
 
 
 class Custody:
-    """See the module. Feed it events; look at the clock no later than ``due_at``."""
+    """See the module. Feed it events; look at the clock no later than ``due_at``.
+
+    A forward needs ``router`` and ``delays`` (shared by all frames of its sender), a
+    gradient its ``target``. ``replay``: somebody of the next stage may have it already.
+    """
 
     def __init__(
         self,
         work: Microbatch,
-        what: What,
         limits: CustodyLimits,
         *,
         router: Router | None = None,
+        delays: Delays | None = None,
         target: PeerId | None = None,
         replay: bool = False,
     ) -> None:
         self.work: Final = work
-        self.what: Final = what
+        self.what: Final[What] = "gradient" if router is None else "forward"
         self.holder: PeerId | None = target
         self.attempt = 0
         self.replay: Final = replay
-        self.ready = what == "gradient"
+        self.ready = self.what == "gradient"
         self.due_at: Seconds | None = None
-        self.state = State.LOCATING if replay and what == "forward" else State.IDLE
+        self.state = State.IDLE
         self._limits = limits
         self._router = router
+        self._delays = delays
         self._choice: Choice | None = None
         self._answers: dict[PeerId, Quote | None] = {}
         self._leases: dict[PeerId, Seconds] = {}
-        self._retry_seconds = 0.0
-        self._quote: Quote | None = None
+        self._offered_seconds = 0.0
+        self._held_at = 0.0
+        self._silences = 0
+        self._unheard: set[PeerId] = set()  # asked where it is, not heard yet
+        self._next: PeerId | None = None  # of a gradient: where to, if it is needed again
 
-    def start(self, *, now: Seconds) -> tuple[Action, ...]:
-        """Begin; call once."""
-        if self.state is State.LOCATING:
-            self.due_at = now + self._limits.answer_seconds
-            return (AskWhere(None),)
-        return self._begin(now)
+    def start(self, *, now: Seconds, seats: Iterable[PeerId] = ()) -> tuple[Action, ...]:
+        """Begin; call once. ``seats``: of the next stage, who may have a replayed forward."""
+        self._unheard = set(seats) if self.replay and self.what == "forward" else set()
+        if not self._unheard:
+            return self._begin(now)
+        self.state, self.due_at = State.LOCATING, now + self._limits.answer_seconds
+        return (AskWhere(tuple(sorted(self._unheard))),)
 
     def handle(self, event: Event, *, now: Seconds) -> tuple[Action, ...]:  # noqa: C901, PLR0911, PLR0912 - one arm per event
         """Take ``event`` into account and return what to do about it."""
@@ -253,25 +126,25 @@ class Custody:
                 return self._send(now) if self.state is State.OFFERED else ()
             case Answered():
                 return self._answered(event, now)
-            case SendFailed(peer) if peer == self.holder and self.state is State.SENT:
-                return self._again(
-                    "the frame did not go out", now, delay=self._limits.retry_seconds
-                )
+            case SendFailed(peer, attempt):
+                return self._send_failed(peer, attempt, now)
+            case LinkBroke(peer) if peer == self.holder and self.state is State.SENT:
+                return self._overdue(now)
             case Arrived(peer) if peer == self.holder and self.state is State.SENT:
-                return self._held(now)
-            case Finished(peer, service) if peer == self.holder and self._router is not None:
-                self._router.observed(peer, service)
-                self.state, self.due_at = State.COMPUTED, None
+                self._hold(self._patience(peer), now)
+            case Finished(peer, service):
+                self._finished(peer, service, now)
             case Located(peer, held):
                 return self._located(peer, held, now)
-            case Moved(peer) if self.what == "gradient" and self.state is not State.COUNTED:
-                self.holder = peer
-                return self._send(now)
+            case Moved(peer) if self.what == "gradient":
+                return self._moved(peer, now)
             case Lost(peer):
                 return self._lost(peer, now)
+            case Found(peer) if self.state is State.WAITING and peer == self._next:
+                return self._moved(peer, now)
             case Tallied(live):
-                return self._tallied(live=live, now=now)
-            case SendFailed() | Arrived() | Finished() | Moved():
+                return self._counted() if live else self._uncounted(now)
+            case LinkBroke() | Arrived() | Moved() | Found():
                 pass  # of an attempt that is over
             case _:
                 assert_never(event)
@@ -287,50 +160,53 @@ class Custody:
             case State.ASKING:
                 return self._settle(now)
             case State.OFFERED:  # the lease has run out while we computed
-                self._choice, self._quote = None, None
-                return self._begin(now)
-            case State.SENT | State.HELD | State.RECALLING:
+                return self._unused_offers() + self._begin(now)
+            case State.SENT | State.HELD | State.RECALLING | State.COMPUTED:
                 return self._overdue(now)
-            case State.COMPUTED | State.WAITING | State.COUNTED:
+            case State.WAITING | State.COUNTED:
                 self.due_at = None
                 return ()
             case _:
                 assert_never(self.state)
 
-    # --- transitions ----------------------------------------------------------------
+    # --- finding a seat ---------------------------------------------------------------
 
     def _begin(self, now: Seconds) -> tuple[Action, ...]:
         """From IDLE: ask somebody, or send at once where the way is given."""
-        if self.what == "gradient":
+        if self._router is None:
             return self._send(now)
+        self._unheard, self._answers, self._choice = set(), {}, self._router.choose(now=now)
+        if self._choice is None:  # everybody is busy, backed off or gone
+            return self._rest(now)
+        self.state, self.due_at = State.ASKING, now + self._limits.answer_seconds
+        return tuple(AskSeat(peer, self.attempt) for peer in self._asked())
+
+    def _rest(self, now: Seconds) -> tuple[Action, ...]:
+        """Wait until the first seat may be asked again."""
         assert self._router is not None
-        choice = self._router.choose(now=now)
-        if choice is None:  # everybody is busy, backed off or gone
-            self.state, self.due_at = State.IDLE, now + self._limits.retry_seconds
-            return ()
-        self.state, self._choice, self._answers = State.ASKING, choice, {}
-        self._retry_seconds = self._limits.retry_seconds
-        self.due_at = now + self._limits.answer_seconds
-        asked = (
-            (choice.first,) if choice.alternative is None else (choice.first, choice.alternative)
-        )
-        return tuple(AskSeat(peer, self.attempt) for peer in asked)
+        at = self._router.retry_at()
+        soonest = now + (self._limits.retry_seconds if at is None else ASK_GAP_SECONDS)
+        latest = now + self._limits.idle_seconds
+        self.state, self.due_at = State.IDLE, min(max(at or 0.0, soonest), latest)
+        return ()
 
     def _answered(self, event: Answered, now: Seconds) -> tuple[Action, ...]:
-        asked = self._asked()
+        assert self._router is not None
         current = self.state is State.ASKING and event.attempt == self.attempt
-        if not current or event.peer not in asked or event.peer in self._answers:
-            late = event.quote is not None and not (
-                event.peer == self.holder and event.attempt == self.attempt
-            )
+        if not current or event.peer not in self._asked():
+            known = event.peer == self.holder and event.attempt == self.attempt
+            late = event.quote is not None and not known
             return (DeclineOffer(event.peer, event.attempt),) if late else ()
+        if event.peer in self._answers:
+            return ()  # it repeats itself: its first word counts
         self._answers[event.peer] = event.quote
         self._leases[event.peer] = event.seconds
         if event.quote is None:
-            assert self._router is not None
-            self._retry_seconds = max(self._retry_seconds, event.seconds)
             self._router.busy(event.peer, event.seconds, now=now)
-        return self._settle(now) if len(self._answers) == len(asked) else ()
+        return self._settle_if_heard(now)
+
+    def _settle_if_heard(self, now: Seconds) -> tuple[Action, ...]:
+        return self._settle(now) if len(self._answers) == len(self._asked()) else ()
 
     def _settle(self, now: Seconds) -> tuple[Action, ...]:
         """All asked seats have answered, or the deadline has passed: take one or none."""
@@ -345,122 +221,192 @@ class Custody:
             answers.get(choice.first), answers.get(other) if other is not None else None
         )
         taken = {"first": choice.first, "alternative": other, None: None}[settlement.take]
-        declined = tuple(
-            DeclineOffer(peer, self.attempt)
-            for peer in self._asked()
-            if peer != taken and answers.get(peer) is not None
-        )
-        self._choice = None
-        if taken is None:
-            self.state, self.due_at = State.IDLE, now + self._retry_seconds
-            return declined
-        quote = answers[taken]
-        assert quote is not None
-        self.holder, self._quote, self.state = taken, quote, State.OFFERED
-        self.due_at = now + self._leases[taken]
+        declined = self._unused_offers(but=taken)
+        quote = answers[taken] if taken is not None else None
+        if taken is None or quote is None:
+            return declined + self._rest(now)
+        self.holder, self.state = taken, State.OFFERED
+        self._offered_seconds = quote.delay
+        self.due_at = now + max(self._leases[taken], self._limits.retry_seconds)
         return declined + (self._send(now) if self.ready else ())
+
+    def _unused_offers(self, *, but: PeerId | None = None) -> tuple[Action, ...]:
+        """Give back every offer but one: those that were answered, or the one we had taken."""
+        unused = [peer for peer, quote in self._answers.items() if quote is not None]
+        if self.state is State.OFFERED and self.holder is not None:
+            unused = [self.holder]
+            self.holder = None
+        elif self.state is not State.ASKING:
+            unused = []
+        self._choice, self._answers = None, {}
+        return tuple(DeclineOffer(peer, self.attempt) for peer in unused if peer != but)
+
+    # --- at its holder ----------------------------------------------------------------
 
     def _send(self, now: Seconds) -> tuple[Action, ...]:
         if self.holder is None:
             self.state, self.due_at = State.WAITING, None
             return ()
         self.state, self.due_at = State.SENT, now + self._limits.send_seconds
+        self._silences = 0
         return (SendFrame(self.holder, self.attempt),)
 
-    def _held(self, now: Seconds) -> tuple[Action, ...]:
-        self.state = State.HELD
-        if self.what == "gradient":
-            self.due_at = None  # a gradient is never refused and never recalled
-        else:
-            expected = self._quote.delay if self._quote is not None else 0.0
-            patience = max(RECALL_FACTOR * expected, self._limits.recall_floor_seconds)
-            self.due_at = now + patience
-        return ()
+    def _send_failed(self, peer: PeerId, attempt: int, now: Seconds) -> tuple[Action, ...]:
+        on_its_way = self.state in (State.SENT, State.RECALLING)
+        if peer != self.holder or attempt != self.attempt or not on_its_way:
+            return ()
+        return self._again("the frame did not go out", now, delay=self._limits.retry_seconds)
+
+    def _hold(self, seconds: Seconds, now: Seconds) -> None:
+        if self.state is State.SENT:
+            self._held_at = now
+        self.state, self._silences = State.HELD, 0
+        self.due_at = now + seconds
+
+    def _patience(self, peer: PeerId) -> Seconds:
+        """How long to leave a frame with ``peer`` before asking; a gradient has no hurry."""
+        if self._delays is None:
+            return self._limits.check_seconds
+        floor = self._limits.recall_floor_seconds
+        return self._delays.deadline(peer, self._offered_seconds, floor_seconds=floor)
+
+    def _finished(self, peer: PeerId, service: Seconds, now: Seconds) -> None:
+        if self._router is None or self._delays is None or peer != self.holder:
+            return
+        self._router.observed(peer, service)
+        if self.state in (State.HELD, State.RECALLING):
+            self._delays.observe(peer, now - self._held_at)
+        if self.state in _PLACED:
+            self._compute_done(now)
+
+    def _compute_done(self, now: Seconds) -> None:
+        self.state, self._silences = State.COMPUTED, 0
+        self.due_at = now + self._limits.check_seconds
 
     def _overdue(self, now: Seconds) -> tuple[Action, ...]:
         """The holder is late: a gradient's is asked, a forward's must give it back."""
         assert self.holder is not None
+        if self._silences >= self._limits.most_silences:
+            return self._give_up(self.holder, "it answers no question", now)
+        self._silences += 1
         self.due_at = now + self._limits.answer_seconds
-        if self.what == "gradient":
-            return (AskWhere(self.holder),)
-        if self.state is not State.RECALLING and self._router is not None and self._quote:
-            waited = max(RECALL_FACTOR * self._quote.delay, self._limits.recall_floor_seconds)
+        if self.what == "gradient" or self.state is State.COMPUTED:
+            return (AskWhere((self.holder,)),)
+        if self.state is State.HELD and self._router is not None and self._delays is not None:
+            waited = now - self._held_at
+            self._delays.observe(self.holder, waited)
             self._router.timed_out(self.holder, waited, now=now)
-        self.state = State.RECALLING  # silence here feeds suspicion; Lost ends it
+        self.state = State.RECALLING
         return (RecallFrame(self.holder),)
 
     def _located(self, peer: PeerId, held: Held, now: Seconds) -> tuple[Action, ...]:
-        if self.state in (State.LOCATING, State.ASKING) and held not in ("none", "committed"):
-            return self._adopt(peer, now)
-        if peer != self.holder or self.state not in (State.SENT, State.HELD, State.RECALLING):
+        if self.what == "forward" and self.state in _UNPLACED:
+            return self._located_early(peer, held, now)
+        if peer != self.holder or self.state not in _PLACED:
             return ()
-        if held in ("none", "committed"):
-            if self.what == "gradient":  # nobody waits for it there: whoever replays will say
-                self.state, self.due_at, self.holder = State.WAITING, None, None
-                return ()
+        if self._router is None:
+            return self._located_gradient(peer, held, now)
+        if held == "none":
+            if self.state is State.SENT:  # offered, then bounced
+                self._router.busy(peer, self._limits.idle_seconds, now=now)
+                return self._again("it bounced", now, delay=self._limits.retry_seconds)
             return self._again("recalled", now, recalled=True)
         if held in ("queued", "computing"):
-            self.state, self.due_at = State.HELD, now + self._limits.recall_floor_seconds
-        else:
-            self.state, self.due_at = State.COMPUTED, None
+            self._hold(max(self._patience(peer), self._limits.answer_seconds), now)
+        else:  # if the step is over there, its sum is on its way to us
+            self._compute_done(now)
         return ()
 
-    def _adopt(self, peer: PeerId, now: Seconds) -> tuple[Action, ...]:
+    def _located_early(self, peer: PeerId, held: Held, now: Seconds) -> tuple[Action, ...]:
+        """No seat has it from us yet: one that has it from another path is taken."""
+        if held not in ("none", "committed"):
+            return self._adopt(peer, held, now)
+        if self.state is State.LOCATING:
+            self._unheard.discard(peer)
+            return () if self._unheard else self._begin(now)
+        if self.state is State.ASKING and peer in self._asked():
+            self._answers.setdefault(peer, None)  # no offer, and no fault of its
+            return self._settle_if_heard(now)
+        return ()
+
+    def _located_gradient(self, peer: PeerId, held: Held, now: Seconds) -> tuple[Action, ...]:
+        if held == "none":  # nobody waits for it there: whoever replays will say
+            self.state, self.due_at, self.holder, self._next = State.WAITING, None, None, peer
+            return ()
+        if held in ("parked", "queued"):  # it waits there, so ours has not come
+            return self._send(now)
+        self._hold(self._limits.check_seconds, now)
+        return ()
+
+    def _adopt(self, peer: PeerId, held: Held, now: Seconds) -> tuple[Action, ...]:
         """A seat of the next stage has it already, from a path that died below it."""
-        others = tuple(
-            DeclineOffer(other, self.attempt)
-            for other, quote in self._answers.items()
-            if quote is not None and other != peer
+        given_back = tuple(
+            a for a in self._unused_offers() if a != DeclineOffer(peer, self.attempt)
         )
-        self._choice, self._answers = None, {}
-        self.holder, self.state = peer, State.HELD
-        self.due_at = now + self._limits.send_seconds
-        return (*others, TellPath(peer))
+        self.holder, self._offered_seconds = peer, 0.0
+        if held in ("parked", "counted"):
+            self._compute_done(now)
+        else:
+            self._held_at = now
+            self._hold(self._patience(peer), now)
+        return (*given_back, TellPath(peer))
+
+    # --- new ways -----------------------------------------------------------------------
+
+    def _moved(self, peer: PeerId, now: Seconds) -> tuple[Action, ...]:
+        self._next = peer
+        if self.state is State.COUNTED:
+            return ()  # remembered, should the count vanish
+        self.holder = peer
+        return self._send(now)
 
     def _lost(self, peer: PeerId, now: Seconds) -> tuple[Action, ...]:
+        if self.state is State.LOCATING:
+            self._unheard.discard(peer)
+            return () if self._unheard else self._begin(now)
         if self.state is State.ASKING and peer in self._asked():
             self._answers.setdefault(peer, None)
-            return self._settle(now) if len(self._answers) == len(self._asked()) else ()
-        if peer != self.holder or self.state in (State.IDLE, State.LOCATING, State.WAITING):
+            return self._settle_if_heard(now)
+        if peer != self.holder or self.state is State.COUNTED:  # the ledger decides: see Tallied
             return ()
-        if self.state is State.COUNTED:  # the ledger decides: see Tallied
-            return ()
-        if self.what == "gradient":
-            self.state, self.due_at, self.holder = State.WAITING, None, None
-            return ()
-        return self._again("the holder is lost", now)
+        if self.state is State.OFFERED:
+            self.holder = None
+            return self._begin(now)
+        return self._give_up(peer, "the holder is lost", now) if self.state in _PLACED else ()
 
-    def _tallied(self, *, live: bool, now: Seconds) -> tuple[Action, ...]:
-        if live and self.state is not State.COUNTED:
-            unused = tuple(
-                DeclineOffer(peer, self.attempt)
-                for peer, quote in self._answers.items()
-                if self.state is State.ASKING and quote is not None
-            )
-            if self.state is State.OFFERED and self.holder is not None:
-                unused = (DeclineOffer(self.holder, self.attempt),)
-            self.state, self.due_at, self._choice, self._answers = State.COUNTED, None, None, {}
-            return unused
-        if not live and self.state is State.COUNTED:
-            if self.what == "gradient":
-                self.state, self.holder = State.WAITING, None
-                return ()
+    def _give_up(self, peer: PeerId, reason: str, now: Seconds) -> tuple[Action, ...]:
+        if self.what == "gradient":
+            self.state, self.due_at, self.holder, self._next = State.WAITING, None, None, peer
+            return ()
+        return self._again(reason, now)
+
+    def _counted(self) -> tuple[Action, ...]:
+        if self.state is State.COUNTED:
+            return ()
+        unused = self._unused_offers()
+        self.state, self.due_at, self._next = State.COUNTED, None, None
+        return unused
+
+    def _uncounted(self, now: Seconds) -> tuple[Action, ...]:
+        """It was counted by a seat that is lost, or was taken out again."""
+        if self.state is not State.COUNTED:
+            return ()
+        if self.what == "forward":
             return self._again("not counted any more", now)
-        return ()
+        self.holder = self._next
+        return self._send(now)
 
     def _again(
         self, reason: str, now: Seconds, *, recalled: bool = False, delay: Seconds = 0.0
     ) -> tuple[Action, ...]:
         """Send the frame a new way. A gradient has only one: the same seat."""
-        peer = self.holder
-        assert peer is not None
-        if self.what == "gradient":
-            self.state, self.due_at = State.IDLE, now + delay
-            return (Again(peer, reason, recalled),)
+        told = () if self.holder is None else (Again(self.holder, reason, recalled),)
         self.attempt += 1
-        self.holder, self._quote, self._choice, self._answers = None, None, None, {}
+        self._silences = 0
         self.state, self.due_at = State.IDLE, now + delay
-        return (Again(peer, reason, recalled), *(self._begin(now) if delay == 0.0 else ()))
+        if self.what == "forward":
+            self.holder = None
+        return told if delay else told + self._begin(now)
 
     def _asked(self) -> tuple[PeerId, ...]:
         if self._choice is None:

@@ -20,12 +20,14 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from p2ptrain.units import Seconds
+    from p2ptrain.units import PeerId, Seconds
 
 WINDOW_SAMPLES = 32  # enough for a median that one hang cannot move, few enough to follow a load
 FACTOR = 2.5  # simulated: 6% of forwards are late by this in calm, 9% under churn
 DEVIATIONS = 6.0  # of the median deviation: four standard deviations if scatter is normal
 FLOOR_SECONDS = 0.25  # garbage collection and scheduling delay a healthy peer this much
+KNOWN_SAMPLES = 8  # enough for a median and a scatter; before, an operator's floor rules
+KNOWN_FLOOR_SECONDS = 1.0  # a heartbeat: sooner, and a mere pause costs a recall
 CEILING_SECONDS = 60.0  # a hung peer must not hold a step for longer than a minute
 BACKWARD_SHARE = 2.0 / 3.0  # of a microbatch's operations are its backward's
 
@@ -45,6 +47,11 @@ class DelayEstimate:
         """Take in a delay: one that has ended, or the wait after which we gave up."""
         self._samples.append(max(0.0, seconds))
 
+    @property
+    def samples(self) -> int:
+        """How many delays the estimate rests on."""
+        return len(self._samples)
+
     def expected(self) -> Seconds:
         """The usual delay."""
         return statistics.median(self._samples) if self._samples else self._initial_seconds
@@ -54,6 +61,29 @@ class DelayEstimate:
         expected = self.expected()
         deviation = statistics.median(abs(s - expected) for s in self._samples or (expected,))
         return _bounded(max(factor * expected, expected + DEVIATIONS * deviation))
+
+
+class Delays:
+    """What every seat of the next stage usually takes, as one sender sees it.
+
+    Bound: one window for each seat that ever took a frame of ours.
+    """
+
+    def __init__(self) -> None:
+        self._estimates: dict[PeerId, DelayEstimate] = {}
+
+    def observe(self, peer: PeerId, seconds: Seconds) -> None:
+        """``peer`` has computed a forward so long after accepting it (or we gave up then)."""
+        self._estimates.setdefault(peer, DelayEstimate(seconds)).observe(seconds)
+
+    def deadline(
+        self, peer: PeerId, offered_seconds: Seconds, *, floor_seconds: Seconds
+    ) -> Seconds:
+        """How long to wait for ``peer``; no less than the floor while we hardly know it."""
+        estimate = self._estimates.get(peer)
+        if estimate is None or estimate.samples < KNOWN_SAMPLES:
+            return max(_bounded(FACTOR * offered_seconds), floor_seconds)
+        return max(recall_deadline(offered_seconds, estimate), KNOWN_FLOOR_SECONDS)
 
 
 def recall_deadline(offered_seconds: Seconds, estimate: DelayEstimate) -> Seconds:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, assert_never
 
-from p2ptrain.core import custody as c
+from p2ptrain.core import duties as c
+from p2ptrain.core.custody import Custody
 from p2ptrain.core.routing import Quote
+from p2ptrain.core.stragglers import Delays
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Microbatch, Stage
 from p2ptrain.wire import messages as m
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from p2ptrain.core.routing import Router
     from p2ptrain.ports import Buffer
     from p2ptrain.units import PeerId, Seconds
+
+
+WAYS: tuple[c.What, c.What] = ("forward", "gradient")
 
 
 class Post(Protocol):
@@ -74,11 +79,12 @@ class Custodian:
         self.retained_bytes = 0
         self.due_at: Seconds | None = None
         self._router = router
+        self._delays = Delays()
         self._post = post
         self._emit = emit
         self._limits = limits or c.CustodyLimits()
         self._at: Position | None = None
-        self._duties: dict[tuple[Microbatch, c.What], c.Custody] = {}
+        self._duties: dict[tuple[Microbatch, c.What], Custody] = {}
         self._frames: dict[tuple[Microbatch, c.What], tuple[Buffer, ...]] = {}
         self._paths: dict[Microbatch, tuple[PeerId, ...]] = {}
 
@@ -104,7 +110,7 @@ class Custodian:
         if (work, "forward") in self._duties:
             return
         self._paths[work] = path
-        duty = c.Custody(work, "forward", self._limits, router=self._router, replay=replay)
+        duty = Custody(work, self._limits, router=self._router, delays=self._delays, replay=replay)
         self._open(duty, now)
 
     def forward_ready(self, work: Microbatch, payload: tuple[Buffer, ...], now: Seconds) -> None:
@@ -118,7 +124,7 @@ class Custodian:
         """Send the gradient to the seat that parked the input, and keep it."""
         self._retain(work, "gradient", (gradient,))
         if (work, "gradient") not in self._duties:
-            self._open(c.Custody(work, "gradient", self._limits, target=target), now)
+            self._open(Custody(work, self._limits, target=target), now)
 
     # --- what others say ------------------------------------------------------------------
 
@@ -135,8 +141,11 @@ class Custodian:
                 assert_never(message)
         if (work, "forward") in self._duties:
             self._feed(work, "forward", event, now)
-        elif isinstance(message, m.Offer):
-            self._decline(peer, work, message.attempt)
+        elif isinstance(message, m.Offer):  # of a step that is over, or never asked for
+            decline = m.Decline(
+                at=message.at, slot=work.slot, stage=message.stage, attempt=message.attempt
+            )
+            self._post.tell(peer, decline)
 
     def hear(
         self, peer: PeerId, message: m.Accepted | m.Computed | m.Whereabouts, now: Seconds
@@ -163,10 +172,23 @@ class Custodian:
         for work, what in sorted(self._duties):
             self._feed(work, what, c.Lost(peer), now)
 
+    def found(self, peer: PeerId, now: Seconds) -> None:
+        """``peer`` was suspected falsely: what it parked still waits there."""
+        for work, what in sorted(self._duties):
+            self._feed(work, what, c.Found(peer), now)
+
     def link_down(self, peer: PeerId, now: Seconds) -> None:
         """The link to ``peer`` broke: what was on its way may not have arrived."""
         for work, what in sorted(self._duties):
-            self._feed(work, what, c.SendFailed(peer), now)
+            self._feed(work, what, c.LinkBroke(peer), now)
+
+    def seats_changed(self, now: Seconds) -> None:
+        """Others have opened or closed seats: what lay in a closed one is lost."""
+        seats = {what: self._post.seats(self._there(what)) for what in WAYS}
+        for work, what in sorted(self._duties):
+            holder = self._duties[work, what].holder
+            if holder is not None and holder not in seats[what]:
+                self._feed(work, what, c.Lost(holder), now)
 
     def tallied(self, what: c.What, union: int, now: Seconds) -> None:
         """The live bitmaps of the stage above (forward) or below (gradient) cover ``union``."""
@@ -179,7 +201,7 @@ class Custodian:
         if self.due_at is None or now < self.due_at:
             return
         for key, duty in sorted(self._duties.items(), key=lambda entry: entry[0]):
-            self._perform(duty, duty.tick(now=now), now)
+            self._perform(duty, duty.tick(now=now))
             assert duty.due_at is None or duty.due_at > now, (key, duty.state)
         self.due_at = min(
             (d.due_at for d in self._duties.values() if d.due_at is not None), default=None
@@ -187,9 +209,10 @@ class Custodian:
 
     # --- doing ----------------------------------------------------------------------------
 
-    def _open(self, duty: c.Custody, now: Seconds) -> None:
+    def _open(self, duty: Custody, now: Seconds) -> None:
         self._duties[duty.work, duty.what] = duty
-        self._perform(duty, duty.start(now=now), now)
+        seats = self._post.seats(self._there(duty.what)) if duty.replay else ()
+        self._perform(duty, duty.start(now=now, seats=seats))
 
     def _retain(self, work: Microbatch, what: c.What, payload: tuple[Buffer, ...]) -> None:
         if (work, what) not in self._frames:
@@ -199,18 +222,22 @@ class Custodian:
     def _feed(self, work: Microbatch, what: c.What, event: c.Event, now: Seconds) -> None:
         duty = self._duties.get((work, what))
         if duty is not None:
-            self._perform(duty, duty.handle(event, now=now), now)
+            self._perform(duty, duty.handle(event, now=now))
 
-    def _perform(self, duty: c.Custody, actions: tuple[c.Action, ...], now: Seconds) -> None:
+    def _perform(self, duty: Custody, actions: tuple[c.Action, ...]) -> None:
         for action in actions:
-            self._act(duty, action, now)
+            self._act(duty, action)
         if duty.due_at is not None and (self.due_at is None or duty.due_at < self.due_at):
             self.due_at = duty.due_at
 
-    def _act(self, duty: c.Custody, action: c.Action, now: Seconds) -> None:
+    def _there(self, what: c.What) -> Stage:
+        """The stage that frames of this kind go to."""
+        return Stage(self.stage + (1 if what == "forward" else -1))
+
+    def _act(self, duty: Custody, action: c.Action) -> None:
         assert self._at is not None
         work, at = duty.work, self._at
-        there = Stage(self.stage + (1 if duty.what == "forward" else -1))
+        there = self._there(duty.what)
         match action:
             case c.AskSeat(peer, attempt):
                 ask = m.Ask(
@@ -222,30 +249,22 @@ class Custodian:
                 )
                 self._post.tell(peer, ask)
             case c.DeclineOffer(peer, attempt):
-                self._decline(peer, work, attempt)
+                decline = m.Decline(at=at, slot=work.slot, stage=there, attempt=attempt)
+                self._post.tell(peer, decline)
             case c.SendFrame(peer, attempt):
                 self._ship(duty, peer, attempt)
             case c.RecallFrame(peer):
                 self._post.tell(peer, m.Recall(at=at, slot=work.slot, stage=there))
-            case c.AskWhere(None):
-                where = m.Where(at=at, slot=work.slot, stage=there)
-                self._post.tell_all(self._post.seats(there), where)
-            case c.AskWhere(peer) if peer is not None:
-                self._post.tell(peer, m.Where(at=at, slot=work.slot, stage=there))
+            case c.AskWhere(peers):
+                self._post.tell_all(peers, m.Where(at=at, slot=work.slot, stage=there))
             case c.TellPath(peer):
                 self._post.tell(peer, m.Repath(at=at, slot=work.slot, stage=self.stage))
             case c.Again(peer, reason, recalled):
                 self._note(duty, peer, reason, recalled=recalled)
             case _:
-                raise AssertionError(action)
+                assert_never(action)
 
-    def _decline(self, peer: PeerId, work: Microbatch, attempt: int) -> None:
-        assert self._at is not None
-        there = Stage(self.stage + 1)
-        decline = m.Decline(at=self._at, slot=work.slot, stage=there, attempt=attempt)
-        self._post.tell(peer, decline)
-
-    def _ship(self, duty: c.Custody, peer: PeerId, attempt: int) -> None:
+    def _ship(self, duty: Custody, peer: PeerId, attempt: int) -> None:
         assert self._at is not None
         at, work, what = self._at, duty.work, duty.what
         frame: m.Forward | m.Gradient
@@ -263,11 +282,11 @@ class Custodian:
 
         def failed(now: Seconds) -> None:
             if self._at == at:
-                self._feed(work, what, c.SendFailed(peer), now)
+                self._feed(work, what, c.SendFailed(peer, attempt), now)
 
         self._post.ship(peer, frame, self._frames[work, what], failed)
 
-    def _note(self, duty: c.Custody, peer: PeerId, reason: str, *, recalled: bool) -> None:
+    def _note(self, duty: Custody, peer: PeerId, reason: str, *, recalled: bool) -> None:
         stage, work = Stage(self.stage + 1), duty.work
         if recalled:
             event = ev.Recalled(

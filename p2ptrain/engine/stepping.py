@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from p2ptrain.core.chain import StepOutcome
-    from p2ptrain.core.custody import What
+    from p2ptrain.core.duties import What
     from p2ptrain.engine.custodian import Post
     from p2ptrain.engine.pipeline import Pipeline
     from p2ptrain.ports import Buffer, Signer, StageCompute, Whole
