@@ -36,7 +36,7 @@ EXIT_INTERRUPTED: Final = 130
 class BootstrapOptions:
     """``identity_path``: the key; without one the address changes at every start.
 
-    ``host_maddrs``: where to listen; empty means ``port`` on all IPv4 and IPv6 interfaces.
+    ``host_maddrs``: where to listen; empty means ``port`` on all IPv4 interfaces.
     ``initial_peers``: other bootstraps of the same swarm. ``peerstore``: see NetworkOptions.
     """
 

@@ -25,6 +25,7 @@ with warnings.catch_warnings():
     from hivemind.p2p import P2P, PeerID
     from hivemind.p2p.p2p_daemon_bindings.utils import (
         P2PDaemonError,
+        P2PHandlerError,
         raise_if_failed,
         read_pbmsg_safe,
         write_pbmsg,
@@ -47,6 +48,7 @@ __all__ = [
     "DictionaryDHTValue",
     "Multiaddr",
     "P2PDaemonError",
+    "P2PHandlerError",
     "PeerID",
     "RecordValidatorBase",
     "dht_pb2",

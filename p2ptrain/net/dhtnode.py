@@ -218,6 +218,7 @@ async def ask_time(node: Any, peer: PeerId) -> Seconds:
     Raises:
         TimeoutError: it does not answer.
         P2PDaemonError: it is no node, or out of reach.
+        P2PHandlerError: it failed to answer.
     """
     target = PeerID.from_base58(peer)
     request = dht_pb2.PingRequest(peer=node.protocol.node_info, validate=False)

@@ -10,7 +10,8 @@ their deadline. The directory outlives p2pd: while that restarts, calls fail at 
 
 hivemind's searches leave tasks behind when cancelled. So a search is never cancelled: it
 runs in a task of its own, its caller leaves at the deadline, and ``detach`` makes every
-pending request fail, after which all searches end.
+pending request fail, after which all searches end. (That also keeps hivemind's ``wait_for``
+out of our tasks: in Python 3.11 it swallows a cancellation that meets a failure.)
 
 Refused: cancelling and sweeping up the strays afterwards.
 """
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from p2ptrain.errors import DirectoryError
 from p2ptrain.net import records
-from p2ptrain.net.binding import DHTID, P2PDaemonError
+from p2ptrain.net.binding import DHTID, P2PDaemonError, P2PHandlerError
 from p2ptrain.net.dhtnode import RecordValidator, ask_time, collect, create_node, reading, replicate
 from p2ptrain.ports import Record
 
@@ -192,7 +193,10 @@ class DhtDirectory:
         """Meet the nodes of ``peers``, then our neighbours; return why some did not answer."""
         failed: dict[PeerId, str] = {}
         for peer in peers:
-            reason = await self._meet(peer)
+            try:
+                reason = await self._meet(peer)
+            except DirectoryError as error:
+                reason = str(error)
             if reason is not None:
                 failed[peer] = reason
         if len(failed) < len(peers):
@@ -211,14 +215,19 @@ class DhtDirectory:
             self._node.p2p.interrupt()
 
     async def _meet(self, peer: PeerId) -> str | None:
+        async def ping(node: Any) -> Seconds | str:
+            try:
+                return await ask_time(node, peer)
+            except TimeoutError:
+                return "it is reached, but its directory does not answer"
+            except (P2PDaemonError, P2PHandlerError) as error:
+                log.debug("ping of %s failed: %s", peer, error)
+                return "it is reached, but it is no p2ptrain peer or bootstrap"
+
         before = self._wall_clock()
-        try:
-            told = await ask_time(self._node, peer)
-        except TimeoutError:
-            return "it is reached, but its directory does not answer"
-        except (P2PDaemonError, OSError, EOFError) as error:
-            log.debug("ping of %s failed: %s", peer, error)
-            return "it is reached, but it is no p2ptrain peer or bootstrap"
+        told = await self._search(ping)
+        if isinstance(told, str):
+            return told
         skew = told - (before + self._wall_clock()) / 2
         if abs(skew) > records.MAX_SKEW_SECONDS:
             log.warning(

@@ -158,8 +158,8 @@ class Network:
                         await joined
                         yield network
                     finally:
-                        network._close()
                         supervisor.cancel()
+                        network._close()
                         await asyncio.wait({supervisor})
         except BaseExceptionGroup as group:
             if len(group.exceptions) == 1:
@@ -199,6 +199,7 @@ class Network:
             folder=self._folder,
             p2p_class=InterruptibleP2P,
         )
+        self._daemon = daemon
         try:
             async with asyncio.TaskGroup() as life:
                 watch = life.create_task(daemon.watch())
@@ -209,7 +210,6 @@ class Network:
                 self._streams.attach(daemon.control, places)
                 others.append(life.create_task(self._streams.serve(daemon.control)))
                 await self._join(strict=not joined.done())
-                self._daemon = daemon
                 if not joined.done():
                     joined.set_result(None)
                 others.append(life.create_task(self._upkeep(daemon)))

@@ -132,6 +132,7 @@ class Libp2pTransport:
         self._opened: set[Libp2pStream] = set()
         self._accepted: dict[PeerId, set[Libp2pStream]] = {}
         self._handling: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._known: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
 
     @property
@@ -236,6 +237,7 @@ class Libp2pTransport:
 
     def close(self) -> None:
         """Close every stream and end its handler; other users see LinkError."""
+        self._closed = True
         for task in self._handling:
             task.cancel()
         accepted = [stream for streams in self._accepted.values() for stream in streams]
@@ -245,6 +247,9 @@ class Libp2pTransport:
     def _accept(
         self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        if self._closed:
+            writer.close()
+            return
         if len(self._accepted.get(peer, ())) >= STREAMS_PER_PEER:
             log.warning("refused a stream of %s: it has %d open", peer, STREAMS_PER_PEER)
             writer.close()
