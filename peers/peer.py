@@ -29,7 +29,7 @@ import msgspec
 import uvloop
 
 from p2ptrain.compute.executor import TorchCompute
-from p2ptrain.data import load_corpus
+from p2ptrain.data import corpus_from_bytes, load_corpus
 from p2ptrain.engine.discovery import fetch_spec
 from p2ptrain.engine.lifecycle import Node, NodeOptions, NodeResult, World
 from p2ptrain.errors import DataError, P2PTrainError, UserError
@@ -154,6 +154,7 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             signer=network.signer,
             compute=compute,
             corpus=find_corpus(spec, options),
+            corpus_from=lambda corpus: corpus_from_bytes(spec, corpus),
         )
         incarnation = time.time_ns() // MILLISECOND_NANOSECONDS  # grows with every start
         outputs: list[Callable[[ev.Entry], None]] = [LogSink(log)]
@@ -198,17 +199,17 @@ def events_file(path: Path) -> JsonlSink:
 
 
 def find_corpus(spec: RunSpec, options: PeerOptions) -> Corpus | None:
-    """The run's data, if it is here; without it this peer serves any stage but 0.
+    """The run's data, if it is here; else peers of stage 0 give it, should we serve that.
 
     Raises:
-        DataError: the user named data, or demands stage 0, and it is not this run's.
+        DataError: the user named data, and it is not this run's.
     """
     try:
         return load_corpus(spec, options.data)
     except DataError as error:
-        if options.data is not None or options.stage == 0:
+        if options.data is not None:
             raise
-        log.warning("%s", error)
+        log.warning("%s; peers give the data if this one comes to serve stage 0", error)
         return None
 
 

@@ -49,6 +49,8 @@ def conduct(options: SimulationOptions, *, as_json: bool) -> int:
             return INTERRUPTED_EXIT
         entries = merge_entries(simulated.events)
         report = build_report(entries, facts(options, simulated))
+        steps = min(report.steps, options.swarm.spec.optimizer.steps)  # the last only evaluates
+        report = msgspec.structs.replace(report, steps=steps)
         troubles = list(faults(options, simulated, report))
         for line in [*words(report), *(f"trouble: {trouble}" for trouble in troubles)]:
             display.say(line)

@@ -159,7 +159,7 @@ class Swarm:
             "bootstrap",
             [
                 *self.options.program, "bootstrap", "--host-maddrs", "/ip4/127.0.0.1/tcp/0",
-                "--identity-path", str(self.folder / "bootstrap.key"),
+                "--identity-path", str(self.folder / "bootstrap.key"), "--no-relay",
             ],
         )  # fmt: skip
         try:
@@ -188,6 +188,7 @@ class Swarm:
         }
         for flag, value in optional.items():
             arguments += [flag, str(value)] if value is not None else []
+        arguments.append("--no-relay")
         child = await self.children.start(f"peer-{number}", arguments)
         member = Member(child=child, tail=Tail(folder / "events.jsonl"), folder=folder)
         self.members.append(member)

@@ -30,13 +30,15 @@ FORBIDDEN_ATTRIBUTES = {
 }
 
 LONG_FILES = {
+    "p2ptrain/core/custody.py": "one machine, all its transitions in one file",
+    "p2ptrain/core/step.py": "one machine, all its transitions in one file",
+    "p2ptrain/engine/pipeline.py": "one machine, all its transitions in one file",
     "p2ptrain/ports.py": "one vocabulary, mostly promises in prose",
     "p2ptrain/wire/messages.py": "one vocabulary, a few lines for each message",
 }
 
 BROAD_EXCEPT_ALLOWED = {
-    "p2ptrain/engine/lifecycle.py",  # the one boundary of the engine
-    "p2ptrain/cli.py",  # the last line before the user: a traceback becomes one sentence
+    "p2ptrain/cli/entry.py",  # the last line before the user: a traceback becomes one sentence
 }
 
 WITHOUT_TEST_OF_THEIR_OWN = {
@@ -44,6 +46,7 @@ WITHOUT_TEST_OF_THEIR_OWN = {
     "p2ptrain/errors.py",  # a tree of names; tests/test_cli.py checks the exit codes
     "p2ptrain/ports.py",  # promises; tests/contracts holds the implementations to them
     "p2ptrain/core/agreement.py",  # values; their legality is tested in core/step and wire
+    "p2ptrain/net/binding.py",  # names taken from hivemind; all of tests/net uses them
     "p2ptrain/wire/messages.py",  # values; tests/wire/test_framing.py round-trips each
 }
 
@@ -130,19 +133,22 @@ def test_nothing_unpickles_forks_or_starts_a_task_outside_a_group() -> None:
     assert offenders == []
 
 
-def test_broad_except_stands_at_the_boundaries_only() -> None:
-    offenders = [
-        f"{name}:{node.lineno}"
+def broad(handler: ast.ExceptHandler) -> bool:
+    """Whether it swallows everything; cleaning up and raising again is fine."""
+    names = {dotted(node) for node in ast.walk(handler.type)} if handler.type else {"Exception"}
+    last = handler.body[-1]
+    again = isinstance(last, ast.Raise) and last.exc is None
+    return bool(names & {"Exception", "BaseException"}) and not again
+
+
+def test_broad_except_stands_at_the_boundary_only() -> None:
+    offenders = {
+        name
         for name, tree in sources().items()
-        if name not in BROAD_EXCEPT_ALLOWED
         for node in ast.walk(tree)
-        if isinstance(node, ast.ExceptHandler)
-        and (
-            node.type is None
-            or (isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"})
-        )
-    ]
-    assert offenders == []
+        if isinstance(node, ast.ExceptHandler) and broad(node)
+    }
+    assert offenders == BROAD_EXCEPT_ALLOWED
 
 
 def test_work_left_to_do_stands_in_an_issue() -> None:

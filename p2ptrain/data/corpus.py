@@ -177,5 +177,5 @@ def _where(data: Data, path: Path | None) -> str:
 
 def _hint(data: Data) -> str:
     if data.source == "stdlib":
-        return "; use the Python version that began the run, or serve a stage other than 0"
-    return "; get the same files, or serve a stage other than 0"
+        return "; the run was begun by another version of Python"
+    return "; get the same files"
