@@ -46,11 +46,11 @@ class Display:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        elif self._pending != self._told:
-            self.say(self._pending)
+        self._flush()
 
     def say(self, text: str) -> None:
-        """One line, kept."""
+        """One line, kept; the last state comes before it."""
+        self._flush()
         self._console.print(text, markup=False)
 
     def show(self, progress: Progress, *, now: Seconds) -> None:
@@ -59,7 +59,11 @@ class Display:
             self._live.update(progress.table())
             return
         self._pending = progress.line()
-        due = self._told_at is None or now - self._told_at >= LINE_SECONDS
-        if due and self._pending != self._told:
-            self.say(self._pending)
-            self._told, self._told_at = self._pending, now
+        if self._told_at is None or now - self._told_at >= LINE_SECONDS:
+            self._told_at = now
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending != self._told:
+            self._told = self._pending
+            self._console.print(self._told, markup=False)

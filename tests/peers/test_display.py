@@ -31,8 +31,9 @@ def test_lines_are_told_when_something_changed_and_not_too_often() -> None:
             display.show(progress, now=now)
         opened(progress, "b")
         display.show(progress, now=6.5)
+        display.say("the end 3")
     seats = [line.rpartition(" ")[2] for line in output.getvalue().splitlines()]
-    assert seats == ["0", "1", "2"]
+    assert seats == ["0", "1", "2", "3"]
 
 
 def test_what_is_said_is_printed_as_it_is() -> None:
