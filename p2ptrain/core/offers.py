@@ -258,6 +258,11 @@ class OfferBook:
         return sum(not place.sourced for place in self._places.values())
 
     @property
+    def reserved(self) -> int:
+        """Slots that are offered and whose frame has not come."""
+        return sum(place.state == "reserved" for place in self._places.values())
+
+    @property
     def queue_bound(self) -> int:
         """What `queue` never exceeds."""
         return self._limits.queue_slots + self._limits.replay_slots

@@ -9,6 +9,7 @@ Invariants:
       retained, parked ones until the gradient is counted; a returning gradient is always
       accepted, because its place is the parked slot;
     * a microbatch is here at most once, so it is added to the accumulator at most once;
+    * no more is taken than can be retained to the step's end within ``retained_bound``;
     * nothing starts while frozen, and ``quiet`` is true only when nothing is computing;
     * nothing here awaits: worker.py computes.
 
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
     from p2ptrain.core.schedule import StepSlots
     from p2ptrain.engine.custodian import Custodian, Post
     from p2ptrain.ports import Buffer, Corpus
-    from p2ptrain.units import PeerId, Seconds, Stage
+    from p2ptrain.units import Bytes, PeerId, Seconds, Stage
 
 Held = Literal["none", "queued", "computing", "parked", "counted", "committed"]
-BusyReason = Literal["queue", "parked", "behind", "draining", "foreign"]
+BusyReason = Literal["queue", "parked", "behind", "draining", "foreign", "unknown"]
 
 FOREIGN_RETRY_SECONDS = 2.0  # another history: only a resync ends it, so do not hurry
 BEHIND_RETRY_SECONDS = 0.1  # a commit is a few round trips away when the asker already has it
@@ -66,26 +67,45 @@ class Item:
         """Whether its gradient is back and waits to be computed."""
         return self.state == "parked" and self.gradient is not None
 
+    @property
+    def age(self) -> tuple[int, bool, int]:
+        """Smallest is computed first: oldest step, then replays (all wait for them), then slot."""
+        return self.work.step, not self.replay, self.work.slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What a pipeline is told of its seat.
+
+    ``token_bytes``: of the token ids that come first in a frame. ``retained_bytes_each``:
+    what one microbatch leaves in the retention store, at most; ``retained_bound``: what
+    may lie there in all.
+    """
+
+    me: PeerId
+    stage: Stage
+    is_last: bool
+    token_bytes: Bytes
+    retained_bytes_each: Bytes
+    retained_bound: Bytes
+
 
 class Pipeline:
     """One seat's microbatches. See the module for the life of each."""
 
     def __init__(
         self,
-        *,
-        me: PeerId,
-        stage: Stage,
+        place: Place,
         book: OfferBook,
         custodian: Custodian,
+        *,
         post: Post,
         emit: ev.Emit,
-        token_bytes: int,
-        is_last: bool,
         backlog: Callable[[], Seconds],
     ) -> None:
-        self.me = me
-        self.stage = stage
-        self.is_last = is_last
+        self.me = place.me
+        self.stage = place.stage
+        self.is_last = place.is_last
         self.book = book
         self.custodian = custodian
         self.at: Position | None = None
@@ -99,7 +119,7 @@ class Pipeline:
         self.on_count: Callable[[], None] = lambda: None
         self._post = post
         self._emit = emit
-        self._token_bytes = token_bytes
+        self._place = place
         self._backlog = backlog
         self._measured = False
         self._slots: StepSlots | None = None
@@ -159,13 +179,16 @@ class Pipeline:
         if self.at is None or message.at != self.at:
             self._off_position(peer, message)
             return
-        held = self._state(work)
-        if held != "none":
+        if self._state(work) != "none":
             self._whereabouts(peer, work)
             return
         reason: BusyReason
-        if self.draining:
+        if not self._expects(work):
+            reason, retry = "unknown", FOREIGN_RETRY_SECONDS
+        elif self.draining:
             reason, retry = "draining", self.service_seconds
+        elif self.frozen or not self._can_retain():  # nothing begins, or could be kept
+            reason, retry = "queue", max(self.service_seconds, BEHIND_RETRY_SECONDS)
         else:
             answer = self.book.ask(
                 work, replay=message.replay, now=now, service_seconds=self.service_seconds
@@ -185,7 +208,10 @@ class Pipeline:
     def forward(self, peer: PeerId, message: m.Forward, payload: memoryview, now: Seconds) -> None:
         """A frame has arrived: it holds its place, or goes back to its sender's care."""
         work = Microbatch(message.at.step, message.slot)
-        if message.at != self.at or self.frozen or self._state(work) != "none":
+        known = message.at != self.at or self._state(work) != "none"
+        offered = self.book.state(work) == "reserved"
+        may_come = offered or (self._expects(work) and not self.draining and self._can_retain())
+        if known or not may_come:
             self._whereabouts(peer, work, message.at)
             return
         if not self.book.arrived(work, now=now, replay=message.replay):
@@ -196,8 +222,8 @@ class Pipeline:
             state="queued",
             sender=peer,
             path=message.path,
-            tokens=payload[: self._token_bytes],
-            given=payload[self._token_bytes :],
+            tokens=payload[: self._place.token_bytes],
+            given=payload[self._place.token_bytes :],
             replay=message.replay,
         )
         self._post.tell(
@@ -206,13 +232,18 @@ class Pipeline:
         self.on_change()
 
     def gradient(self, peer: PeerId, message: m.Gradient, payload: memoryview) -> None:
-        """A gradient has come back: always accepted while its input is parked."""
+        """A gradient has come back: always accepted while its input is here.
+
+        It may even come before the forward has ended: of a replay, whose output the next
+        stage had counted already.
+        """
         work = Microbatch(message.at.step, message.slot)
         item = self._items.get(work)
-        if message.at != self.at or item is None or item.state != "parked":
+        if message.at != self.at or item is None or item.state == "counted":
             self._whereabouts(peer, work, message.at)
             return
-        item.gradient = payload
+        if item.gradient is None:  # the first is kept: it may be computing
+            item.gradient = payload
         self._post.tell(
             peer, m.Accepted(at=message.at, slot=work.slot, stage=self.stage, what="gradient")
         )
@@ -249,6 +280,8 @@ class Pipeline:
         """Stage 0: take a microbatch from the data, unless the parked bound forbids it."""
         if self.frozen or self.corpus is None or self._state(work) != "none":
             return False
+        if not self._can_retain():
+            return False
         if not self.book.source(work):
             return False
         self._items[work] = Item(
@@ -264,7 +297,7 @@ class Pipeline:
         return True
 
     def next_job(self) -> Item | None:
-        """The oldest microbatch that may be computed now; replays first at the same age."""
+        """The oldest microbatch that may be computed now; see ``Item.age``."""
         if self.frozen:
             return None
         may_start = self.book.may_start()
@@ -272,9 +305,9 @@ class Pipeline:
             item
             for item in self._items.values()
             if item.returned
-            or (item.state == "queued" and (may_start or item.replay or self.evaluates(item.work)))
+            or (item.state == "queued" and (may_start or self.evaluates(item.work)))
         )
-        return min(ready, key=lambda item: (item.work, not item.replay), default=None)
+        return min(ready, key=lambda item: item.age, default=None)
 
     def counts(self, item: Item, tallies: Tallies) -> None:
         """The microbatch is in the accumulator (or, evaluating, has passed)."""
@@ -342,9 +375,24 @@ class Pipeline:
         self.offers += 1
         self._post.tell(peer, offer)
 
+    def _expects(self, work: Microbatch) -> bool:
+        """Whether the step has this slot: those of an evaluation are not in every step."""
+        return self._slots is not None and bool(self._slots.mask >> work.slot & 1)
+
+    def _can_retain(self) -> bool:
+        """Whether one more fits, when all that is here or was offered a slot has left its frames."""
+        open_items = sum(item.state != "counted" for item in self._items.values())
+        coming = open_items + self.book.reserved + 1
+        wanted = self.custodian.retained_bytes + coming * self._place.retained_bytes_each
+        return wanted <= self._place.retained_bound
+
     def _state(self, work: Microbatch) -> Held:
+        """What is here; a parked one whose gradient has come counts as being computed."""
         item = self._items.get(work)
-        return "none" if item is None else item.state
+        if item is None:
+            return "none"
+        returned = item.gradient is not None and item.state != "counted"
+        return "computing" if returned else item.state
 
     def _whereabouts(self, peer: PeerId, work: Microbatch, at: Position | None = None) -> None:
         at = at or self.at

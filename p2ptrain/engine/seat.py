@@ -17,8 +17,9 @@ from p2ptrain.core.agreement import Position
 from p2ptrain.core.offers import OfferBook, parked_bound
 from p2ptrain.core.routing import Router
 from p2ptrain.core.schedule import step_slots
+from p2ptrain.core.sizes import boundary_bytes, microbatch_token_bytes
 from p2ptrain.engine.custodian import Custodian
-from p2ptrain.engine.pipeline import Pipeline
+from p2ptrain.engine.pipeline import Pipeline, Place
 from p2ptrain.engine.sourcing import Sourcer
 from p2ptrain.engine.stepping import Stepper
 from p2ptrain.observe import events as ev
@@ -71,14 +72,11 @@ class SeatRuntime:
         self.router = Router(around.rng)
         self.custodian = Custodian(self.stage, self.router, around.post, around.emit)
         self.pipeline = Pipeline(
-            me=me,
-            stage=self.stage,
-            book=OfferBook(spec.limits, parked_bound=1),
-            custodian=self.custodian,
+            _place(spec, me, self.stage),
+            OfferBook(spec.limits, parked_bound=1),
+            self.custodian,
             post=around.post,
             emit=around.emit,
-            token_bytes=around.limits.token_bytes(),
-            is_last=self.stage == spec.cut.stages - 1,
             backlog=around.backlog,
         )
         self.pipeline.on_change = self._changed
@@ -161,12 +159,17 @@ class SeatRuntime:
     def roster_changed(self, now: Seconds) -> None:
         """Who lives or serves has changed."""
         self.refresh_router()
+        self.custodian.seats_changed(now)
         self.stepper.refresh_live(now)
         self.refresh_sources(now)
 
     def refresh_router(self) -> None:
-        """Tell the router who serves the next stage, and how fast."""
-        above = self._around.roster.serving(Stage(self.stage + 1))
+        """Tell the router who serves the next stage, and how fast.
+
+        A draining seat is asked only where nobody else is left: it serves to the step's end.
+        """
+        roster, stage = self._around.roster, Stage(self.stage + 1)
+        above = roster.serving(stage) or roster.present(stage)
         self.router.set_seats({seat.peer: seat.rate for seat in above})
 
     def refresh_sources(self, now: Seconds) -> None:
@@ -180,6 +183,11 @@ class SeatRuntime:
         """``peer`` is gone, or has restarted."""
         self.roster_changed(now)
         self.custodian.lost(peer, now)
+
+    def found(self, peer: PeerId, now: Seconds) -> None:
+        """``peer`` was suspected falsely."""
+        self.roster_changed(now)
+        self.custodian.found(peer, now)
 
     @property
     def due_at(self) -> Seconds | None:
@@ -242,6 +250,21 @@ class SeatRuntime:
                 retained_bound=self._around.spec.limits.retained_bytes,
             )
             self._around.emit(bounds)
+
+
+def _place(spec: RunSpec, me: PeerId, stage: Stage) -> Place:
+    """What the seat's pipeline must know. A microbatch leaves a forward, a gradient, or both."""
+    last, tokens = spec.cut.stages - 1, microbatch_token_bytes(spec)
+    forward = tokens + boundary_bytes(spec, stage) if stage < last else 0
+    gradient = boundary_bytes(spec, stage - 1) if stage > 0 else 0
+    return Place(
+        me=me,
+        stage=stage,
+        is_last=stage == last,
+        token_bytes=tokens,
+        retained_bytes_each=forward + gradient,
+        retained_bound=spec.limits.retained_bytes,
+    )
 
 
 def genesis(chain: Chain) -> Position:

@@ -44,7 +44,7 @@ class Worker:
         best: tuple[Pipeline, StageCompute, Item] | None = None
         for pipeline, compute in self._seats():
             item = pipeline.next_job()
-            if item is not None and (best is None or item.work < best[2].work):
+            if item is not None and (best is None or item.age < best[2].age):
                 best = (pipeline, compute, item)
         return best
 
