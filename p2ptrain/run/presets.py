@@ -20,7 +20,11 @@ _SLOW_LINKS = Limits(suspect_seconds=15.0, lease_seconds=60.0, retained_bytes=8 
 """Frames of tens of megabytes take seconds on a home link."""
 
 PRESETS: dict[str, RunSpec] = {
-    "tiny": RunSpec(name="tiny"),
+    "tiny": RunSpec(
+        name="tiny",
+        model=Model(n_heads=2, n_kv_heads=1),
+        optimizer=Optimizer(learning_rate=0.04, adamw_learning_rate=0.01),
+    ),
     "small": RunSpec(
         name="small",
         model=Model(d_model=512, n_layers=4, n_heads=8, n_kv_heads=4, d_ff=1024, context=256),
