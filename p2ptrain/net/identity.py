@@ -18,17 +18,18 @@ import fcntl
 import functools
 import os
 import stat
-import tempfile
-from pathlib import Path
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from p2ptrain.errors import UserError
+from p2ptrain.net.scratch import scratch_folder
 from p2ptrain.units import PeerId
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
 KEY_BYTES: Final = 32
@@ -133,7 +134,7 @@ class Identity:
         path: Path,
         signer: Ed25519Signer,
         lock: int,
-        folder: tempfile.TemporaryDirectory[str] | None = None,
+        folder: ExitStack | None = None,
     ) -> None:
         self.path = path
         self.signer = signer
@@ -158,11 +159,12 @@ class Identity:
     @classmethod
     def temporary(cls) -> Identity:
         """A new identity that is forgotten when closed (simulations, tests, one-off questions)."""
-        folder = tempfile.TemporaryDirectory(prefix="p2ptrain-identity-")
-        return cls._open(Path(folder.name) / "identity", folder)
+        with ExitStack() as stack:
+            folder = stack.enter_context(scratch_folder())
+            return cls._open(folder / "identity", stack.pop_all())
 
     @classmethod
-    def _open(cls, path: Path, folder: tempfile.TemporaryDirectory[str] | None) -> Identity:
+    def _open(cls, path: Path, folder: ExitStack | None) -> Identity:
         lock = _lock(path)
         try:
             _create_if_missing(path)
@@ -178,7 +180,7 @@ class Identity:
             os.close(self._lock)
             self._lock = None
         if self._temporary is not None:
-            self._temporary.cleanup()
+            self._temporary.close()
             self._temporary = None
 
     def __enter__(self) -> Self:

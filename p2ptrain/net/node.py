@@ -22,10 +22,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from p2ptrain.errors import BootstrapError, InternalError, LinkError, P2PTrainError
@@ -36,10 +34,12 @@ from p2ptrain.net.directory import DhtDirectory
 from p2ptrain.net.emulation import EmulatedTransport
 from p2ptrain.net.listening import DaemonOptions, check_ports_free, with_ports
 from p2ptrain.net.peerstore import load_peers, save_peers
+from p2ptrain.net.scratch import scratch_folder
 from p2ptrain.net.transport import Libp2pTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
+    from pathlib import Path
 
     from p2ptrain.net.emulation import LinkShape
     from p2ptrain.net.identity import Ed25519Signer, Identity
@@ -149,9 +149,9 @@ class Network:
         options = options or NetworkOptions()
         check_ports_free(options.daemon)
         try:
-            with tempfile.TemporaryDirectory(prefix="p2ptrain-") as folder:
+            with scratch_folder() as folder:
                 async with asyncio.TaskGroup() as tasks:
-                    network = cls(identity, options, tasks, Path(folder))
+                    network = cls(identity, options, tasks, folder)
                     joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                     supervisor = tasks.create_task(network._supervise(joined))
                     try:

@@ -28,5 +28,5 @@ async def test_living_and_dead_addresses_are_told_apart():
 
 
 async def test_malformed_addresses_are_refused_at_once():
-    with pytest.raises(UserError, match="'a': .*; 'b': "):
+    with pytest.raises(UserError, match=r"'a': .*; 'b': "):
         await check(["a", "b"])

@@ -1,0 +1,52 @@
+"""A folder for sockets and passing keys, gone when we are, at the latest when the next comes.
+
+Intuition: an orderly end removes the folder; a kill -9 cannot. The kernel, though, drops a
+lock with its process, so whoever starts next can tell the dead's folders and sweeps them.
+
+Invariant: a folder whose owner lives is never touched, also across containers that share
+/tmp; only our own user's folders are.
+
+Refused: process ids in names (they are reused, and differ between containers).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PREFIX: Final = "p2ptrain-"
+LOCK: Final = "lock"
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a private folder for the time of the ``with``; sweep those of the dead first."""
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
+        lock = os.open(Path(name) / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield Path(name)
+        finally:
+            os.close(lock)
+
+
+def _sweep() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        # No lock yet: just being made. Not ours, or gone meanwhile: not our business.
+        with suppress(OSError):
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if folder.stat().st_uid == os.getuid():
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
