@@ -50,6 +50,8 @@ class Post(Protocol):
         message: m.Data,
         payload: tuple[Buffer, ...],
         failed: Callable[[Seconds], None],
+        *,
+        tries: int = 1,
     ) -> None:
         """Send a data frame in a task of its own; ``failed`` is called if it did not go out."""
         ...

@@ -11,7 +11,8 @@ follows from its kind:
     for it and both neighbours          Bitmap
     for every seat                      Sum, WantSums
 
-Seats that this peer does not hold are skipped: the sender's view is old, its deadline cures it.
+Who speaks to a seat that this peer does not hold has an old view: a question or a frame gets
+the answer that nothing is here, anything else is skipped.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from p2ptrain.wire import messages as m
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from p2ptrain.engine.custodian import Post
     from p2ptrain.engine.seat import SeatRuntime
     from p2ptrain.units import PeerId, Seconds
+
+NO_SEAT_RETRY_SECONDS = 2.0  # our heartbeat tells the asker within one
 
 Flow = (
     m.Ask
@@ -46,10 +50,10 @@ Round = Bitmap | Plan | Ack | Nack | Go | Sum | m.WantSums | m.PullSum
 class Dispatcher:
     """Hands messages to the seats of this peer."""
 
-    def __init__(self, seats: Mapping[Stage, SeatRuntime]) -> None:
-        self._seats = seats
+    def __init__(self, seats: Mapping[Stage, SeatRuntime], post: Post) -> None:
+        self._seats, self._post = seats, post
 
-    def flow(self, peer: PeerId, message: Flow, now: Seconds) -> None:
+    def flow(self, peer: PeerId, message: Flow, now: Seconds) -> None:  # noqa: C901, PLR0912 - one arm per message
         """A message about one microbatch's way."""
         match message:
             case m.Offer() | m.Busy():
@@ -65,8 +69,10 @@ class Dispatcher:
             case _:
                 if (seat := self._seats.get(message.stage)) is not None:
                     _to_pipeline(seat, peer, message, now)
+                else:
+                    self._deny(peer, message)
 
-    def round(self, peer: PeerId, message: Round, now: Seconds) -> None:
+    def round(self, peer: PeerId, message: Round | m.NoSuch, now: Seconds) -> None:  # noqa: C901, PLR0912 - one arm per message
         """A message of the step's agreement."""
         match message:
             case Bitmap():
@@ -79,11 +85,16 @@ class Dispatcher:
                     if stage in self._seats:  # a commit may close a seat meanwhile
                         self._seats[stage].stepper.received(peer, message, now)
             case m.WantSums():
-                for stage in sorted(self._seats)[:1]:
-                    self._seats[stage].stepper.want_sums(peer, message)
+                self._tell_sums(peer, message)
             case m.PullSum():
                 if (seat := self._seats.get(message.stage)) is not None:
                     seat.stepper.pull_sum(peer, message)
+                else:
+                    reason = "no seat of this stage here"
+                    self._post.tell(peer, m.NoSuch(what="sum", stage=message.stage, reason=reason))
+            case m.NoSuch():
+                if message.what == "sum" and (seat := self._seats.get(message.stage)) is not None:
+                    seat.stepper.reducer.refused(peer)
             case _:
                 if (seat := self._seats.get(message.stage)) is not None:
                     seat.stepper.received(peer, message, now)
@@ -92,6 +103,8 @@ class Dispatcher:
         """A data frame of the pipeline or of a reduction."""
         seat = self._seats.get(message.stage) if not isinstance(message, m.CorpusChunk) else None
         if seat is None:
+            if isinstance(message, m.Forward | m.Gradient):
+                self._deny(peer, message)
             return
         match message:
             case m.Forward():
@@ -102,6 +115,33 @@ class Dispatcher:
                 seat.stepper.part(peer, message, payload)
             case _:
                 pass
+
+    def _tell_sums(self, peer: PeerId, message: m.WantSums) -> None:
+        """Seats of one peer may stand at different steps: any of them may know."""
+        known: dict[Stage, Sum] = {}
+        for _, seat in sorted(self._seats.items()):
+            known = {**seat.stepper.known_sums(message.at), **known}
+        for stage in message.stages:
+            if stage in known:
+                self._post.tell(peer, known[stage])
+
+    def _deny(
+        self, peer: PeerId, message: m.Ask | m.Decline | m.Recall | m.Where | m.Forward | m.Gradient
+    ) -> None:
+        """There is no such seat here."""
+        at, slot, stage = message.at, message.slot, message.stage
+        if isinstance(message, m.Ask):
+            busy = m.Busy(
+                at=at,
+                slot=slot,
+                stage=stage,
+                attempt=message.attempt,
+                retry_seconds=NO_SEAT_RETRY_SECONDS,
+                reason="unknown",
+            )
+            self._post.tell(peer, busy)
+        elif not isinstance(message, m.Decline):
+            self._post.tell(peer, m.Whereabouts(at=at, slot=slot, stage=stage, state="none"))
 
 
 def _to_pipeline(

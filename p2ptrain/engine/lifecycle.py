@@ -15,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -127,6 +128,7 @@ class Node:
         self._membership = Membership(spec.limits)
         self._near: frozenset[PeerId] = frozenset()
         self._beats = 0
+        self._sequence = itertools.count(1)
         self._lag_seconds = 0.0
         self._lag_told_at = -math.inf
         self._clock = _Clock()
@@ -147,7 +149,7 @@ class Node:
         self.links.beats_to = lambda peer: peer in self._near
         self.mail = Mail(self.links, self.roster, self.spawn)
         self.worker = Worker(lambda: [(s.pipeline, s.compute) for s in self.seats.values()])
-        self._dispatch = Dispatcher(self.seats)
+        self._dispatch = Dispatcher(self.seats, self.mail)
         announcer = Announcer(
             run=run, peer=self.me, incarnation=incarnation, addresses=world.transport.addresses()
         )
@@ -194,6 +196,11 @@ class Node:
         if all(seat.position is None for seat in self.seats.values()):
             self.ended.set()
 
+    def come_to_end(self) -> None:
+        """Somebody has completed the run: who has no seat, or none that counted, may go."""
+        if all(seat.finished for seat in self.seats.values()):
+            self.ended.set()
+
     def spawn(self, job: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run a short job in this peer's task group."""
         assert self._group is not None
@@ -215,6 +222,7 @@ class Node:
             spawn=self.spawn,
             backlog=lambda: sum(s.pipeline.backlog_seconds() for s in self.seats.values()),
             committed=self._committed,
+            next_seq=self._sequence.__next__,
         )
 
     def statuses_changed(self) -> None:
@@ -250,7 +258,7 @@ class Node:
     def close_seat(self, stage: Stage, reason: str) -> None:
         """Serve ``stage`` no longer; call at a step boundary only."""
         seat = self.seats.pop(stage)
-        seat.stop()
+        seat.close()
         self.snapshots.withdraw(stage)
         self.emit(ev.SeatClosed(stage=stage, reason=reason))
         self.statuses_changed()
@@ -305,8 +313,8 @@ class Node:
             self._lost(peer, now)
         elif isinstance(message, m.WantManifest) and message.stage in self.seats:
             self.admission.give_state(self.seats[message.stage], peer, message)
-        elif not self.snapshots.handle(peer, message):
-            pass  # an answer that nobody waits for any more
+        elif not self.snapshots.handle(peer, message) and isinstance(message, m.NoSuch):
+            self._dispatch.round(peer, message, now)  # else: nobody waits for it any more
         self._rearm()
 
     def _on_data(self, peer: PeerId, message: m.Data, payload: memoryview) -> None:
@@ -361,7 +369,10 @@ class Node:
         else:
             self.emit(ev.Restored(peer=event.peer))
             self.roster.found(event.peer)
-            self._roster_changed()
+            self._find_near()
+            for seat in list(self.seats.values()):
+                seat.found(event.peer, now)
+            self._changed()
 
     def _lost(self, peer: PeerId, now: Seconds) -> None:
         for seat in list(self.seats.values()):

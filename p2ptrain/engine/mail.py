@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from p2ptrain.wire import messages as m
 
 
+RESEND_SECONDS = 1.0  # longer than it takes to open a link again
+
+
 class Mail:
     """Implements ``custodian.Post`` over the links."""
 
@@ -46,9 +49,11 @@ class Mail:
         message: m.Data,
         payload: tuple[Buffer, ...],
         failed: Callable[[Seconds], None],
+        *,
+        tries: int = 1,
     ) -> None:
         """Send a data frame in a task of its own; ``failed`` is called if it did not go out."""
-        self._spawn(self._send(peer, message, payload, failed))
+        self._spawn(self._send(peer, message, payload, failed, tries))
 
     def seats(self, stage: Stage) -> tuple[PeerId, ...]:
         """Live peers that serve ``stage``, sorted; us among them."""
@@ -64,8 +69,14 @@ class Mail:
         message: m.Data,
         payload: tuple[Buffer, ...],
         failed: Callable[[Seconds], None],
+        tries: int,
     ) -> None:
-        try:
-            await self._links.send_data(peer, message, payload)
-        except LinkError:
-            failed(asyncio.get_running_loop().time())
+        for left in reversed(range(tries)):
+            try:
+                await self._links.send_data(peer, message, payload)
+            except LinkError:
+                if left:
+                    await asyncio.sleep(RESEND_SECONDS)
+            else:
+                return
+        failed(asyncio.get_running_loop().time())

@@ -6,7 +6,7 @@ Integers are added, so the result does not depend on order, and a shard owner's 
 checked against nothing but the digest that all members must share. Members that counted
 nothing send nothing and receive everything.
 
-Bounded: parts are kept only for the plan that this seat has acknowledged, each once.
+Bounded: only the parts that the acknowledged plan calls for are kept, each once.
 Cancelled, a reduction leaves nothing but parts that the next plan's `expect` drops.
 """
 
@@ -16,15 +16,20 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.agreement import Ballot
-from p2ptrain.errors import MisbehaviourError
+from p2ptrain.errors import LinkError, MisbehaviourError
 from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from p2ptrain.core.agreement import Plan, Position, Sum
     from p2ptrain.engine.custodian import Post
     from p2ptrain.ports import Buffer, StageCompute, Whole
     from p2ptrain.units import PeerId, Seconds
 
+Wanted = tuple["PeerId", m.PartKind, int, int]  # from whom, which kind, which elements
+
+PART_TRIES = 3  # a second apart: a link that broke is open again by then, or its peer suspected
 PIECE_ELEMENTS = 1 << 19  # 4 MiB of int64 a frame: other frames of the link get their turn
 
 
@@ -36,25 +41,47 @@ def sum_ballot(whole: Sum) -> Ballot:
 class Reducer:
     """Sums one stage's accumulators with the other members of a plan."""
 
-    def __init__(self, me: PeerId, compute: StageCompute, post: Post) -> None:
+    def __init__(
+        self,
+        me: PeerId,
+        compute: StageCompute,
+        post: Post,
+        *,
+        unsent: Callable[[Ballot, PeerId], None],
+    ) -> None:
         self._me = me
+        self._unsent = unsent  # a part that its receiver cannot do without did not go out
         self._compute = compute
         self._post = post
         self._at: Position | None = None
         self._ballot: Ballot | None = None
-        self._parts: dict[tuple[PeerId, str, int], tuple[int, Buffer]] = {}
+        self._wanted: frozenset[Wanted] = frozenset()
+        self._parts: dict[Wanted, Buffer] = {}
         self._arrived = asyncio.Event()
+        self._holder: PeerId | None = None  # whom a sum is being fetched from
+        self._refused = False
 
-    def expect(self, at: Position, ballot: Ballot) -> None:
-        """Take parts of ``ballot`` from now on, and no others."""
+    def expect(self, plan: Plan) -> None:
+        """Take parts of ``plan`` from now on, and no others."""
+        self._expect(plan.at, plan.ballot, frozenset(_wanted(plan, self._me)))
+
+    def _expect(self, at: Position, ballot: Ballot, wanted: frozenset[Wanted]) -> None:
         if (at, ballot) != (self._at, self._ballot):
-            self._at, self._ballot = at, ballot
+            self._at, self._ballot, self._wanted = at, ballot, wanted
+            self._holder = None
             self._parts.clear()
 
     def part(self, peer: PeerId, message: m.Part, payload: Buffer) -> None:
         """Keep a part that the expected plan calls for; drop any other."""
-        if (message.at, message.ballot) == (self._at, self._ballot):
-            self._parts.setdefault((peer, message.what, message.start), (message.stop, payload))
+        key = (peer, message.what, message.start, message.stop)
+        if (message.at, message.ballot) == (self._at, self._ballot) and key in self._wanted:
+            self._parts.setdefault(key, payload)
+            self._arrived.set()
+
+    def refused(self, peer: PeerId) -> None:
+        """``peer`` has no sum to give."""
+        if peer == self._holder:
+            self._refused = True
             self._arrived.set()
 
     async def reduce(self, plan: Plan) -> Whole:
@@ -62,8 +89,8 @@ class Reducer:
 
         Waits for every member; the caller owns the deadline and cancels.
         """
-        self.expect(plan.at, plan.ballot)
-        givers = [share.peer for share in plan.shares if any(share.slots)]
+        self.expect(plan)
+        givers = _givers(plan)
         for share in plan.shares:
             if self._me in givers and share.peer != self._me:
                 await self._send_own(plan, share.peer, share.start, share.stop)
@@ -90,17 +117,22 @@ class Reducer:
         """Pull a finished sum from ``holder`` and check that it is the one that was announced.
 
         Raises:
+            LinkError: it does not have it.
             MisbehaviourError: it is another sum.
             TimeoutError: it did not arrive in time.
         """
         ballot = sum_ballot(whole)
-        self.expect(whole.at, ballot)
+        pieces = _pieces(0, self._compute.elements)
+        self._expect(
+            whole.at, ballot, frozenset((holder, "sum", start, stop) for start, stop in pieces)
+        )
+        self._holder, self._refused = holder, False
         self._post.tell(holder, m.PullSum(at=whole.at, stage=whole.stage))
-        pieces: list[tuple[int, Buffer]] = []
+        taken: list[tuple[int, Buffer]] = []
         async with asyncio.timeout(deadline_seconds):
-            for start, stop in _pieces(0, self._compute.elements):
-                pieces.append((start, await self._take(holder, "sum", start, stop)))
-        result = await self._compute.finish(pieces)
+            for start, stop in pieces:
+                taken.append((start, await self._take(holder, "sum", start, stop)))
+        result = await self._compute.finish(taken)
         if result.digest != whole.digest:
             reason = f"the sum of step {whole.at.step} is not the one it announced"
             raise MisbehaviourError(reason, peer=holder)
@@ -129,16 +161,38 @@ class Reducer:
         part = m.Part(
             at=at, stage=self._compute.stage, ballot=ballot, what=kind, start=start, stop=stop
         )
-        # a part that does not go out is missed by its receiver, whose deadline ends the round
-        self._post.ship(peer, part, (payload,), lambda _now: None)
+
+        def failed(_now: Seconds) -> None:
+            # without our own part nobody gets that shard; a sum the receiver can fetch later
+            if kind == "own":
+                self._unsent(ballot, peer)
+
+        self._post.ship(peer, part, (payload,), failed, tries=PART_TRIES)
 
     async def _take(self, peer: PeerId, what: m.PartKind, start: int, stop: int) -> Buffer:
         while True:
-            entry = self._parts.pop((peer, what, start), None)
-            if entry is not None and entry[0] == stop:
-                return entry[1]
+            part = self._parts.pop((peer, what, start, stop), None)
+            if part is not None:
+                return part
+            if peer == self._holder and self._refused:
+                raise LinkError("it has no such sum", peer=peer)
             self._arrived.clear()
             await self._arrived.wait()
+
+
+def _givers(plan: Plan) -> list[PeerId]:
+    """The members that counted anything."""
+    return [share.peer for share in plan.shares if any(share.slots)]
+
+
+def _wanted(plan: Plan, me: PeerId) -> Iterator[Wanted]:
+    """What ``me`` gets: everybody's elements of its own shard, and the sums of the others."""
+    for share in plan.shares:
+        for start, stop in _pieces(share.start, share.stop):
+            if share.peer != me:
+                yield share.peer, "sum", start, stop
+            else:
+                yield from ((peer, "own", start, stop) for peer in _givers(plan) if peer != me)
 
 
 def _pieces(start: int, stop: int) -> list[tuple[int, int]]:

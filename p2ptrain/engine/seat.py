@@ -56,10 +56,11 @@ class Surroundings:
     spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
     backlog: Callable[[], Seconds]  # of all seats of this peer
     committed: Callable[[Stage, Done], None]
+    next_seq: Callable[[], int]  # of bitmaps: a stage left and taken again goes on counting
 
 
 class SeatRuntime:
-    """A seat of this peer. All methods but ``close`` are synchronous."""
+    """A seat of this peer."""
 
     def __init__(self, around: Surroundings, compute: StageCompute) -> None:
         self.stage = compute.stage
@@ -93,6 +94,7 @@ class SeatRuntime:
             spawn=around.spawn,
             live=around.roster.at,
             committed=lambda done: around.committed(self.stage, done),
+            next_seq=around.next_seq,
         )
         self._sourcer = Sourcer(around.run, me, self.pipeline) if self.stage == 0 else None
         self._highest: tuple[int, int, int] = (0, 0, 0)
@@ -137,6 +139,11 @@ class SeatRuntime:
         self.custodian.clear()  # all of it is counted, or this seat's account is closed
         if self._sourcer is not None:
             self._sourcer.stop()
+
+    def close(self) -> None:
+        """Give the seat up, in the middle of a step or not; it says nothing more."""
+        self.stop()
+        self.stepper.close()
 
     @property
     def position(self) -> Position | None:

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from p2ptrain.core import rounds as r
-from p2ptrain.core.agreement import Ack, Bitmap, Go, Nack, Plan, Position, Sum
+from p2ptrain.core.agreement import Ack, Ballot, Bitmap, Go, Nack, Plan, Position, Sum
 from p2ptrain.core.chain import next_chain, step_outcome
 from p2ptrain.core.ledger import Ledger, bitmap_bytes, bytes_to_mask, mask_to_bytes
 from p2ptrain.core.schedule import step_slots
 from p2ptrain.core.step import StepMachine
 from p2ptrain.engine import worker
 from p2ptrain.engine.reduction import Reducer
-from p2ptrain.errors import MisbehaviourError
+from p2ptrain.errors import LinkError, MisbehaviourError
 from p2ptrain.observe import events as ev
 from p2ptrain.ports import Update
-from p2ptrain.units import Stage, Step
+from p2ptrain.units import Stage
 from p2ptrain.wire import messages as m
 from p2ptrain.wire.records import CommitRecord
 
@@ -79,7 +79,7 @@ class Done:
 class Stepper:
     """One seat's part in every step."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - wired once, in seat; a bundle would be unpacked here
         self,
         *,
         run: RunId,
@@ -93,21 +93,23 @@ class Stepper:
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
         live: Callable[[Stage, Position, tuple[PeerId, ...]], frozenset[PeerId]],
         committed: Callable[[Done], None],
+        next_seq: Callable[[], int],
     ) -> None:
         self.stage = compute.stage
-        self.reducer = Reducer(signer.peer, compute, post)
+        self.reducer = Reducer(signer.peer, compute, post, unsent=self._unsent)
         self.machine: StepMachine | None = None
         self.last: Done | None = None  # what we can still give to seats one step behind
         self._run, self._spec, self._incarnation = run, spec, incarnation
         self._signer, self._pipeline, self._compute = signer, pipeline, compute
         self._post, self._emit, self._spawn = post, emit, spawn
-        self._live, self._committed = live, committed
+        self._live, self._committed, self._next_seq = live, committed, next_seq
         self._nominal_tokens = spec.batch.sequences * spec.model.context
         self._ledgers: dict[Stage, Ledger] = {}
         self._task: asyncio.Task[None] | None = None
         self._events: deque[r.Event | None] = deque()
         self._seq = 0
         self._early: dict[tuple[Stage, PeerId], Bitmap] = {}
+        self._early_sums: dict[Stage, tuple[PeerId, Sum]] = {}
         self._said = 0  # the slots of the last bitmap that went out
         self._gossip_at: Seconds | None = None
         self._quiet_owed = False
@@ -159,27 +161,50 @@ class Stepper:
         early, self._early = self._early, {}
         for _, bitmap in sorted(early.items()):
             self.bitmap(bitmap, now)
-        self._seq += 1  # an empty bitmap: plans have a place for whoever counted nothing, too
+        # an empty bitmap: plans have a place for whoever counted nothing, too
+        self._seq = self._next_seq()
         self._handle(r.Seen(self._own_bitmap()), now)
         self._tell_leader()
+        sums, self._early_sums = self._early_sums, {}
+        for _, (peer, whole) in sorted(sums.items()):
+            self.received(peer, whole, now)
+
+    def close(self) -> None:
+        """The seat is given up: nothing is said or waited for any more."""
+        self._cancel()
+        self.machine, self._gossip_at = None, None
+        self._events.clear()
 
     # --- what others say --------------------------------------------------------------------
 
     def bitmap(self, bitmap: Bitmap, now: Seconds) -> None:
         """A bitmap of this stage or a neighbour's; ignored unless it is of our position."""
-        if self.machine is None or bitmap.at != self.at:
-            early = self.machine is not None and bitmap.at.step == self.at.step + 1
-            if early and len(self._early) < EARLY_BITMAPS:
-                self._early[bitmap.stage, bitmap.peer] = bitmap
+        if self.machine is None:
+            return
+        early = bitmap.at.step == self.at.step + 1
+        if bitmap.at != self.at and not early:
             return
         if not self._signer.verify(bitmap.peer, bitmap_bytes(bitmap), bitmap.signature):
             raise MisbehaviourError("a bitmap with a wrong signature", peer=bitmap.peer)
+        if early:
+            self._keep_early(bitmap)
+            return
         if bitmap.stage == self.stage:
             if bitmap.peer != self._signer.peer:
                 self._handle(r.Seen(bitmap), now)
                 self._stage_changed()
         elif bitmap.stage in self._ledgers and self._ledgers[bitmap.stage].observe(bitmap):
             self._neighbour_changed(bitmap.stage, now)
+
+    def _keep_early(self, bitmap: Bitmap) -> None:
+        """A mate that committed a moment before us says it once; at the bound it says it again."""
+        known = self._early.get((bitmap.stage, bitmap.peer))
+        if known is not None:
+            newer = (bitmap.incarnation, bitmap.seq) > (known.incarnation, known.seq)
+        else:
+            newer = len(self._early) < EARLY_BITMAPS
+        if newer:
+            self._early[bitmap.stage, bitmap.peer] = bitmap
 
     def received(self, peer: PeerId, message: Plan | Ack | Nack | Go | Sum, now: Seconds) -> None:
         """A message of the round, or a SUM of any stage."""
@@ -188,19 +213,19 @@ class Stepper:
                 for bitmap in message.bitmaps:
                     self.bitmap(bitmap, now)
             self._handle(r.Received(peer, message), now)
+        elif isinstance(message, Sum):
+            if self.machine is not None and message.at.step == self.at.step + 1:
+                self._early_sums[message.stage] = (peer, message)
         elif isinstance(message, Plan) and self.last is not None and message.at == self.last.at:
             self._post.tell(peer, self.last.sums[self.stage])  # the adopt rule, one step late
 
-    def want_sums(self, peer: PeerId, message: m.WantSums) -> None:
-        """Tell the SUMs that we know of a position, this one or the last."""
-        known: dict[Stage, Sum] = {}
-        if self.machine is not None and message.at == self.at:
-            known = self.machine.sums
-        elif self.last is not None and message.at == self.last.at:
-            known = {whole.stage: whole for whole in self.last.sums}
-        for stage in message.stages:
-            if stage in known:
-                self._post.tell(peer, known[stage])
+    def known_sums(self, at: Position) -> dict[Stage, Sum]:
+        """The SUMs that we know of a position, this one or the last."""
+        if self.machine is not None and at == self.at:
+            return self.machine.sums
+        if self.last is not None and at == self.last.at:
+            return {whole.stage: whole for whole in self.last.sums}
+        return {}
 
     def pull_sum(self, peer: PeerId, message: m.PullSum) -> None:
         """Send our stage's whole sum, if we still hold it."""
@@ -221,7 +246,7 @@ class Stepper:
         """The pipeline's accumulator has changed: sign a new bitmap, gossip it when due."""
         if self.machine is None:
             return
-        self._seq += 1
+        self._seq = self._next_seq()
         self._handle(r.Seen(self._own_bitmap()), now)
         if self._gossip_at is None or self._gossip_at > now + GOSSIP_SECONDS:
             self._gossip_at = now + GOSSIP_SECONDS
@@ -288,7 +313,7 @@ class Stepper:
     # --- doing ------------------------------------------------------------------------------
 
     def _handle(self, event: r.Event | None, now: Seconds) -> None:
-        """Feed one event (None: a deadline); what its actions cause in turn waits until they are all done."""
+        """Feed one event (None: a deadline); what its actions cause waits until all are done."""
         self._events.append(event)
         if len(self._events) > 1:
             return
@@ -296,13 +321,11 @@ class Stepper:
             machine = self.machine
             before = machine.round
             first = self._events[0]
-            if first is None:
-                actions = machine.tick(now=now)
-            else:
-                actions = machine.handle(first, now=now)
+            actions = machine.tick(now=now) if first is None else machine.handle(first, now=now)
             self._perform(actions, now)
             self._note_round(machine, before)
-            self._events.popleft()
+            if self._events:  # none, if an action has closed the seat
+                self._events.popleft()
 
     def _note_round(self, machine: StepMachine, before: int) -> None:
         if machine.round != before:
@@ -323,8 +346,8 @@ class Stepper:
     def _act(self, action: r.Action, now: Seconds) -> None:  # noqa: C901, PLR0912 - one arm per action
         match action:
             case r.Send(to, message):
-                if isinstance(message, Ack):
-                    self.reducer.expect(message.at, message.ballot)
+                if isinstance(message, Ack) and self.machine and self.machine.plan:
+                    self.reducer.expect(self.machine.plan)
                 self._post.tell_all(to, message)
             case r.Freeze():
                 self._pipeline.frozen = True
@@ -366,10 +389,17 @@ class Stepper:
         whole = await self.reducer.reduce(plan)
         self._reduced(whole, plan.ballot.round)
 
+    def _unsent(self, ballot: Ballot, peer: PeerId) -> None:
+        """A member cannot be given what it needs: this reduction will not end."""
+        plan = self.machine.plan if self.machine is not None else None
+        if plan is not None and plan.ballot == ballot:
+            self._cancel()
+            self._handle(r.ReduceFailed(ballot, f"no part reaches {peer}"), _now())
+
     async def _fetch(self, holder: PeerId, announced: Sum) -> None:
         try:
             whole = await self.reducer.fetch(holder, announced, deadline_seconds=FETCH_SECONDS)
-        except (MisbehaviourError, TimeoutError) as error:
+        except (LinkError, MisbehaviourError, TimeoutError) as error:
             self._task = None
             self._handle(r.FetchFailed(holder, str(error) or "no answer"), _now())
             return
