@@ -193,12 +193,13 @@ class Custody:
     def _answered(self, event: Answered, now: Seconds) -> tuple[Action, ...]:
         assert self._router is not None
         current = self.state is State.ASKING and event.attempt == self.attempt
-        if not current or event.peer not in self._asked():
-            known = event.peer == self.holder and event.attempt == self.attempt
+        if not current or event.peer not in self._asked() or event.peer in self._answers:
+            taken = self.holder if self.state in (State.OFFERED, State.SENT) else None
+            known = event.attempt == self.attempt and (
+                event.peer == taken or self._answers.get(event.peer) is not None
+            )  # it repeats itself: its first word counts
             late = event.quote is not None and not known
             return (DeclineOffer(event.peer, event.attempt),) if late else ()
-        if event.peer in self._answers:
-            return ()  # it repeats itself: its first word counts
         self._answers[event.peer] = event.quote
         self._leases[event.peer] = event.seconds
         if event.quote is None:
@@ -227,7 +228,8 @@ class Custody:
             return declined + self._rest(now)
         self.holder, self.state = taken, State.OFFERED
         self._offered_seconds = quote.delay
-        self.due_at = now + max(self._leases[taken], self._limits.retry_seconds)
+        lease = min(self._leases[taken], self._limits.send_seconds)  # its own word, within reason
+        self.due_at = now + max(lease, self._limits.retry_seconds)
         return declined + (self._send(now) if self.ready else ())
 
     def _unused_offers(self, *, but: PeerId | None = None) -> tuple[Action, ...]:

@@ -1,0 +1,478 @@
+"""Custody of a frame: one holder at a time, no offer forgotten, never without a deadline."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2ptrain.core import duties as d
+from p2ptrain.core.custody import Custody
+from p2ptrain.core.routing import Quote, Router
+from p2ptrain.core.stragglers import Delays
+from p2ptrain.units import Microbatch, PeerId, Slot, Step
+
+WORK = Microbatch(Step(3), Slot(5))
+A, B, C = PeerId("a"), PeerId("b"), PeerId("c")
+LIMITS = d.CustodyLimits()
+QUOTE = Quote(delay=0.1, service=0.1)
+
+
+def forward(*peers: PeerId, replay: bool = False) -> Custody:
+    router = Router(random.Random(0))
+    router.set_seats(dict.fromkeys(peers, 1.0))
+    return Custody(WORK, LIMITS, router=router, delays=Delays(), replay=replay)
+
+
+def gradient(target: PeerId = A) -> Custody:
+    return Custody(WORK, LIMITS, target=target)
+
+
+def offer(peer: PeerId, attempt: int = 0, lease: float = 10.0) -> d.Answered:
+    return d.Answered(peer, attempt, QUOTE, lease)
+
+
+def busy(peer: PeerId, attempt: int = 0, retry: float = 0.5) -> d.Answered:
+    return d.Answered(peer, attempt, None, retry)
+
+
+def sent(peer: PeerId = A) -> Custody:
+    """A forward on its way to ``peer``, the only seat."""
+    custody = forward(peer)
+    custody.start(now=0.0)
+    custody.handle(d.Ready(), now=0.0)
+    assert custody.handle(offer(peer), now=0.0) == (d.SendFrame(peer, 0),)
+    return custody
+
+
+def held(peer: PeerId = A) -> Custody:
+    custody = sent(peer)
+    assert custody.handle(d.Arrived(peer), now=1.0) == ()
+    return custody
+
+
+def computed(peer: PeerId = A) -> Custody:
+    custody = held(peer)
+    custody.handle(d.Finished(peer, 0.1), now=2.0)
+    assert custody.state is d.State.COMPUTED
+    return custody
+
+
+# --- the usual way ----------------------------------------------------------------------
+
+
+def test_a_forward_is_asked_for_offered_sent_held_computed_counted() -> None:
+    custody = computed()
+    custody.handle(d.Tallied(live=True), now=3.0)
+    assert custody.state is d.State.COUNTED
+    assert custody.due_at is None
+
+
+def test_asking_goes_on_while_the_frame_is_computed() -> None:
+    custody = forward(A)
+    assert custody.start(now=0.0) == (d.AskSeat(A, 0),)
+    assert custody.handle(offer(A), now=0.0) == ()
+    assert custody.handle(d.Ready(), now=1.0) == (d.SendFrame(A, 0),)
+
+
+def test_two_are_asked_one_is_taken_the_other_declined() -> None:
+    custody = forward(A, B)
+    asked = {action.peer for action in custody.start(now=0.0) if isinstance(action, d.AskSeat)}
+    assert asked == {A, B}
+    assert custody.handle(offer(A), now=0.0) == ()
+    (declined,) = custody.handle(offer(B), now=0.0)
+    assert isinstance(declined, d.DeclineOffer)
+    assert {declined.peer, custody.holder} == {A, B}
+
+
+def test_a_gradient_goes_straight_to_who_parked_the_input() -> None:
+    custody = gradient()
+    assert custody.start(now=0.0) == (d.SendFrame(A, 0),)
+    custody.handle(d.Arrived(A), now=0.1)
+    custody.handle(d.Tallied(live=True), now=0.2)
+    assert custody.state is d.State.COUNTED
+
+
+# --- asking ------------------------------------------------------------------------------
+
+
+def test_busy_seats_are_asked_again_when_they_said_and_no_sooner() -> None:
+    custody = forward(A)
+    custody.start(now=0.0)
+    assert custody.handle(busy(A, retry=0.5), now=0.0) == ()
+    assert custody.due_at == 0.5
+    assert custody.tick(now=0.5) == (d.AskSeat(A, 0),)
+
+
+def test_a_seat_cannot_send_us_away_for_ever() -> None:
+    custody = forward(A)
+    custody.start(now=0.0)
+    custody.handle(busy(A, retry=80_000.0), now=0.0)
+    asked_at = next(
+        now / 10 for now in range(100) if d.AskSeat(A, 0) in custody.tick(now=now / 10)
+    )
+    assert asked_at <= 6.0
+
+
+def test_with_nobody_to_ask_it_looks_again() -> None:
+    custody = forward()
+    assert custody.start(now=0.0) == ()
+    assert custody.due_at == pytest.approx(LIMITS.retry_seconds)
+
+
+def test_silence_is_settled_by_the_deadline_with_who_did_answer() -> None:
+    custody = forward(A, B)
+    custody.handle(d.Ready(), now=0.0)
+    custody.start(now=0.0)
+    custody.handle(offer(B), now=0.0)
+    assert custody.tick(now=LIMITS.answer_seconds) == (d.SendFrame(B, 0),)
+
+
+def test_an_offer_said_twice_is_not_declined() -> None:
+    custody = forward(A, B)
+    custody.start(now=0.0)
+    custody.handle(offer(A), now=0.0)
+    assert custody.handle(offer(A), now=0.0) == ()
+    custody = sent()
+    assert custody.handle(offer(A), now=0.0) == ()
+
+
+def test_an_offer_that_nobody_asked_for_is_declined() -> None:
+    custody = sent(A)
+    assert custody.handle(offer(C), now=0.0) == (d.DeclineOffer(C, 0),)
+    assert custody.handle(offer(C, attempt=7), now=0.0) == (d.DeclineOffer(C, 7),)
+
+
+def test_a_lease_that_runs_out_while_we_compute_is_given_back_and_asked_for_anew() -> None:
+    custody = forward(A)
+    custody.start(now=0.0)
+    custody.handle(offer(A, lease=10.0), now=0.0)
+    assert custody.tick(now=10.0) == (d.DeclineOffer(A, 0), d.AskSeat(A, 0))
+
+
+def test_a_lease_of_no_time_does_not_spin() -> None:
+    custody = forward(A)
+    custody.start(now=0.0)
+    custody.handle(offer(A, lease=0.0), now=1.0)
+    assert custody.due_at is not None
+    assert custody.due_at > 1.0
+
+
+def test_an_asked_seat_that_is_past_the_step_is_not_waited_for() -> None:
+    custody = forward(A)
+    custody.start(now=0.0)
+    custody.handle(d.Located(A, "committed"), now=0.1)
+    assert custody.state is d.State.IDLE
+
+
+# --- at the holder -----------------------------------------------------------------------
+
+
+def test_a_late_forward_is_recalled_and_goes_elsewhere_only_once_given_back() -> None:
+    custody = held()
+    assert custody.due_at == 1.0 + LIMITS.recall_floor_seconds
+    assert custody.tick(now=6.0) == (d.RecallFrame(A),)
+    actions = custody.handle(d.Located(A, "none"), now=6.1)
+    assert actions[0] == d.Again(A, "recalled", recalled=True)
+    assert custody.attempt == 1
+
+
+def test_a_seat_that_began_keeps_the_forward() -> None:
+    custody = held()
+    custody.tick(now=6.0)
+    assert custody.handle(d.Located(A, "computing"), now=6.1) == ()
+    assert custody.state is d.State.HELD
+    assert custody.due_at is not None
+    assert custody.due_at >= 6.1 + LIMITS.answer_seconds
+
+
+def test_a_live_holder_that_answers_no_recall_does_not_keep_the_microbatch_for_ever() -> None:
+    custody = held()
+    now, again = 6.0, ()
+    while not any(isinstance(action, d.Again) for action in again):
+        again = custody.tick(now=now)
+        now += LIMITS.answer_seconds
+    assert custody.attempt == 1
+    assert now < 30.0
+
+
+def test_a_holder_that_computed_is_asked_now_and_then_whether_it_still_has_it() -> None:
+    custody = computed()
+    assert custody.tick(now=2.0 + LIMITS.check_seconds) == (d.AskWhere((A,)),)
+    custody.handle(d.Located(A, "parked"), now=12.1)
+    assert custody.state is d.State.COMPUTED
+    custody.tick(now=30.0)
+    actions = custody.handle(d.Located(A, "none"), now=30.1)  # it closed its seat meanwhile
+    assert isinstance(actions[0], d.Again)
+
+
+def test_a_lost_holder_means_a_new_attempt() -> None:
+    actions = computed().handle(d.Lost(A), now=3.0)
+    assert actions[0] == d.Again(A, "the holder is lost", recalled=False)
+
+
+def test_a_frame_that_bounces_is_not_sent_back_at_once() -> None:
+    custody = sent()
+    actions = custody.handle(d.Located(A, "none"), now=1.0)
+    assert actions == (d.Again(A, "it bounced", recalled=False),)
+    assert custody.due_at == pytest.approx(1.0 + LIMITS.retry_seconds)
+
+
+def test_after_a_broken_link_the_holder_is_asked_before_anybody_else() -> None:
+    custody = sent()
+    assert custody.handle(d.LinkBroke(A), now=1.0) == (d.RecallFrame(A),)
+    custody.handle(d.Located(A, "queued"), now=1.5)
+    assert custody.state is d.State.HELD
+    assert custody.attempt == 0
+
+
+def test_a_frame_that_did_not_go_out_goes_another_way() -> None:
+    custody = sent()
+    custody.handle(d.SendFailed(A, 0), now=1.0)
+    assert custody.attempt == 1
+    custody = sent()
+    assert custody.handle(d.SendFailed(A, 4), now=1.0) == ()  # news of another attempt
+    assert custody.state is d.State.SENT
+
+
+def test_recall_waits_by_what_the_seat_usually_takes() -> None:
+    router, delays = Router(random.Random(0)), Delays()
+    router.set_seats({A: 1.0})
+    for _ in range(20):
+        delays.observe(A, 4.0)
+    custody = Custody(WORK, LIMITS, router=router, delays=delays)
+    custody.start(now=0.0)
+    custody.handle(d.Ready(), now=0.0)
+    custody.handle(offer(A), now=0.0)
+    custody.handle(d.Arrived(A), now=0.0)
+    assert custody.due_at == pytest.approx(10.0)  # two and a half times the usual
+
+
+# --- counted, and not ---------------------------------------------------------------------
+
+
+def test_computed_after_counted_changes_nothing() -> None:
+    custody = held()
+    custody.handle(d.Tallied(live=True), now=2.0)
+    custody.handle(d.Finished(A, 0.1), now=2.1)
+    assert custody.state is d.State.COUNTED
+
+
+def test_a_count_that_vanishes_starts_a_new_attempt() -> None:
+    custody = computed()
+    custody.handle(d.Tallied(live=True), now=3.0)
+    assert custody.handle(d.Lost(A), now=4.0) == ()  # the ledger decides
+    actions = custody.handle(d.Tallied(live=False), now=4.0)
+    assert actions[:1] == (d.Again(A, "not counted any more", recalled=False),)
+
+
+def test_a_count_by_a_seat_we_never_chose_can_vanish_too() -> None:
+    custody = forward(A, replay=True)
+    custody.start(now=0.0, seats=(A,))
+    custody.handle(d.Tallied(live=True), now=0.1)
+    assert custody.handle(d.Tallied(live=False), now=0.2) == (d.AskSeat(A, 1),)
+
+
+def test_counted_gives_unused_offers_back() -> None:
+    custody = forward(A)
+    custody.start(now=0.0)
+    custody.handle(offer(A), now=0.0)
+    assert custody.handle(d.Tallied(live=True), now=0.1) == (d.DeclineOffer(A, 0),)
+
+
+# --- replays --------------------------------------------------------------------------------
+
+
+def test_a_replay_first_asks_who_has_it_and_begins_when_nobody_does() -> None:
+    custody = forward(A, B, replay=True)
+    assert custody.start(now=0.0, seats=(A, B)) == (d.AskWhere((A, B)),)
+    assert custody.handle(d.Located(A, "none"), now=0.1) == ()
+    actions = custody.handle(d.Located(B, "none"), now=0.2)
+    assert {action.peer for action in actions if isinstance(action, d.AskSeat)} == {A, B}
+
+
+def test_a_replay_does_not_wait_for_the_dead() -> None:
+    custody = forward(A, replay=True)
+    custody.start(now=0.0, seats=(A,))
+    assert custody.handle(d.Lost(A), now=0.1) == (d.AskSeat(A, 0),)
+
+
+def test_a_replay_takes_a_seat_that_has_it_already() -> None:
+    custody = forward(A, B, replay=True)
+    custody.start(now=0.0, seats=(A, B))
+    assert custody.handle(d.Located(B, "counted"), now=0.1) == (d.TellPath(B),)
+    assert custody.holder == B
+    assert custody.state is d.State.COMPUTED
+
+
+def test_a_second_attempt_takes_it_too_and_returns_the_other_offer() -> None:
+    custody = forward(A, B)
+    custody.start(now=0.0)
+    custody.handle(offer(A), now=0.0)
+    assert custody.handle(d.Located(B, "parked"), now=0.1) == (d.DeclineOffer(A, 0), d.TellPath(B))
+
+
+# --- gradients ------------------------------------------------------------------------------
+
+
+def lost_gradient() -> Custody:
+    custody = gradient()
+    custody.start(now=0.0)
+    custody.handle(d.Arrived(A), now=0.1)
+    custody.handle(d.Lost(A), now=1.0)
+    assert custody.state is d.State.WAITING
+    return custody
+
+
+def test_a_gradient_waits_to_be_told_where_its_input_is_replayed() -> None:
+    assert lost_gradient().handle(d.Moved(B), now=2.0) == (d.SendFrame(B, 0),)
+
+
+def test_a_gradient_goes_to_a_seat_that_was_suspected_falsely() -> None:
+    custody = lost_gradient()
+    assert custody.handle(d.Found(B), now=2.0) == ()
+    assert custody.handle(d.Found(A), now=2.0) == (d.SendFrame(A, 0),)
+
+
+def test_a_gradient_that_is_still_waited_for_is_sent_again() -> None:
+    custody = gradient()
+    custody.start(now=0.0)
+    custody.handle(d.Arrived(A), now=0.1)
+    assert custody.tick(now=0.1 + LIMITS.check_seconds) == (d.AskWhere((A,)),)
+    assert custody.handle(d.Located(A, "parked"), now=11.0) == (d.SendFrame(A, 0),)
+
+
+def test_a_gradient_whose_seat_has_closed_waits_for_its_replay() -> None:
+    custody = gradient()
+    custody.start(now=0.0)
+    custody.handle(d.Located(A, "none"), now=0.1)
+    assert custody.state is d.State.WAITING
+
+
+def test_where_a_counted_gradient_moved_is_remembered() -> None:
+    custody = gradient()
+    custody.start(now=0.0)
+    custody.handle(d.Tallied(live=True), now=0.1)
+    assert custody.handle(d.Moved(B), now=0.2) == ()
+    assert custody.handle(d.Tallied(live=False), now=0.3) == (d.SendFrame(B, 0),)
+
+
+# --- every history ----------------------------------------------------------------------------
+
+PEERS = st.sampled_from([A, B, C])
+HELD = st.sampled_from(["none", "queued", "computing", "parked", "counted", "committed"])
+ATTEMPTS = st.integers(0, 3)
+EVENTS = st.one_of(
+    st.just(d.Ready()),
+    st.builds(
+        d.Answered,
+        PEERS,
+        ATTEMPTS,
+        st.one_of(st.none(), st.just(QUOTE), st.just(Quote(delay=80_000.0, service=0.0))),
+        st.sampled_from([0.0, 0.2, 10.0, 80_000.0]),
+    ),
+    st.builds(d.SendFailed, PEERS, ATTEMPTS),
+    st.builds(d.LinkBroke, PEERS),
+    st.builds(d.Arrived, PEERS),
+    st.builds(d.Finished, PEERS, st.sampled_from([0.0, 0.1, 1000.0])),
+    st.builds(d.Located, PEERS, HELD),
+    st.builds(d.Moved, PEERS),
+    st.builds(d.Lost, PEERS),
+    st.builds(d.Found, PEERS),
+    st.builds(d.Tallied, live=st.booleans()),
+)
+HISTORIES = st.lists(st.one_of(EVENTS, st.sampled_from([0.0, 0.5, 5.0])), max_size=40)
+
+
+class Watch:
+    """Checks what must hold after every event, from the actions alone and the deadline."""
+
+    def __init__(self, custody: Custody) -> None:
+        self.custody = custody
+        self.now = 0.0
+        self.open_offers: Counter[tuple[PeerId, int]] = Counter()
+        self.frames: dict[int, PeerId] = {}
+
+    def see(self, actions: tuple[d.Action, ...]) -> None:
+        for action in actions:
+            match action:
+                case d.DeclineOffer(peer, attempt):
+                    self.open_offers.pop((peer, attempt), None)
+                case d.SendFrame(peer, attempt):
+                    self.open_offers.pop((peer, attempt), None)
+                    if self.custody.what == "forward":
+                        assert self.frames.setdefault(attempt, peer) == peer
+                case _:
+                    pass
+        custody = self.custody
+        settled = custody.state in (d.State.WAITING, d.State.COUNTED)
+        assert (custody.due_at is None) == settled
+        if custody.due_at is not None:
+            assert custody.due_at < self.now + 200.0
+        if custody.state in (d.State.SENT, d.State.HELD, d.State.RECALLING, d.State.COMPUTED):
+            assert custody.holder is not None
+
+    def step(self, item: d.Event | float) -> None:
+        if isinstance(item, float):
+            self.now += item
+            self.see(self.custody.tick(now=self.now))
+            return
+        if isinstance(item, d.Answered) and item.quote is not None:
+            on_its_way = self.custody.state is d.State.SENT and self.custody.holder == item.peer
+            if not (on_its_way and self.custody.attempt == item.attempt):
+                self.open_offers[item.peer, item.attempt] += 1
+        self.see(self.custody.handle(item, now=self.now))
+
+
+@settings(max_examples=150, deadline=None)
+@given(HISTORIES, st.booleans())
+def test_every_history_of_a_forward_has_a_deadline_and_forgets_no_offer(
+    history: list[d.Event | float], replay: bool
+) -> None:
+    watch = Watch(forward(A, B, C, replay=replay))
+    watch.see(watch.custody.start(now=0.0, seats=(A, B, C)))
+    for item in history:
+        watch.step(item)
+    watch.step(d.Tallied(live=True))
+    assert watch.custody.state is d.State.COUNTED
+    assert not watch.open_offers
+
+
+@settings(max_examples=100, deadline=None)
+@given(HISTORIES)
+def test_every_history_of_a_gradient_has_a_deadline_or_waits_to_be_told(
+    history: list[d.Event | float],
+) -> None:
+    watch = Watch(gradient())
+    watch.see(watch.custody.start(now=0.0))
+    for item in history:
+        if not isinstance(item, d.Answered | d.Ready):
+            watch.step(item)
+    watch.step(d.Tallied(live=True))
+    assert watch.custody.state is d.State.COUNTED
+
+
+@settings(max_examples=60, deadline=None)
+@given(HISTORIES, st.sampled_from([A, B, C]))
+def test_from_any_history_a_seat_that_keeps_its_word_gets_the_frame(
+    history: list[d.Event | float], honest: PeerId
+) -> None:
+    """Liveness: whatever was said before, one honest seat and silence of the rest suffice."""
+    watch = Watch(forward(A, B, C))
+    watch.see(watch.custody.start(now=0.0))
+    for item in [*history, d.Ready(), d.Tallied(live=True), d.Tallied(live=False)]:
+        watch.step(item)
+    for _ in range(2000):
+        actions = watch.custody.tick(now=watch.now)
+        watch.see(actions)
+        for action in actions:
+            if isinstance(action, d.AskSeat) and action.peer == honest:
+                watch.step(offer(honest, action.attempt))
+        if watch.custody.state is d.State.SENT:
+            break
+        watch.now += 0.5
+    assert watch.custody.state is d.State.SENT
+    assert watch.custody.holder == honest
