@@ -20,6 +20,7 @@ from p2ptrain.core.agreement import Position
 from p2ptrain.core.assignment import choose_stage, release, spare_stage
 from p2ptrain.core.chain import genesis_chain
 from p2ptrain.core.levelling import level
+from p2ptrain.core.schedule import last_step
 from p2ptrain.engine.seat import SeatRuntime, genesis
 from p2ptrain.errors import PeerError
 from p2ptrain.observe import events as ev
@@ -56,7 +57,9 @@ class Admission:
         while True:
             node.roster.list(node.presence.seats())
             self._dial()
-            if not node.seats:
+            if any(view.version > last_step(node.spec) for view in node.roster.views()):
+                node.come_to_end()
+            elif not node.seats:
                 await self._take_first()
             else:
                 await self._adjust()
@@ -72,7 +75,11 @@ class Admission:
 
     def give_state(self, seat: SeatRuntime, peer: PeerId, message: m.WantManifest) -> None:
         """A joiner wants our state: save it, once per step, then answer."""
-        if seat.position is None or seat.position == self._saved.get(seat.stage):
+        if seat.finished:  # its weights are past its last position, and nothing follows
+            reason = "the run is complete"
+            answer = m.NoSuch(what="snapshot", stage=seat.stage, reason=reason)
+            self._node.links.send(peer, answer)
+        elif seat.position is None or seat.position == self._saved.get(seat.stage):
             self._node.snapshots.handle(peer, message)
         else:
             self._node.spawn(self._snapshot(seat, peer, message))

@@ -30,6 +30,7 @@ class Roster:
         self._listed: tuple[SeatView, ...] = ()
         self._dead: set[PeerId] = set()
         self._incarnations: dict[PeerId, int] = {}
+        self._present: dict[Stage, tuple[SeatView, ...]] = {}  # as asked since the last change
 
     def hear(self, peer: PeerId, statuses: Iterable[SeatStatus]) -> bool:
         """Take over what ``peer`` says of its seats; whether who serves what has changed.
@@ -47,8 +48,10 @@ class Roster:
                 rate=status.rate,
                 version=max(status.version, known.version if known else status.version),
             )
-        self._heard[peer] = after
-        self._dead.discard(peer)
+        if after != before or peer in self._dead:
+            self._heard[peer] = after
+            self._dead.discard(peer)
+            self._present.clear()
         return {(s.stage, s.state) for s in before.values()} != {
             (s.stage, s.state) for s in after.values()
         }
@@ -60,20 +63,24 @@ class Roster:
         if known is None or known == incarnation:
             return False
         self._heard.pop(peer, None)
+        self._present.clear()
         return True
 
     def lost(self, peer: PeerId) -> None:
         """``peer`` is suspected: it does not count until it is heard again."""
         self._dead.add(peer)
+        self._present.clear()
 
     def found(self, peer: PeerId) -> None:
         """``peer`` was suspected falsely."""
         self._dead.discard(peer)
+        self._present.clear()
 
     def left(self, peer: PeerId) -> None:
         """``peer`` went in an orderly way."""
         self._heard.pop(peer, None)
         self._dead.add(peer)
+        self._present.clear()
         self._listed = tuple(seat for seat in self._listed if seat.peer != peer)
 
     def list(self, seats: Iterable[SeatView]) -> None:
@@ -86,12 +93,13 @@ class Roster:
 
     def present(self, stage: Stage) -> tuple[SeatView, ...]:
         """Live seats of ``stage`` that count: serving, or draining until the step's end."""
-        seats = (
-            views[stage]
-            for peer, views in sorted(self._heard.items())
-            if stage in views and peer not in self._dead
-        )
-        return tuple(seat for seat in seats if seat.state != "joining")
+        if stage not in self._present:
+            self._present[stage] = tuple(
+                views[stage]
+                for peer, views in sorted(self._heard.items())
+                if stage in views and peer not in self._dead and views[stage].state != "joining"
+            )
+        return self._present[stage]
 
     def at(self, stage: Stage, at: Position, members: tuple[PeerId, ...]) -> frozenset[PeerId]:
         """Live seats that count at ``at``: there, in the last record and on their way, or past it.
