@@ -65,6 +65,7 @@ class Host:
         self.compute = compute
         self.alive = True
         self.stages: set[Stage] = set()
+        self.node: lifecycle.Node | None = None
         self.task: asyncio.Task[None] | None = None
 
 
@@ -162,7 +163,7 @@ class SimWorld:
         if host.plan.link is not None:
             self.network.set_link(peer, host.plan.link)
         signer = SimSigner(peer, seed=self.scenario.seed)
-        node = lifecycle.Node(
+        host.node = node = lifecycle.Node(
             self._run_id,
             spec,
             lifecycle.World(
