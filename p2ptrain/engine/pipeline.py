@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from p2ptrain.core.agreement import Tallies
 from p2ptrain.core.ledger import sum_tallies
-from p2ptrain.core.offers import Declined, Offered
+from p2ptrain.core.offers import RETRY_MIN_SECONDS, Declined, Offered
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Microbatch
 from p2ptrain.wire import messages as m
@@ -44,6 +44,7 @@ BusyReason = Literal["queue", "parked", "behind", "draining", "foreign", "unknow
 
 FOREIGN_RETRY_SECONDS = 2.0  # another history: only a resync ends it, so do not hurry
 BEHIND_RETRY_SECONDS = 0.1  # a commit is a few round trips away when the asker already has it
+BEHIND_RETRY_SHARE = 0.25  # ... of a microbatch, if that is less: every step begins with this wait
 SERVICE_SMOOTHING = 0.2  # as in routing: a fifth of each new sample
 FIRST_SERVICE_SECONDS = 1.0  # before the first measurement; equal for all, so nobody is favoured
 
@@ -405,7 +406,8 @@ class Pipeline:
     def _off_position(self, peer: PeerId, message: m.Ask) -> None:
         mine, theirs = self.at, message.at
         if mine is None or (theirs.epoch == mine.epoch and theirs.step > mine.step):
-            self._busy(peer, message, "behind", BEHIND_RETRY_SECONDS)
+            retry = max(RETRY_MIN_SECONDS, BEHIND_RETRY_SHARE * self.service_seconds)
+            self._busy(peer, message, "behind", min(BEHIND_RETRY_SECONDS, retry))
         elif theirs.epoch == mine.epoch and theirs.step < mine.step:
             self._whereabouts(peer, Microbatch(theirs.step, message.slot), theirs)
         else:
