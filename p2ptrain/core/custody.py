@@ -11,7 +11,8 @@ the holder dies:
                  |    recalled / holder lost / not counted any more      SENT --accepted--> HELD
                  |                         +--------- RECALLING <--late, link broke--------+ |
                  +--a seat has it--> (repath) COMPUTED <-----------------computed------------+
-                                        `--in a live bitmap--> COUNTED
+                                        `--in a live bitmap--> COUNTED (until its gradient
+              is back, whoever counted it is looked for now and then, and told the path)
     gradient  IDLE --> SENT --accepted--> HELD --in a live bitmap--> COUNTED
               WAITING: the seat that parked the input is gone; whoever replays the input
               says so (moved), or the seat is found again, and the gradient goes there.
@@ -23,8 +24,9 @@ Invariants:
     * the sender of the input is the single writer of who holds it. That is why a lost seat
       is replayed from below alone: the gradient's keeper waits to be told (a second
       replay, driven from above, would need the two to agree on the new holder);
-    * every state but WAITING and COUNTED has a deadline, also where nothing is owed but a
-      bitmap: the holder may have closed its seat, and would say so only if asked;
+    * every state has a deadline but WAITING and a COUNTED that owes no gradient; also where
+      nothing is owed but a bitmap: the holder may have closed its seat, and would say so
+      only if asked;
     * an offer is taken or declined; what others say can be late, doubled or a lie, and then
       costs a question or a replay, never the microbatch.
 
@@ -35,6 +37,7 @@ after a pause. Refused: hedging. A copy computed twice costs work and an overlap
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, assert_never
 
 from p2ptrain.core.duties import (
@@ -52,6 +55,7 @@ from p2ptrain.core.duties import (
     Moved,
     Ready,
     RecallFrame,
+    Returned,
     SendFailed,
     SendFrame,
     State,
@@ -73,11 +77,19 @@ _UNPLACED = frozenset({State.LOCATING, State.IDLE, State.ASKING, State.OFFERED})
 _PLACED = frozenset({State.SENT, State.HELD, State.RECALLING, State.COMPUTED})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """What all forwards of one seat share: whom to ask next, and what they usually take."""
+
+    router: Router
+    delays: Delays
+
+
 class Custody:
     """See the module. Feed it events; look at the clock no later than ``due_at``.
 
-    A forward needs ``router`` and ``delays`` (shared by all frames of its sender), a
-    gradient its ``target``. ``replay``: somebody of the next stage may have it already.
+    A forward needs its ``way``, a gradient its ``target``. ``replay``: somebody of the next
+    stage may have it already. ``returns``: a gradient will come back (not when evaluating).
     """
 
     def __init__(
@@ -85,13 +97,13 @@ class Custody:
         work: Microbatch,
         limits: CustodyLimits,
         *,
-        router: Router | None = None,
-        delays: Delays | None = None,
+        way: Way | None = None,
         target: PeerId | None = None,
         replay: bool = False,
+        returns: bool = False,
     ) -> None:
         self.work: Final = work
-        self.what: Final[What] = "gradient" if router is None else "forward"
+        self.what: Final[What] = "gradient" if way is None else "forward"
         self.holder: PeerId | None = target
         self.attempt = 0
         self.replay: Final = replay
@@ -99,8 +111,9 @@ class Custody:
         self.due_at: Seconds | None = None
         self.state = State.IDLE
         self._limits = limits
-        self._router = router
-        self._delays = delays
+        self._owed = returns  # a gradient
+        self._router = way.router if way is not None else None
+        self._delays = way.delays if way is not None else None
         self._choice: Choice | None = None
         self._answers: dict[PeerId, Quote | None] = {}
         self._leases: dict[PeerId, Seconds] = {}
@@ -116,7 +129,7 @@ class Custody:
         if not self._unheard:
             return self._begin(now)
         self.state, self.due_at = State.LOCATING, now + self._limits.answer_seconds
-        return (AskWhere(tuple(sorted(self._unheard))),)
+        return (AskWhere(None),)
 
     def handle(self, event: Event, *, now: Seconds) -> tuple[Action, ...]:  # noqa: C901, PLR0911, PLR0912 - one arm per event
         """Take ``event`` into account and return what to do about it."""
@@ -143,14 +156,17 @@ class Custody:
             case Found(peer) if self.state is State.WAITING and peer == self._next:
                 return self._moved(peer, now)
             case Tallied(live):
-                return self._counted() if live else self._uncounted(now)
+                return self._counted(now) if live else self._uncounted(now)
+            case Returned():
+                self._owed = False
+                self.due_at = None if self.state is State.COUNTED else self.due_at
             case LinkBroke() | Arrived() | Moved() | Found():
                 pass  # of an attempt that is over
             case _:
                 assert_never(event)
         return ()
 
-    def tick(self, *, now: Seconds) -> tuple[Action, ...]:
+    def tick(self, *, now: Seconds) -> tuple[Action, ...]:  # noqa: PLR0911 - one arm per state
         """Act on a deadline that has passed, if one has."""
         if self.due_at is None or now < self.due_at:
             return ()
@@ -163,7 +179,9 @@ class Custody:
                 return self._unused_offers() + self._begin(now)
             case State.SENT | State.HELD | State.RECALLING | State.COMPUTED:
                 return self._overdue(now)
-            case State.WAITING | State.COUNTED:
+            case State.COUNTED:
+                return self._find_counter(now)
+            case State.WAITING:
                 self.due_at = None
                 return ()
             case _:
@@ -293,7 +311,7 @@ class Custody:
         self._silences += 1
         self.due_at = now + self._limits.answer_seconds
         if self.what == "gradient" or self.state is State.COMPUTED:
-            return (AskWhere((self.holder,)),)
+            return (AskWhere(self.holder),)
         if self.state is State.HELD and self._router is not None and self._delays is not None:
             waited = now - self._held_at
             self._delays.observe(self.holder, waited)
@@ -301,7 +319,9 @@ class Custody:
         self.state = State.RECALLING
         return (RecallFrame(self.holder),)
 
-    def _located(self, peer: PeerId, held: Held, now: Seconds) -> tuple[Action, ...]:
+    def _located(self, peer: PeerId, held: Held, now: Seconds) -> tuple[Action, ...]:  # noqa: PLR0911 - one for each thing it can mean
+        if self.state is State.COUNTED and self._owed and held == "counted":
+            return (TellPath(peer),)
         if self.what == "forward" and self.state in _UNPLACED:
             return self._located_early(peer, held, now)
         if peer != self.holder or self.state not in _PLACED:
@@ -357,7 +377,8 @@ class Custody:
 
     def _moved(self, peer: PeerId, now: Seconds) -> tuple[Action, ...]:
         self._next = peer
-        if self.state is State.COUNTED:
+        there = peer == self.holder and self.state in _PLACED
+        if there or self.state is State.COUNTED:
             return ()  # remembered, should the count vanish
         self.holder = peer
         return self._send(now)
@@ -382,12 +403,20 @@ class Custody:
             return ()
         return self._again(reason, now)
 
-    def _counted(self) -> tuple[Action, ...]:
+    def _counted(self, now: Seconds) -> tuple[Action, ...]:
         if self.state is State.COUNTED:
             return ()
-        unused = self._unused_offers()
+        unused, ours = self._unused_offers(), self.state in _PLACED and self.attempt == 0
         self.state, self.due_at, self._next = State.COUNTED, None, None
-        return unused
+        if not self._owed:
+            return unused
+        self.due_at = now + self._limits.check_seconds
+        # Counted on another path than ours: its gradient would go where that one began.
+        return unused if ours and not self.replay else unused + self._find_counter(now)
+
+    def _find_counter(self, now: Seconds) -> tuple[Action, ...]:
+        self.due_at = now + self._limits.check_seconds if self._owed else None
+        return (AskWhere(None),) if self._owed else ()
 
     def _uncounted(self, now: Seconds) -> tuple[Action, ...]:
         """It was counted by a seat that is lost, or was taken out again."""
@@ -401,13 +430,15 @@ class Custody:
     def _again(
         self, reason: str, now: Seconds, *, recalled: bool = False, delay: Seconds = 0.0
     ) -> tuple[Action, ...]:
-        """Send the frame a new way. A gradient has only one: the same seat."""
-        told = () if self.holder is None else (Again(self.holder, reason, recalled),)
+        """Send a forward a new way. A gradient has only one: the same seat."""
         self.attempt += 1
         self._silences = 0
         self.state, self.due_at = State.IDLE, now + delay
-        if self.what == "forward":
-            self.holder = None
+        if self.what == "gradient":
+            self.due_at = now + self._limits.idle_seconds  # there is no other way to try first
+            return ()
+        told = () if self.holder is None else (Again(self.holder, reason, recalled),)
+        self.holder = None
         return told if delay else told + self._begin(now)
 
     def _asked(self) -> tuple[PeerId, ...]:

@@ -140,6 +140,11 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Returned:
+    """The gradient of this forward has come back."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tallied:
     """Whether the microbatch stands in a live bitmap of the receiving stage."""
 
@@ -157,6 +162,7 @@ Event: TypeAlias = (
     | Moved
     | Lost
     | Found
+    | Returned
     | Tallied
 )
 
@@ -197,9 +203,9 @@ class RecallFrame:
 
 @dataclass(frozen=True, slots=True)
 class AskWhere:
-    """Ask ``peers`` what they hold."""
+    """Ask ``peer`` (None: every live seat of the stage) what it holds."""
 
-    peers: tuple[PeerId, ...]
+    peer: PeerId | None
 
 
 @dataclass(frozen=True, slots=True)

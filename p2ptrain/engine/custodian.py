@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, assert_never
 
 from p2ptrain.core import duties as c
-from p2ptrain.core.custody import Custody
+from p2ptrain.core.custody import Custody, Way
 from p2ptrain.core.routing import Quote
 from p2ptrain.core.stragglers import Delays
 from p2ptrain.observe import events as ev
@@ -106,19 +106,38 @@ class Custodian:
     # --- what the seat says ---------------------------------------------------------------
 
     def open_forward(
-        self, work: Microbatch, path: tuple[PeerId, ...], *, replay: bool, now: Seconds
+        self,
+        work: Microbatch,
+        path: tuple[PeerId, ...],
+        *,
+        replay: bool,
+        returns: bool,
+        now: Seconds,
     ) -> None:
-        """Look for a seat above while the forward is still computing; ``path`` ends with us."""
+        """Look for a seat above while the forward is still computing; ``path`` ends with us.
+
+        ``returns``: its gradient will come back.
+        """
         if (work, "forward") in self._duties:
             return
         self._paths[work] = path
-        duty = Custody(work, self._limits, router=self._router, delays=self._delays, replay=replay)
+        duty = Custody(
+            work,
+            self._limits,
+            way=Way(router=self._router, delays=self._delays),
+            replay=replay,
+            returns=returns,
+        )
         self._open(duty, now)
 
     def forward_ready(self, work: Microbatch, payload: tuple[Buffer, ...], now: Seconds) -> None:
         """The forward is encoded: token ids, then activations."""
         self._retain(work, "forward", payload)
         self._feed(work, "forward", c.Ready(), now)
+
+    def gradient_back(self, work: Microbatch, now: Seconds) -> None:
+        """The gradient of a forward that we keep has come."""
+        self._feed(work, "forward", c.Returned(), now)
 
     def send_gradient(
         self, work: Microbatch, target: PeerId, gradient: Buffer, now: Seconds
@@ -257,8 +276,9 @@ class Custodian:
                 self._ship(duty, peer, attempt)
             case c.RecallFrame(peer):
                 self._post.tell(peer, m.Recall(at=at, slot=work.slot, stage=there))
-            case c.AskWhere(peers):
-                self._post.tell_all(peers, m.Where(at=at, slot=work.slot, stage=there))
+            case c.AskWhere(peer):
+                asked = self._post.seats(there) if peer is None else (peer,)
+                self._post.tell_all(asked, m.Where(at=at, slot=work.slot, stage=there))
             case c.TellPath(peer):
                 self._post.tell(peer, m.Repath(at=at, slot=work.slot, stage=self.stage))
             case c.Again(peer, reason, recalled):
@@ -289,7 +309,7 @@ class Custodian:
         self._post.ship(peer, frame, self._frames[work, what], failed)
 
     def _note(self, duty: Custody, peer: PeerId, reason: str, *, recalled: bool) -> None:
-        stage, work = Stage(self.stage + 1), duty.work
+        stage, work = self._there(duty.what), duty.work
         if recalled:
             event = ev.Recalled(
                 stage=stage, step=work.step, slot=work.slot, peer=peer, answer="none"

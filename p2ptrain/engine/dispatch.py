@@ -110,7 +110,7 @@ class Dispatcher:
             case m.Forward():
                 seat.pipeline.forward(peer, message, payload, now)
             case m.Gradient():
-                seat.pipeline.gradient(peer, message, payload)
+                seat.pipeline.gradient(peer, message, payload, now)
             case m.Part():
                 seat.stepper.part(peer, message, payload)
             case _:

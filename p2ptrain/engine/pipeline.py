@@ -232,7 +232,9 @@ class Pipeline:
         )
         self.on_change()
 
-    def gradient(self, peer: PeerId, message: m.Gradient, payload: memoryview) -> None:
+    def gradient(
+        self, peer: PeerId, message: m.Gradient, payload: memoryview, now: Seconds
+    ) -> None:
         """A gradient has come back: always accepted while its input is here.
 
         It may even come before the forward has ended: of a replay, whose output the next
@@ -245,6 +247,7 @@ class Pipeline:
             return
         if item.gradient is None:  # the first is kept: it may be computing
             item.gradient = payload
+            self.custodian.gradient_back(work, now)
         self._post.tell(
             peer, m.Accepted(at=message.at, slot=work.slot, stage=self.stage, what="gradient")
         )
@@ -381,7 +384,7 @@ class Pipeline:
         return self._slots is not None and bool(self._slots.mask >> work.slot & 1)
 
     def _can_retain(self) -> bool:
-        """Whether one more fits, when all that is here or was offered a slot has left its frames."""
+        """Whether one more fits, when all that is here or is offered has left its frames."""
         open_items = sum(item.state != "counted" for item in self._items.values())
         coming = open_items + self.book.reserved + 1
         wanted = self.custodian.retained_bytes + coming * self._place.retained_bytes_each

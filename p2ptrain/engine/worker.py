@@ -93,11 +93,12 @@ async def _forward(pipeline: Pipeline, compute: StageCompute, item: Item) -> Non
     item.state = "computing"
     pipeline.book.started(item.work)
     path = (*item.path, pipeline.me)  # ask while it computes: the round trip costs nothing
-    pipeline.custodian.open_forward(item.work, path, replay=item.replay, now=began)
+    evaluates = pipeline.evaluates(item.work)
+    returns = not evaluates and item.gradient is None
+    pipeline.custodian.open_forward(item.work, path, replay=item.replay, returns=returns, now=began)
     output = await compute.forward(item.work, item.tokens, item.given)
     now = _now()
     item.forward_seconds = now - began
-    evaluates = pipeline.evaluates(item.work)
     pipeline.book.computed(item.work, parks=not evaluates)
     item.state = "parked"
     pipeline.custodian.forward_ready(item.work, (item.tokens, output), now)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2ptrain.core import duties as d
-from p2ptrain.core.custody import Custody
+from p2ptrain.core.custody import Custody, Way
 from p2ptrain.core.routing import Quote, Router
 from p2ptrain.core.stragglers import Delays
 from p2ptrain.units import Microbatch, PeerId, Slot, Step
@@ -24,7 +24,9 @@ QUOTE = Quote(delay=0.1, service=0.1)
 def forward(*peers: PeerId, replay: bool = False) -> Custody:
     router = Router(random.Random(0))
     router.set_seats(dict.fromkeys(peers, 1.0))
-    return Custody(WORK, LIMITS, router=router, delays=Delays(), replay=replay)
+    return Custody(
+        WORK, LIMITS, way=Way(router=router, delays=Delays()), replay=replay, returns=True
+    )
 
 
 def gradient(target: PeerId = A) -> Custody:
@@ -68,6 +70,7 @@ def test_a_forward_is_asked_for_offered_sent_held_computed_counted() -> None:
     custody = computed()
     custody.handle(d.Tallied(live=True), now=3.0)
     assert custody.state is d.State.COUNTED
+    custody.handle(d.Returned(), now=3.5)
     assert custody.due_at is None
 
 
@@ -111,9 +114,7 @@ def test_a_seat_cannot_send_us_away_for_ever() -> None:
     custody = forward(A)
     custody.start(now=0.0)
     custody.handle(busy(A, retry=80_000.0), now=0.0)
-    asked_at = next(
-        now / 10 for now in range(100) if d.AskSeat(A, 0) in custody.tick(now=now / 10)
-    )
+    asked_at = next(now / 10 for now in range(100) if d.AskSeat(A, 0) in custody.tick(now=now / 10))
     assert asked_at <= 6.0
 
 
@@ -201,7 +202,7 @@ def test_a_live_holder_that_answers_no_recall_does_not_keep_the_microbatch_for_e
 
 def test_a_holder_that_computed_is_asked_now_and_then_whether_it_still_has_it() -> None:
     custody = computed()
-    assert custody.tick(now=2.0 + LIMITS.check_seconds) == (d.AskWhere((A,)),)
+    assert custody.tick(now=2.0 + LIMITS.check_seconds) == (d.AskWhere(A),)
     custody.handle(d.Located(A, "parked"), now=12.1)
     assert custody.state is d.State.COMPUTED
     custody.tick(now=30.0)
@@ -243,7 +244,7 @@ def test_recall_waits_by_what_the_seat_usually_takes() -> None:
     router.set_seats({A: 1.0})
     for _ in range(20):
         delays.observe(A, 4.0)
-    custody = Custody(WORK, LIMITS, router=router, delays=delays)
+    custody = Custody(WORK, LIMITS, way=Way(router=router, delays=delays))
     custody.start(now=0.0)
     custody.handle(d.Ready(), now=0.0)
     custody.handle(offer(A), now=0.0)
@@ -280,7 +281,7 @@ def test_counted_gives_unused_offers_back() -> None:
     custody = forward(A)
     custody.start(now=0.0)
     custody.handle(offer(A), now=0.0)
-    assert custody.handle(d.Tallied(live=True), now=0.1) == (d.DeclineOffer(A, 0),)
+    assert custody.handle(d.Tallied(live=True), now=0.1)[0] == d.DeclineOffer(A, 0)
 
 
 # --- replays --------------------------------------------------------------------------------
@@ -288,7 +289,7 @@ def test_counted_gives_unused_offers_back() -> None:
 
 def test_a_replay_first_asks_who_has_it_and_begins_when_nobody_does() -> None:
     custody = forward(A, B, replay=True)
-    assert custody.start(now=0.0, seats=(A, B)) == (d.AskWhere((A, B)),)
+    assert custody.start(now=0.0, seats=(A, B)) == (d.AskWhere(None),)
     assert custody.handle(d.Located(A, "none"), now=0.1) == ()
     actions = custody.handle(d.Located(B, "none"), now=0.2)
     assert {action.peer for action in actions if isinstance(action, d.AskSeat)} == {A, B}
@@ -313,6 +314,21 @@ def test_a_second_attempt_takes_it_too_and_returns_the_other_offer() -> None:
     custody.start(now=0.0)
     custody.handle(offer(A), now=0.0)
     assert custody.handle(d.Located(B, "parked"), now=0.1) == (d.DeclineOffer(A, 0), d.TellPath(B))
+
+
+def test_a_replay_that_is_counted_already_still_tells_the_counter_its_path() -> None:
+    custody = forward(A, B, replay=True)
+    custody.start(now=0.0, seats=(A, B))
+    assert custody.handle(d.Tallied(live=True), now=0.1) == (d.AskWhere(None),)
+    assert custody.handle(d.Located(B, "counted"), now=0.2) == (d.TellPath(B),)
+    custody.handle(d.Returned(), now=0.3)
+    assert custody.due_at is None
+
+
+def test_a_gradient_that_does_not_return_is_looked_for() -> None:
+    custody = computed()
+    assert custody.handle(d.Tallied(live=True), now=3.0) == ()
+    assert custody.tick(now=3.0 + LIMITS.check_seconds) == (d.AskWhere(None),)
 
 
 # --- gradients ------------------------------------------------------------------------------
@@ -341,7 +357,7 @@ def test_a_gradient_that_is_still_waited_for_is_sent_again() -> None:
     custody = gradient()
     custody.start(now=0.0)
     custody.handle(d.Arrived(A), now=0.1)
-    assert custody.tick(now=0.1 + LIMITS.check_seconds) == (d.AskWhere((A,)),)
+    assert custody.tick(now=0.1 + LIMITS.check_seconds) == (d.AskWhere(A),)
     assert custody.handle(d.Located(A, "parked"), now=11.0) == (d.SendFrame(A, 0),)
 
 
@@ -367,6 +383,7 @@ HELD = st.sampled_from(["none", "queued", "computing", "parked", "counted", "com
 ATTEMPTS = st.integers(0, 3)
 EVENTS = st.one_of(
     st.just(d.Ready()),
+    st.just(d.Returned()),
     st.builds(
         d.Answered,
         PEERS,
@@ -395,6 +412,7 @@ class Watch:
         self.now = 0.0
         self.open_offers: Counter[tuple[PeerId, int]] = Counter()
         self.frames: dict[int, PeerId] = {}
+        self.owed = custody.what == "forward"
 
     def see(self, actions: tuple[d.Action, ...]) -> None:
         for action in actions:
@@ -408,8 +426,8 @@ class Watch:
                 case _:
                     pass
         custody = self.custody
-        settled = custody.state in (d.State.WAITING, d.State.COUNTED)
-        assert (custody.due_at is None) == settled
+        counted = custody.state is d.State.COUNTED and not self.owed
+        assert (custody.due_at is None) == (counted or custody.state is d.State.WAITING)
         if custody.due_at is not None:
             assert custody.due_at < self.now + 200.0
         if custody.state in (d.State.SENT, d.State.HELD, d.State.RECALLING, d.State.COMPUTED):
@@ -424,13 +442,15 @@ class Watch:
             on_its_way = self.custody.state is d.State.SENT and self.custody.holder == item.peer
             if not (on_its_way and self.custody.attempt == item.attempt):
                 self.open_offers[item.peer, item.attempt] += 1
+        self.owed = self.owed and not isinstance(item, d.Returned)
         self.see(self.custody.handle(item, now=self.now))
 
 
 @settings(max_examples=150, deadline=None)
 @given(HISTORIES, st.booleans())
 def test_every_history_of_a_forward_has_a_deadline_and_forgets_no_offer(
-    history: list[d.Event | float], replay: bool
+    history: list[d.Event | float],
+    replay: bool,  # noqa: FBT001 - drawn by hypothesis
 ) -> None:
     watch = Watch(forward(A, B, C, replay=replay))
     watch.see(watch.custody.start(now=0.0, seats=(A, B, C)))
