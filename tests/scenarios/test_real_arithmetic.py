@@ -1,0 +1,138 @@
+"""Real arithmetic on virtual time: any swarm, any cut, gives what one process gives, bit for bit.
+
+And the control: one flipped bit of one gradient sum, and it does not.
+"""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from p2ptrain.compute import reference
+from p2ptrain.compute.executor import TorchCompute
+from p2ptrain.core.digest import combine_digests
+from p2ptrain.data import load_corpus, pin
+from p2ptrain.ports import Corpus
+from p2ptrain.run import (
+    Batch,
+    Codec,
+    Cut,
+    Data,
+    Evaluation,
+    Model,
+    Optimizer,
+    RunSpec,
+    Sync,
+    validate,
+)
+from p2ptrain.sim.scenario import PeerPlan, Scenario, crowd
+from p2ptrain.sim.world import SimWorld
+
+HERE = Path(__file__).parent
+STEPS = 3
+
+
+def spec_of(*, stages: int, replicas: int, seed: int = 0, codec: str = "fp32") -> RunSpec:
+    spec = RunSpec(
+        name="small enough for a test",
+        seed=seed,
+        model=Model(d_model=16, n_layers=4, n_heads=2, n_kv_heads=1, d_ff=32, context=16),
+        cut=Cut(stages=stages),
+        batch=Batch(sequences=2, microbatches=8),
+        optimizer=Optimizer(steps=STEPS, warmup_steps=1),
+        sync=Sync(start_replicas=replicas),
+        codec=Codec(name=codec),
+        data=Data(source="text"),
+        evaluation=Evaluation(every_steps=2, microbatches=2),
+    )
+    return validate(pin(spec, HERE))
+
+
+@cache
+def corpus_of(spec: RunSpec) -> Corpus:
+    return load_corpus(spec, HERE)
+
+
+def alone(spec: RunSpec) -> str:
+    return reference.train(spec, corpus_of(spec), device="cpu").weights_digest
+
+
+@dataclass
+class Tampered:
+    """Hands out stages one of which flips the lowest bit of the first sum part it gives."""
+
+    flipped: int = 0
+    made: list[TorchCompute] = field(default_factory=list)
+
+    def make(self, spec: RunSpec, plan: PeerPlan) -> TorchCompute:
+        compute = TorchCompute(spec, device="cpu", inline=True, memory_bytes=1 << 30)
+        if plan.peer == "peer-0000":
+            opened = compute.open
+
+            async def open_tampered(stage):
+                seat = await opened(stage)
+                honest = seat.read_own
+
+                async def read_own(start, stop):
+                    part = bytearray(await honest(start, stop))
+                    if not self.flipped and any(part):
+                        part[0] ^= 1
+                        self.flipped += 1
+                    return bytes(part)
+
+                seat.read_own = read_own
+                return seat
+
+            compute.open = open_tampered
+        self.made.append(compute)
+        return compute
+
+
+def honest(spec: RunSpec, plan: PeerPlan) -> TorchCompute:
+    return TorchCompute(spec, device="cpu", inline=True, memory_bytes=1 << 30)
+
+
+def swarm(spec: RunSpec, peers: int, compute=honest) -> str:
+    scenario = Scenario(
+        spec=spec,
+        peers=crowd(peers, interval_seconds=0.1),
+        seed=spec.seed,
+        compute=compute,
+        corpus=corpus_of(spec),
+        verify=False,
+        stall_seconds=120.0,
+    )
+    result = SimWorld(scenario).run()
+    assert result.holds, result.verdicts
+    return combine_digests(result.tensors)
+
+
+@pytest.mark.parametrize(("stages", "replicas"), [(2, 1), (2, 2), (2, 4), (4, 1)])
+def test_the_weights_are_those_of_one_process(stages: int, replicas: int) -> None:
+    spec = spec_of(stages=stages, replicas=replicas)
+    assert swarm(spec, stages * replicas) == alone(spec)
+
+
+def test_the_cut_does_not_matter() -> None:
+    digests = {alone(spec_of(stages=stages, replicas=1)) for stages in (1, 2, 3, 4)}
+    assert len(digests) == 1
+    assert swarm(spec_of(stages=3, replicas=1), 3) in digests
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_other_seeds_and_a_codec_that_rounds(seed: int) -> None:
+    spec = spec_of(stages=2, replicas=2, seed=seed, codec="bf16")
+    assert swarm(spec, 4) == alone(spec)
+
+
+def test_one_peer_alone_trains_the_whole_model() -> None:
+    spec = spec_of(stages=2, replicas=1)
+    assert swarm(spec, 1) == alone(spec)
+
+
+def test_one_flipped_bit_is_seen() -> None:
+    spec = spec_of(stages=2, replicas=2)
+    tampered = Tampered()
+    assert swarm(spec, 4, tampered.make) != alone(spec)
+    assert tampered.flipped == 1
