@@ -3,7 +3,7 @@
 #   make setup      the virtual environment with everything in it
 #   make simulate   a swarm of real peers on this machine (SIMULATE="--peers 8 --steps 50 ...")
 #   make test       style, types, layers, tests
-#   make bench      every measurement of benchmarks/
+#   make bench      every measurement of benchmarks/ in short (BENCH=--long: for the record)
 #   make clean      remove what the above made
 
 PYTHON    ?= python3
@@ -11,6 +11,7 @@ VENV      ?= .venv
 PIP_FLAGS ?= -qq
 SIMULATE  ?=
 PYTEST    ?=
+BENCH     ?=
 
 BIN := $(VENV)/bin
 
@@ -41,10 +42,9 @@ test: setup
 	$(BIN)/pytest $(PYTEST)
 
 bench: setup
-	@for file in benchmarks/bench_*.py; do \
-	    [ -e "$$file" ] || { echo "benchmarks/ holds no measurement yet"; break; }; \
-	    echo "$$file"; $(BIN)/python "$$file" || exit 1; \
-	done
+	$(BIN)/python -m benchmarks.bubble
+	$(BIN)/python -m benchmarks.fidelity $(BENCH)
+	$(BIN)/python -m benchmarks.efficiency $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist runs *.egg-info

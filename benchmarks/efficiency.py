@@ -139,7 +139,7 @@ def cli(
     steps: int | None,
     out: Path | None,
 ) -> None:
-    cases: dict[str, object] = {}
+    commit, cases = record.source_commit(), dict[str, object]()
     for model in models or tuple(MODELS):
         spec = spec_of(model, steps or (LONG_STEPS if long_form else SHORT_STEPS)[model])
         click.echo(f"{model}: {spec.optimizer.steps} steps of {step_tokens(spec):,} tokens")
@@ -148,7 +148,7 @@ def cli(
             found = asyncio.run(measure(spec, count, Path(folder)))
         cases[model] = {"spec": msgspec.to_builtins(spec), **found}
         _print(found)
-    path = record.write("efficiency", {"long": long_form, "cases": cases}, out)
+    path = record.write("efficiency", {"long": long_form, "cases": cases}, commit=commit, path=out)
     click.echo(f"written: {path}")
 
 

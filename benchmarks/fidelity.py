@@ -113,7 +113,7 @@ async def _swarm(field: Contenders, *, real: bool) -> Run:
 @click.option("--out", type=click.Path(path_type=Path), default=None)
 def cli(*, real: bool, long_form: bool, steps: int | None, seed: int, out: Path | None) -> None:
     spec = spec_of(steps or (LONG_STEPS if long_form else SHORT_STEPS), seed)
-    world = "real" if real else "virtual"
+    commit, world = record.source_commit(), "real" if real else "virtual"
     tokens = spec.optimizer.steps * step_tokens(spec)
     click.echo(f"{world} swarm, {STAGES} stages x {REPLICAS}, {tokens:,} tokens")
     with tempfile.TemporaryDirectory(prefix="p2ptrain-bench-") as folder:
@@ -125,7 +125,8 @@ def cli(*, real: bool, long_form: bool, steps: int | None, seed: int, out: Path 
     click.echo(f"weights equal to those of one process: {found['bit_equal_to_sums']}")
     result = {"world": world, "steps": spec.optimizer.steps, "seed": seed, **found}
     result["spec"] = msgspec.to_builtins(spec)
-    click.echo(f"written: {record.write(f'fidelity-{world}', result, out)}")
+    name = f"fidelity-{world}-{spec.optimizer.steps}"
+    click.echo(f"written: {record.write(name, result, commit=commit, path=out)}")
     if not (found["within"] and found["bit_equal_to_sums"]):
         sys.exit(1)
 

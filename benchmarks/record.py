@@ -18,6 +18,8 @@ import psutil
 
 from peers.summary import source_commit
 
+__all__ = ["load", "machine", "source_commit", "write"]
+
 RESULTS = Path(__file__).parent / "results"
 VERSIONS_OF = ("torch", "hivemind", "numpy", "msgspec", "uvloop")
 
@@ -39,9 +41,11 @@ def load() -> float:
     return os.getloadavg()[0]
 
 
-def write(name: str, result: dict[str, object], path: Path | None = None) -> Path:
-    """Write ``result`` to ``path``, or to results/NAME-COMMIT.json."""
-    commit = source_commit()
+def write(name: str, result: dict[str, object], *, commit: str, path: Path | None = None) -> Path:
+    """Write ``result`` to ``path``, or to results/NAME-COMMIT.json.
+
+    ``commit``: ``source_commit()`` when the benchmark began; the tree may have moved on since.
+    """
     whole = {
         "benchmark": name,
         "commit": commit,
