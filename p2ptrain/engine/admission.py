@@ -4,6 +4,7 @@
       no seat            -> claim the weakest stage, load its state, serve
       a hole that stands -> take it beside, where memory allows
       several seats      -> give away what others serve as well
+      draining           -> stay until others hold what only we hold, if there are others
       before step 0      -> wait until every stage is covered, then let stage 0 begin
 
 A claim is an announcement in state "joining": others count it where it is going. State
@@ -47,6 +48,7 @@ class Admission:
         self._covered_looks = 0
         self._shape: tuple[tuple[PeerId, Stage], ...] = ()
         self._hole_since: Seconds | None = None
+        self._told = False
         self._behind_since: dict[Stage, Seconds] = {}
         self._saved: dict[Stage, Position] = {}  # what the donor offers
 
@@ -59,19 +61,23 @@ class Admission:
             self._dial()
             if any(view.version > last_step(node.spec) for view in node.roster.views()):
                 node.come_to_end()
+            elif node.draining:
+                self._leave_in_vain()
             elif not node.seats:
                 await self._take_first()
             else:
                 await self._adjust()
+            node.presence.announce([seat.status() for seat in node.seats.values()])
             self._start_when_covered()
             self._catch_up(asyncio.get_running_loop().time())
             await asyncio.sleep(node.options.assign_seconds)
 
-    def gives_away(self, seat: SeatRuntime) -> bool:
-        """Whether to leave this seat at the step boundary, because others serve it."""
+    def may_leave(self, seat: SeatRuntime) -> bool:
+        """Whether to leave this seat at the step boundary: others serve it, or nobody could."""
         node = self._node
-        others = {view.peer for view in node.roster.serving(seat.stage)} - {node.me}
-        return seat.state == "draining" and len(node.seats) > 1 and bool(others)
+        if node.draining:
+            return self._served(seat.stage) or not self._heirs()
+        return seat.state == "draining" and len(node.seats) > 1 and self._served(seat.stage)
 
     def give_state(self, seat: SeatRuntime, peer: PeerId, message: m.WantManifest) -> None:
         """A joiner wants our state: save it, once per step, then answer."""
@@ -83,6 +89,34 @@ class Admission:
             self._node.snapshots.handle(peer, message)
         else:
             self._node.spawn(self._snapshot(seat, peer, message))
+
+    # --- leaving ----------------------------------------------------------------------------
+
+    def _served(self, stage: Stage) -> bool:
+        """Whether another peer serves ``stage``, to stay."""
+        return any(view.peer != self._node.me for view in self._node.roster.serving(stage))
+
+    def _heirs(self) -> bool:
+        """Whether anybody else in the run stays."""
+        me = self._node.me
+        return any(v.peer != me and v.state != "draining" for v in self._node.roster.views())
+
+    def _leave_in_vain(self) -> None:
+        """Draining: say once that we must stay; go in mid-step when all others go as well."""
+        node = self._node
+        if not self._heirs():
+            gone = set(range(node.spec.cut.stages)) - {view.stage for view in node.roster.views()}
+            if gone:  # the step cannot end
+                node.ended.set()
+        elif not self._told:
+            alone = [str(stage) for stage in sorted(node.seats) if not self._served(stage)]
+            self._told = bool(alone)
+            if alone:
+                reason = (
+                    f"only this peer serves stage {', '.join(alone)}: staying until another does, "
+                    f"{node.options.drain_seconds:.0f} s at most"
+                )
+                node.emit(ev.Alarm(reason=reason))
 
     # --- looking ----------------------------------------------------------------------------
 
@@ -110,17 +144,19 @@ class Admission:
         decision = release(views, node.me, stages=stages)
         if decision is not None:
             self._give_away(decision)
-        if self._hole_since is None or node.options.stage is not None or node.draining:
-            self._hole_since = now  # a demanded stage is the only one we serve
-        since, looks = now - self._hole_since - node.options.spare_seconds, 0
-        if since >= 0:
-            looks = int(since / node.options.assign_seconds)
+        holes = set(range(stages)) - {view.stage for view in views if view.state != "draining"}
+        if not holes or node.options.stage is not None:
+            self._hole_since = None  # a demanded stage is the only one we serve
+            return
+        if self._hole_since is None:
+            self._hole_since = now
+        inherited = holes <= {view.stage for view in views}  # who leaves it waits for us
+        since = now - self._hole_since - (0.0 if inherited else node.options.spare_seconds)
+        looks = int(max(0.0, since) / node.options.assign_seconds)
         hole = spare_stage(
             views, node.me, stages=stages, room=since >= 0, held=tuple(node.seats), looks=looks
         )
-        if all(any(view.stage == stage for view in views) for stage in range(stages)):
-            self._hole_since = None
-        elif hole is not None and self._room(hole.stage):
+        if hole is not None and self._room(hole.stage):
             await self._take(hole.stage, hole.reason)
 
     async def _level(self) -> bool:
@@ -130,7 +166,7 @@ class Admission:
         shape = tuple((view.peer, view.stage) for view in views)
         settled, self._shape = shape == self._shape, shape
         seat = next(iter(node.seats.values()))
-        free = len(node.seats) == 1 and node.options.stage is None and self._untouched(seat)
+        free = len(node.seats) == 1 and node.options.stage is None and self.untouched(seat)
         if not (settled and free) or any(view.version for view in views):
             return False
         move = level(views, node.me, stages=node.spec.cut.stages)
@@ -142,7 +178,7 @@ class Admission:
     def _give_away(self, decision: Assignment) -> None:
         """Announce the seat as draining; it is closed at the step boundary (gives_away)."""
         node, seat = self._node, self._node.seats[decision.stage]
-        if not self._started and self._untouched(seat):
+        if not self._started and self.untouched(seat):
             node.close_seat(seat.stage, decision.reason)
         elif seat.state == "serving" and all(s.state == "serving" for s in node.seats.values()):
             seat.state = "draining"  # one at a time: the view changes with each
@@ -154,7 +190,8 @@ class Admission:
         return held + compute.seat_bytes(stage) <= compute.memory_bytes
 
     @staticmethod
-    def _untouched(seat: SeatRuntime) -> bool:
+    def untouched(seat: SeatRuntime) -> bool:
+        """Whether it holds nothing that the seed does not give anybody."""
         return seat.version == 0 and seat.pipeline.counted == 0 and seat.pipeline.drained
 
     def _start_when_covered(self) -> None:

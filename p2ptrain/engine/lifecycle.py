@@ -57,12 +57,15 @@ class NodeOptions:
     ``stage``: the one to serve, None chooses. ``spare_seconds``: how long a hole must stand
     before this peer takes it beside its own seat; newcomers get that long to come.
     ``linger_seconds``: how long a finished peer stays for others at most.
+    ``drain_seconds``: how long a drained peer finishes its step, or waits for somebody to
+    take over what it alone holds; under the 90 s after which service managers kill.
     ``assign_seconds``: between looks at who serves what.
     """
 
     stage: Stage | None = None
     spare_seconds: Seconds = 10.0
     linger_seconds: Seconds = 30.0
+    drain_seconds: Seconds = 60.0
     assign_seconds: Seconds = 1.0
 
 
@@ -189,12 +192,14 @@ class Node:
         return result
 
     def drain(self) -> None:
-        """Leave at the next step boundary; before the first step, leave now."""
+        """Leave at a step boundary, once others hold our state; before the first step, now."""
         self.draining = True
         for seat in self.seats.values():
             seat.state = "draining"
-        if all(seat.position is None for seat in self.seats.values()):
+        self.statuses_changed()  # whoever takes a seat over may begin
+        if all(self.admission.untouched(seat) for seat in self.seats.values()):
             self.ended.set()
+        asyncio.get_running_loop().call_later(self.options.drain_seconds, self.ended.set)
 
     def come_to_end(self) -> None:
         """Somebody has completed the run: who has no seat, or none that counted, may go."""
@@ -245,12 +250,14 @@ class Node:
             seat.finished = True
             seat.stop()
             self.statuses_changed()  # who lingers for us need not
-        elif self.draining or self.admission.gives_away(seat):
+        elif self.admission.may_leave(seat):
             self.close_seat(stage, "drained" if self.draining else "given away")
         else:
             members = tuple(tuple(whole.members) for whole in done.sums)
             position = Position(epoch=at.epoch, step=seat.version, chain=chain)
             seat.begin(position, members)
+            if self.draining:
+                seat.state = "draining"  # until somebody has taken it over
         self._changed()
         if all(seat.finished for seat in self.seats.values()):
             self.ended.set()
