@@ -110,6 +110,8 @@ class SeatRuntime:
         self._step_seconds, self._began = (now - self._began) if at.step else 0.0, now
         slots = step_slots(self._around.spec, at.step)
         self._sample()
+        if self._sourcer is not None:
+            self._sourcer.stop()  # what is pending belongs to the last step
         self.pipeline.begin(at, slots, parked_bound=self._parked_bound(slots.width))
         self.refresh_router()
         self.stepper.begin(at, members, now)
