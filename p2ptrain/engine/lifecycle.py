@@ -357,8 +357,7 @@ class Node:
 
     def _find_near(self) -> None:
         stages = {stage + offset for stage in self.seats for offset in (-1, 0, 1)}
-        views = self.roster.views()
-        near = frozenset(view.peer for view in views if view.stage in stages) - {self.me}
+        near = self.roster.near(stages)
         for peer in sorted(self._near - near):
             self._membership.forget(peer)
         self._near = near

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from p2ptrain.core.assignment import SeatView
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from p2ptrain.core.agreement import Position
-    from p2ptrain.units import PeerId, Stage, Step
+    from p2ptrain.units import PeerId, Stage
     from p2ptrain.wire.messages import SeatStatus
 
 
@@ -48,11 +48,12 @@ class Roster:
                 rate=status.rate,
                 version=max(status.version, known.version if known else status.version),
             )
-        if after != before or peer in self._dead:
+        was_dead = peer in self._dead  # who speaks is alive, whatever was thought of it
+        if after != before or was_dead:
             self._heard[peer] = after
             self._dead.discard(peer)
             self._present.clear()
-        return {(s.stage, s.state) for s in before.values()} != {
+        return was_dead or {(s.stage, s.state) for s in before.values()} != {
             (s.stage, s.state) for s in after.values()
         }
 
@@ -123,6 +124,13 @@ class Roster:
             if peer not in self._dead:
                 merged.update({(stage, peer): seat for stage, seat in views.items()})
         return tuple(merged[key] for key in sorted(merged))
+
+    def near(self, stages: Collection[int]) -> frozenset[PeerId]:
+        """Who has a seat of ``stages``, suspects included: only who is listened to comes back."""
+        heard = {peer for peer, views in self._heard.items() if any(s in stages for s in views)}
+        listed = {seat.peer for seat in self._listed if seat.stage in stages}
+        strangers = listed - self._heard.keys() - self._dead
+        return frozenset((heard | strangers) - {self._me})
 
     def everyone(self) -> tuple[PeerId, ...]:
         """All peers with a seat, without us."""
