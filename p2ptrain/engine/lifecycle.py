@@ -107,7 +107,7 @@ class _Clock:
 class Node:
     """One peer of one run. Create it, then await :meth:`run` once."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - who, what, where, and what it says; wired by programs
         self,
         run: RunId,
         spec: RunSpec,
@@ -304,7 +304,7 @@ class Node:
 
     # --- events from links ------------------------------------------------------------------
 
-    def _on_control(self, peer: PeerId, message: m.Control) -> None:
+    def _on_control(self, peer: PeerId, message: m.Control) -> None:  # noqa: C901 - one arm per kind
         now = _now()
         self._heard(peer, now)
         if isinstance(message, Flow):
@@ -312,8 +312,7 @@ class Node:
         elif isinstance(message, Round):
             self._dispatch.round(peer, message, now)
         elif isinstance(message, m.Heartbeat):
-            if self.roster.hear(peer, message.seats):
-                self._roster_changed()
+            self._hear_seats(peer, message, now)
         elif isinstance(message, m.Leaving):
             self.roster.left(peer)
             self._membership.forget(peer)
@@ -323,6 +322,14 @@ class Node:
         elif not self.snapshots.handle(peer, message) and isinstance(message, m.NoSuch):
             self._dispatch.round(peer, message, now)  # else: nobody waits for it any more
         self._rearm()
+
+    def _hear_seats(self, peer: PeerId, message: m.Heartbeat, now: Seconds) -> None:
+        news = self.roster.hear(peer, message.seats)
+        if news == "seats":
+            self._roster_changed()
+        elif news == "versions" and peer in self._near:
+            for seat in self.seats.values():
+                seat.stepper.refresh_live(now)
 
     def _on_data(self, peer: PeerId, message: m.Data, payload: memoryview) -> None:
         now = _now()

@@ -9,7 +9,7 @@ Invariant: versions only grow within an incarnation; a new incarnation starts af
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from p2ptrain.core.assignment import SeatView
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from p2ptrain.core.agreement import Position
     from p2ptrain.units import PeerId, Stage
     from p2ptrain.wire.messages import SeatStatus
+
+
+News = Literal["seats", "versions", "nothing"]
+"""Who serves what; or only how far they are: who was behind may count with us now."""
 
 
 class Roster:
@@ -32,10 +36,10 @@ class Roster:
         self._incarnations: dict[PeerId, int] = {}
         self._present: dict[Stage, tuple[SeatView, ...]] = {}  # as asked since the last change
 
-    def hear(self, peer: PeerId, statuses: Iterable[SeatStatus]) -> bool:
-        """Take over what ``peer`` says of its seats; whether who serves what has changed.
+    def hear(self, peer: PeerId, statuses: Iterable[SeatStatus]) -> News:
+        """Take over what ``peer`` says of its seats, and tell what is new.
 
-        Rates and versions change all the time and alone change no decision about seats.
+        Rates change all the time and alone are no news.
         """
         before = self._heard.get(peer, {})
         after: dict[Stage, SeatView] = {}
@@ -53,9 +57,12 @@ class Roster:
             self._heard[peer] = after
             self._dead.discard(peer)
             self._present.clear()
-        return was_dead or {(s.stage, s.state) for s in before.values()} != {
+        if was_dead or {(s.stage, s.state) for s in before.values()} != {
             (s.stage, s.state) for s in after.values()
-        }
+        }:
+            return "seats"
+        moved = any(seat.version != before[stage].version for stage, seat in after.items())
+        return "versions" if moved else "nothing"
 
     def incarnated(self, peer: PeerId, incarnation: int) -> bool:
         """Whether ``peer`` has restarted since we last met it."""
