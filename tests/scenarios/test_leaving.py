@@ -1,0 +1,79 @@
+"""Who leaves in good order takes nothing along that only he held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from p2ptrain.observe import events as ev
+from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult
+from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
+from p2ptrain.units import PeerId, Stage
+
+if TYPE_CHECKING:
+    from p2ptrain.sim.world import SimWorld
+
+Play = Callable[..., SwarmResult]
+MakeCue = Callable[..., Any]
+
+SPEC = toy_spec(stages=3, microbatches=12, steps=30)
+
+
+def committed(peer: str, step: int) -> Callable[[ev.Entry], bool]:
+    return lambda entry: (
+        entry.peer == peer
+        and isinstance(entry.event, ev.StepCommitted)
+        and entry.event.step == step
+    )
+
+
+def draining(*peers: str) -> Callable[[SimWorld, ev.Entry], PeerId]:
+    """Ctrl-C at all of them in the same moment."""
+
+    def act(world: SimWorld, _: ev.Entry) -> PeerId:
+        for peer in peers:
+            node = world.hosts[PeerId(peer)].node
+            assert node is not None
+            node.drain()
+        return PeerId(peers[0])
+
+    return act
+
+
+def events(result: SwarmResult, peer: str, kind: type[ev.AnyEvent]) -> list[ev.Entry]:
+    return [e for e in result.entries if e.peer == peer and isinstance(e.event, kind)]
+
+
+def leaving_seconds(result: SwarmResult, peer: str) -> float:
+    fault = next(e for e in result.entries if isinstance(e.event, ev.FaultFired))
+    (stopped,) = events(result, peer, ev.PeerStopped)
+    return stopped.at - fault.at
+
+
+@pytest.mark.parametrize("leaver", ["p0", "p1", "p2"])
+def test_the_only_replica_of_a_stage_hands_it_over(play: Play, cue: MakeCue, leaver: str) -> None:
+    peers = [PeerPlan(peer=PeerId(f"p{number}"), speed=0.2) for number in range(3)]
+    result = play(
+        Scenario(spec=SPEC, peers=peers), cue("drain", committed(leaver, 2), draining(leaver))
+    )
+    assert result.weights_digest == reference(SPEC, ToyCorpus(SPEC)).weights_digest
+    assert leaving_seconds(result, leaver) < 15.0
+    (said,) = events(result, leaver, ev.Alarm)
+    assert "only this peer serves stage" in said.event.reason  # type: ignore[union-attr]
+    assert not [e for e in result.entries if isinstance(e.event, ev.Suspected)]
+
+
+def test_a_whole_swarm_told_to_leave_leaves(play: Play, cue: MakeCue) -> None:
+    """Nobody waits for anybody to take over."""
+    peers = [
+        PeerPlan(peer=PeerId(f"p{stage}"), stage=Stage(stage), speed=0.2) for stage in range(3)
+    ]
+    many = toy_spec(stages=3, microbatches=12, steps=400)
+    scenario = Scenario(spec=many, peers=peers)
+    result = play(
+        scenario, cue("drain", committed("p1", 2), draining("p0", "p1", "p2")), holds=False
+    )
+    for peer in ("p0", "p1", "p2"):
+        assert leaving_seconds(result, peer) < 15.0  # all go: there is nobody to wait for
