@@ -304,7 +304,7 @@ class Node:
 
     # --- events from links ------------------------------------------------------------------
 
-    def _on_control(self, peer: PeerId, message: m.Control) -> None:  # noqa: C901 - one arm per kind
+    def _on_control(self, peer: PeerId, message: m.Control) -> None:
         now = _now()
         self._heard(peer, now)
         if isinstance(message, Flow):

@@ -225,6 +225,61 @@ def test_what_cannot_be_retained_is_not_taken(play: Play) -> None:
     assert max(filled) <= 6 * each
 
 
+# --- a split ------------------------------------------------------------------------------
+
+
+def splitting(*peers: str, seconds: float) -> Callable[[SimWorld, ev.Entry], PeerId]:
+    def act(world: SimWorld, _: ev.Entry) -> PeerId:
+        inside = [PeerId(peer) for peer in peers]
+        outside = [peer for peer in sorted(world.hosts) if peer not in inside]
+        world.network.partition([outside, inside])
+        world.table.split([outside, inside])
+
+        def heal() -> None:
+            world.network.partition([])
+            world.table.merge()
+            world.emit(PeerId(""), ev.FaultFired(fault="heal", target=""))
+
+        world.clock.call_later(seconds, heal, context=world.network.context)
+        return inside[0]
+
+    return act
+
+
+def test_both_sides_of_a_split_that_can_train_reach_the_same_weights(
+    play: Play, cue: MakeCue
+) -> None:
+    result = play(
+        Scenario(spec=SPEC, peers=placed(2, 2, 2)),
+        cue(
+            "partition",
+            counted_by("s1-1", 1, nth=2),
+            splitting("s0-1", "s1-1", "s2-1", seconds=8.0),
+        ),
+    )
+    assert trained(result)
+
+
+def test_the_side_that_cannot_train_is_a_step_behind_and_counts_again(
+    play: Play, cue: MakeCue
+) -> None:
+    spec = toy_spec(stages=3, microbatches=6, steps=12)
+    result = play(
+        Scenario(spec=spec, peers=placed(2, 2, 2)),
+        cue("partition", counted_by("s1-1", 1), splitting("s0-1", "s1-1", seconds=8.0)),
+    )
+    assert trained(result, spec)
+    healed = next(
+        e.at
+        for e in result.entries
+        if isinstance(e.event, ev.FaultFired) and e.event.fault == "heal"
+    )
+    later = {
+        e.peer for e in result.entries if isinstance(e.event, ev.SlotCounted) and e.at > healed
+    }
+    assert {"s0-1", "s1-1"} <= later
+
+
 # --- leaving ------------------------------------------------------------------------------
 
 
@@ -298,7 +353,7 @@ def log_hash(seed):
 
 def test_trouble_repeats_exactly_in_another_process_and_differs_by_seed() -> None:
     here: dict[str, Any] = {}
-    exec(PROGRAM, here)  # noqa: S102 - the very program that the other process runs
+    exec(PROGRAM, here)  # the very program that the other process runs
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM + "print(log_hash(4))"],
         env={**os.environ, "PYTHONHASHSEED": "12345"},
