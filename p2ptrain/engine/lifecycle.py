@@ -441,8 +441,14 @@ class Node:
             await self._clock.poke.wait()
             if handle is not None:
                 handle.cancel()
-            if due_at is not None:  # how late we woke, at worst, since the last heartbeat
-                self._lag_seconds = max(self._lag_seconds, loop.time() - due_at)
+            if due_at is not None:
+                self._note_lag(loop.time() - due_at)
+
+    def _note_lag(self, seconds: Seconds) -> None:
+        """How late we woke, at worst, since the last heartbeat: told before anybody is judged."""
+        self._lag_seconds = max(self._lag_seconds, seconds)
+        if seconds > self.spec.limits.heartbeat_seconds:
+            self._membership.own_lag(seconds)
 
 
 def _now() -> Seconds:
