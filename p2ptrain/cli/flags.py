@@ -74,12 +74,18 @@ class Group(click.Group):
 
 
 def spread(args: Sequence[str], several: set[str]) -> list[str]:
-    """Repeat each flag of ``several`` before every value that follows it."""
+    """Repeat each flag of ``several`` before every value that follows it.
+
+    Raises:
+        click.UsageError: another flag follows where a value must (an empty shell variable).
+    """
     result: list[str] = []
     flag = ""
     fresh = False
     for arg in args:
         if arg.startswith("-"):
+            if flag and fresh:
+                raise click.UsageError(f"{flag} needs a value, but {arg} follows")
             name = arg.partition("=")[0].replace("_", "-")
             flag, fresh = (name if name in several and "=" not in arg else ""), True
             result.append(arg)
