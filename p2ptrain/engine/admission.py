@@ -49,6 +49,8 @@ class Admission:
         self._shape: tuple[tuple[PeerId, Stage], ...] = ()
         self._hole_since: Seconds | None = None
         self._told = False
+        self._furthest = 0  # the highest version ever heard of: a run is never begun anew
+        self._alarmed = ""
         self._behind_since: dict[Stage, Seconds] = {}
         self._saved: dict[Stage, Position] = {}  # what the donor offers
 
@@ -59,7 +61,9 @@ class Admission:
         while True:
             node.roster.list(node.presence.seats())
             self._dial()
-            if any(view.version > last_step(node.spec) for view in node.roster.views()):
+            versions = [view.version for view in node.roster.views()]
+            self._furthest = max([self._furthest, *versions])
+            if self._furthest > last_step(node.spec):
                 node.come_to_end()
             elif node.draining:
                 self._leave_in_vain()
@@ -242,8 +246,14 @@ class Admission:
             blob = await self._node.snapshots.pull_corpus(donors, data.total_bytes, data.root)
             return world.corpus_from(blob)
         except PeerError as error:
-            self._node.emit(ev.Alarm(reason=f"no data for stage 0: {error.reason}"))
+            self._alarm(f"no data for stage 0: {error.reason}")
             return None
+
+    def _alarm(self, reason: str) -> None:
+        """Once for each reason: it is tried again every look."""
+        if reason != self._alarmed:
+            self._alarmed = reason
+            self._node.emit(ev.Alarm(reason=reason))
 
     def _donors(self, stage: Stage) -> list[PeerId]:
         """Who serves ``stage``, the furthest first."""
@@ -261,18 +271,19 @@ class Admission:
         node = self._node
         views = node.roster.views()
         nobody = tuple(() for _ in range(node.spec.cut.stages))
-        if all(view.version == 0 for view in views):
+        if not self._furthest and all(view.version == 0 for view in views):
             return genesis(genesis_chain(node.run_id)), nobody
         donors = self._donors(stage)
         if not donors:
-            node.emit(ev.Alarm(reason=f"stage {stage} has no replica left to take its state from"))
+            self._alarm(f"stage {stage} has no replica left to take its state from")
             return None
         try:
             manifest, blob = await node.snapshots.pull(stage, donors)
             await compute.load(blob)
         except PeerError as error:
-            node.emit(ev.Alarm(reason=f"no state for stage {stage}: {error.reason}"))
+            self._alarm(f"no state for stage {stage}: {error.reason}")
             return None
+        self._alarmed = ""
         loaded = ev.StateLoaded(
             stage=stage, version=manifest.version, source=donors[0], size_bytes=len(blob)
         )
