@@ -35,6 +35,7 @@ class Roster:
         self._dead: set[PeerId] = set()
         self._incarnations: dict[PeerId, int] = {}
         self._present: dict[Stage, tuple[SeatView, ...]] = {}  # as asked since the last change
+        self._views: tuple[SeatView, ...] | None = None  # likewise
 
     def hear(self, peer: PeerId, statuses: Iterable[SeatStatus]) -> News:
         """Take over what ``peer`` says of its seats, and tell what is new.
@@ -56,7 +57,7 @@ class Roster:
         if after != before or was_dead:
             self._heard[peer] = after
             self._dead.discard(peer)
-            self._present.clear()
+            self._forget()
         if was_dead or {(s.stage, s.state) for s in before.values()} != {
             (s.stage, s.state) for s in after.values()
         }:
@@ -71,29 +72,30 @@ class Roster:
         if known is None or known == incarnation:
             return False
         self._heard.pop(peer, None)
-        self._present.clear()
+        self._forget()
         return True
 
     def lost(self, peer: PeerId) -> None:
         """``peer`` is suspected: it does not count until it is heard again."""
         self._dead.add(peer)
-        self._present.clear()
+        self._forget()
 
     def found(self, peer: PeerId) -> None:
         """``peer`` was suspected falsely."""
         self._dead.discard(peer)
-        self._present.clear()
+        self._forget()
 
     def left(self, peer: PeerId) -> None:
         """``peer`` went in an orderly way."""
         self._heard.pop(peer, None)
         self._dead.add(peer)
-        self._present.clear()
+        self._forget()
         self._listed = tuple(seat for seat in self._listed if seat.peer != peer)
 
     def list(self, seats: Iterable[SeatView]) -> None:
         """What the directory lists, whole."""
         self._listed = tuple(seats)
+        self._forget()
 
     def serving(self, stage: Stage) -> tuple[SeatView, ...]:
         """Live seats of ``stage`` that we have heard of at first hand, by peer."""
@@ -122,22 +124,17 @@ class Roster:
 
     def views(self) -> tuple[SeatView, ...]:
         """Everything known, first hand over the directory, without the dead; by stage and peer."""
-        merged = {
-            (seat.stage, seat.peer): seat
-            for seat in self._listed
-            if seat.peer not in self._heard and seat.peer not in self._dead
-        }
-        for peer, views in self._heard.items():
-            if peer not in self._dead:
-                merged.update({(stage, peer): seat for stage, seat in views.items()})
-        return tuple(merged[key] for key in sorted(merged))
-
-    def near(self, stages: Collection[int]) -> frozenset[PeerId]:
-        """Who has a seat of ``stages``, suspects included: only who is listened to comes back."""
-        heard = {peer for peer, views in self._heard.items() if any(s in stages for s in views)}
-        listed = {seat.peer for seat in self._listed if seat.stage in stages}
-        strangers = listed - self._heard.keys() - self._dead
-        return frozenset((heard | strangers) - {self._me})
+        if self._views is None:
+            merged = {
+                (seat.stage, seat.peer): seat
+                for seat in self._listed
+                if seat.peer not in self._heard and seat.peer not in self._dead
+            }
+            for peer, views in self._heard.items():
+                if peer not in self._dead:
+                    merged.update({(stage, peer): seat for stage, seat in views.items()})
+            self._views = tuple(merged[key] for key in sorted(merged))
+        return self._views
 
     def everyone(self) -> tuple[PeerId, ...]:
         """All peers with a seat, without us."""
@@ -150,3 +147,7 @@ class Roster:
             if seat.state == "serving" and seat.stage < stages:
                 counts[seat.stage] += 1
         return min(counts) >= replicas
+
+    def _forget(self) -> None:
+        self._present.clear()
+        self._views = None
