@@ -148,6 +148,13 @@ class Roster:
                 counts[seat.stage] += 1
         return min(counts) >= replicas
 
+    def near(self, stages: Collection[int]) -> frozenset[PeerId]:
+        """Who has a seat of ``stages``, suspects included: only who is listened to comes back."""
+        heard = {peer for peer, views in self._heard.items() if any(s in stages for s in views)}
+        listed = {seat.peer for seat in self._listed if seat.stage in stages}
+        strangers = listed - self._heard.keys() - self._dead
+        return frozenset((heard | strangers) - {self._me})
+
     def _forget(self) -> None:
         self._present.clear()
         self._views = None
