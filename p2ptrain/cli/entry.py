@@ -7,6 +7,7 @@ traceback. Refused: tracebacks as a user interface.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -46,7 +47,9 @@ for command in (init, bootstrap, peer, simulate, status, config):
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code."""
-    sys.exit(run(sys.argv[1:] if args is None else args))
+    code = run(sys.argv[1:] if args is None else args)
+    gc.freeze()  # else the interpreter walks all of torch once more: a second of every leaving
+    sys.exit(code)
 
 
 def run(args: Sequence[str]) -> int:
