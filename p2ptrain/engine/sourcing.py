@@ -4,7 +4,7 @@ Every seat of stage 0 can source every microbatch; the preferred owner is the fi
 seat in a rendezvous order over the last step record. The order is the same everywhere, so
 nobody needs to be asked. Views may differ for a while: then a microbatch is sourced twice
 (work lost, nothing else), or by nobody, which patience cures: the k-th seat in order takes
-what is still missing after k times `patience_seconds`.
+what is still missing after k patiences without any progress of the stage.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from p2ptrain.engine.pipeline import Pipeline
     from p2ptrain.units import PeerId, RunId, Seconds
 
-PATIENCE_SECONDS = 15.0  # a live owner that has not begun by then is stuck (several suspicions)
+PATIENCE_SECONDS = 15.0  # no progress for so long: a live owner is stuck (several suspicions)
 ROUNDING = 1e-6  # of a patience: the timer may fire a float's last bit early
 PATIENCE_STEPS = 3.0  # ... or three of the last step's durations, whichever is longer
 
@@ -33,7 +33,7 @@ class Sourcer:
         self._orders: dict[Microbatch, tuple[PeerId, ...]] = {}
         self._pending: list[tuple[Microbatch, bool]] = []  # mine to source; is it a replay
         self._patience = PATIENCE_SECONDS
-        self._began = 0.0
+        self._moved_at = 0.0  # when the stage last counted anything new
         self._counted = 0  # every slot that was ever counted in this step
         self.due_at: Seconds | None = None
 
@@ -51,7 +51,7 @@ class Sourcer:
         works = [Microbatch(at.step, Slot(slot)) for slot in slots]
         self._orders = {work: owners(self._run, work, weighted) for work in works}
         self._patience = max(PATIENCE_SECONDS, PATIENCE_STEPS * last_seconds)
-        self._began, self._counted, self._pending = now, 0, []
+        self._moved_at, self._counted, self._pending = now, 0, []
 
     def stop(self) -> None:
         """Nothing is to be sourced until the next begin."""
@@ -59,9 +59,11 @@ class Sourcer:
 
     def refresh(self, live: frozenset[PeerId], union: int, now: Seconds) -> None:
         """Who lives, or what is counted, has changed: see what is ours to source now."""
+        if union & ~self._counted:  # long steps are no sign of a stuck owner, standstill is
+            self._moved_at = now
         self._counted |= union
         self._pending = []
-        waited = int((now - self._began) / self._patience + ROUNDING)
+        waited = int((now - self._moved_at) / self._patience + ROUNDING)
         for work, order in self._orders.items():
             if union >> work.slot & 1 or self._pipeline.holds(work):
                 continue
@@ -70,7 +72,7 @@ class Sourcer:
             if rank <= waited:
                 again = order[0] != self._me or bool(self._counted >> work.slot & 1)
                 self._pending.append((work, again))
-        self.due_at = self._began + (waited + 1) * self._patience
+        self.due_at = self._moved_at + (waited + 1) * self._patience
         if not self._orders:
             self.due_at = None
         self.feed()

@@ -1,0 +1,112 @@
+"""Who serves what: first hand over hearsay, suspects aside; who may come back is remembered."""
+
+from __future__ import annotations
+
+from p2ptrain.core.agreement import Position
+from p2ptrain.core.assignment import SeatView
+from p2ptrain.engine.roster import Roster
+from p2ptrain.units import Chain, PeerId, Stage, Step
+from p2ptrain.wire.messages import SeatStatus
+
+ME, A, B = PeerId("me"), PeerId("a"), PeerId("b")
+
+
+def status(stage: int, state: str = "serving", version: int = 3, rate: float = 1.0) -> SeatStatus:
+    return SeatStatus(
+        stage=Stage(stage),
+        state=state,  # type: ignore[arg-type]
+        version=Step(version),
+        rate=rate,
+        queue=0,
+        parked=0,
+    )
+
+
+def view(peer: PeerId, stage: int, version: int = 0) -> SeatView:
+    return SeatView(peer=peer, stage=Stage(stage), state="serving", rate=1.0, version=Step(version))
+
+
+def at(step: int) -> Position:
+    return Position(epoch=0, step=Step(step), chain=Chain(bytes(32)))
+
+
+def test_seats_versions_and_rates_are_news_of_different_weight() -> None:
+    roster = Roster(ME)
+    assert roster.hear(A, [status(0)]) == "seats"
+    assert roster.hear(A, [status(0, rate=9.0)]) == "nothing"
+    assert roster.hear(A, [status(0, version=4)]) == "versions"
+    assert roster.hear(A, [status(0, "draining", version=4)]) == "seats"
+
+
+def test_versions_do_not_go_back_within_an_incarnation() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0, version=5)])
+    roster.hear(A, [status(0, version=4)])
+    assert roster.views()[0].version == 5
+    assert not roster.incarnated(A, 1)
+    assert roster.incarnated(A, 2)
+    roster.hear(A, [status(0, version=0)])
+    assert roster.views()[0].version == 0
+
+
+def test_a_suspect_does_not_count_until_it_is_heard() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0)])
+    roster.lost(A)
+    assert roster.present(Stage(0)) == ()
+    assert roster.views() == ()
+    assert roster.hear(A, [status(0)]) == "seats"
+    assert [seat.peer for seat in roster.present(Stage(0))] == [A]
+
+
+def test_a_suspect_stays_near_so_that_it_can_come_back() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0)])
+    roster.lost(A)
+    assert roster.near({0}) == {A}
+    assert roster.near({1}) == frozenset()
+
+
+def test_draining_seats_are_present_and_joining_ones_are_not() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0, "draining")])
+    roster.hear(B, [status(0, "joining")])
+    assert [seat.peer for seat in roster.present(Stage(0))] == [A]
+    assert roster.serving(Stage(0)) == ()
+
+
+def test_the_directory_is_believed_of_strangers_only() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0)])
+    roster.list([view(A, 1), view(B, 1)])
+    assert [(seat.peer, seat.stage) for seat in roster.views()] == [(A, 0), (B, 1)]
+    assert roster.everyone() == (A, B)
+
+
+def test_who_left_is_gone_from_the_list_too() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0)])
+    roster.list([view(A, 0)])
+    roster.left(A)
+    assert roster.views() == ()
+    roster.list([view(A, 0)])  # its record outlives it
+    assert roster.views() == ()
+    assert roster.near({0}) == frozenset()
+
+
+def test_who_counts_at_a_position() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0, version=3)])
+    roster.hear(B, [status(0, version=2)])
+    assert roster.at(Stage(0), at(3), ()) == {A}
+    assert roster.at(Stage(0), at(3), (B,)) == {A, B}  # on its way
+    assert roster.at(Stage(0), at(2), ()) == {A, B}
+
+
+def test_covered_wants_serving_seats_of_every_stage() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0), status(1, "joining")])
+    assert not roster.covered(2, 1)
+    roster.hear(B, [status(1)])
+    assert roster.covered(2, 1)
+    assert not roster.covered(2, 2)
