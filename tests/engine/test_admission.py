@@ -1,0 +1,117 @@
+"""Which seats a peer takes: weak stages first, holes beside its own, never a run anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from p2ptrain.engine.lifecycle import NodeOptions
+from p2ptrain.observe import events as ev
+from p2ptrain.sim import loop
+from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, crowd
+from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
+from p2ptrain.sim.world import SimWorld
+from p2ptrain.units import PeerId, Stage
+
+SPEC = toy_spec(stages=2, microbatches=6, steps=4)
+
+
+def simulate(*peers: PeerPlan, **changes: Any) -> SwarmResult:
+    return SimWorld(Scenario(spec=SPEC, peers=peers, **changes)).run()
+
+
+def plan(name: str, **changes: Any) -> PeerPlan:
+    return PeerPlan(peer=PeerId(name), speed=0.2, **changes)
+
+
+def opened(result: SwarmResult) -> list[tuple[str, int, str]]:
+    return [
+        (entry.peer, entry.event.stage, entry.event.reason)
+        for entry in result.entries
+        if isinstance(entry.event, ev.SeatOpened)
+    ]
+
+
+def first(result: SwarmResult, kind: type[ev.AnyEvent]) -> float:
+    return next(entry.at for entry in result.entries if isinstance(entry.event, kind))
+
+
+def test_peers_that_start_together_spread_evenly() -> None:
+    result = simulate(*crowd(6))
+    assert result.holds, result.verdicts
+    finished = [stage for peer in result.peers.values() for stage in peer.versions]
+    assert sorted(finished) == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_hole_is_filled_only_after_newcomers_had_their_time() -> None:
+    options = NodeOptions(spare_seconds=4.0)
+    result = simulate(plan("alone"), options=options)
+    assert result.holds
+    assert [stage for _, stage, _ in opened(result)] in ([0, 1], [1, 0])
+    assert first(result, ev.Sourced) >= 4.0
+
+
+def test_a_peer_without_room_takes_no_second_seat() -> None:
+    one_seat = 120_000  # a seat takes 100,480 bytes
+    small = plan("a", memory_bytes=one_seat)
+    result = simulate(small, plan("b", memory_bytes=one_seat, starts_at=20.0))
+    assert result.holds
+    assert all(len(peer.versions) == 1 for peer in result.peers.values())
+
+
+def test_a_stage_that_was_demanded_stays_the_only_one() -> None:
+    result = simulate(plan("low", stage=Stage(0)), plan("high", stage=Stage(1), starts_at=15.0))
+    assert result.holds
+    assert {(peer, stage) for peer, stage, _ in opened(result)} == {("low", 0), ("high", 1)}
+
+
+def test_training_begins_only_when_all_stages_have_their_replicas() -> None:
+    sync = msgspec.structs.replace(SPEC.sync, start_replicas=2)
+    spec = msgspec.structs.replace(SPEC, sync=sync)
+    peers = [*(plan(f"early-{n}") for n in range(3)), plan("last", starts_at=9.0)]
+    result = SimWorld(Scenario(spec=spec, peers=peers)).run()
+    assert result.holds
+    assert first(result, ev.Sourced) > 9.0
+
+
+def test_who_comes_when_all_is_done_does_not_begin_anew() -> None:
+    result = simulate(plan("a"), plan("b"), plan("late", starts_at=first_end() - 0.3))
+    assert result.holds
+    commits = [
+        entry.event.step
+        for entry in result.entries
+        if isinstance(entry.event, ev.StepCommitted) and entry.peer == "late"
+    ]
+    assert commits == [] or min(commits) > 0
+    assert result.weights_digest == reference(SPEC, ToyCorpus(SPEC)).weights_digest
+
+
+def first_end() -> float:
+    return first(simulate(plan("a"), plan("b")), ev.RunEnded)
+
+
+def test_an_alarm_is_told_once_and_not_at_every_look() -> None:
+    peers = [plan(f"low-{n}", stage=Stage(0)) for n in range(2)]
+    world = SimWorld(
+        Scenario(
+            spec=SPEC,
+            peers=[*peers, plan("high", stage=Stage(1))],
+            stall_seconds=60.0,
+        )
+    )
+    emit = world.emit
+
+    def watched(peer: PeerId, event: ev.AnyEvent) -> None:
+        emit(peer, event)
+        if isinstance(event, ev.StepCommitted) and event.stage == 1 and event.step == 1:
+            world.clock.call_later(0.0, world.kill, peer, context=world.network.context)
+            again = plan("heir", stage=Stage(1), starts_at=world.clock.time() + 1.0)
+            world.clock.call_later(0.0, world.start, again, context=world.network.context)
+
+    world.emit = watched  # type: ignore[method-assign]
+    with pytest.raises(loop.StalledError):  # the stage is lost
+        world.run()
+    alarms = [e for e in world.entries if isinstance(e.event, ev.Alarm) and e.peer == "heir"]
+    assert 1 <= len(alarms) <= 3
