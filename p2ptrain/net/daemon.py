@@ -81,6 +81,10 @@ class Daemon:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env={"GOLOG_LOG_LEVEL": "error"} | dict(os.environ),
+                # A terminal's Ctrl-C goes to a whole process group: p2pd must outlive our drain.
+                # uvloop has no process_group=; a session of its own would hide it from those
+                # who count what we leave behind.
+                preexec_fn=os.setpgrp,
             )
         except OSError as error:
             raise InternalError(f"p2pd cannot be run: {error}; reinstall hivemind") from error
