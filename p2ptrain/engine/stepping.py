@@ -17,15 +17,14 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from p2ptrain.core import rounds as r
 from p2ptrain.core.agreement import Ack, Ballot, Bitmap, Go, Nack, Plan, Position, Sum
 from p2ptrain.core.chain import next_chain, step_outcome
-from p2ptrain.core.ledger import Ledger, bitmap_bytes, bytes_to_mask, mask_to_bytes
+from p2ptrain.core.ledger import mask_to_bytes
 from p2ptrain.core.schedule import step_slots
 from p2ptrain.core.step import StepMachine
 from p2ptrain.engine import worker
+from p2ptrain.engine.gossip import Gossip
 from p2ptrain.engine.reduction import Reducer
 from p2ptrain.errors import LinkError, MisbehaviourError
 from p2ptrain.observe import events as ev
@@ -50,10 +49,6 @@ if TYPE_CHECKING:
 STEP_LIMITS = r.StepLimits(
     plan_seconds=5.0, ack_seconds=15.0, reduce_seconds=120.0, norm_seconds=5.0
 )
-GOSSIP_SECONDS = 1.0  # a bitmap is at most this stale while a seat is busy
-REPEAT_SECONDS = 5.0  # an unchanged one is said again: whoever missed it waits for nothing else
-EARLY_BITMAPS = 1024  # of the next step, kept for seats that commit a moment after their mates
-GOSSIP_SHARE = 16  # ... or after this fraction of the step's slots (DESIGN 5: research)
 FETCH_SECONDS = 60.0  # one stage's sum over a slow link: 4 GB at 500 Mbit/s
 
 
@@ -102,16 +97,14 @@ class Stepper:
         self._run, self._spec, self._incarnation = run, spec, incarnation
         self._signer, self._pipeline, self._compute = signer, pipeline, compute
         self._post, self._emit, self._spawn = post, emit, spawn
-        self._live, self._committed, self._next_seq = live, committed, next_seq
+        self._live, self._committed = live, committed
+        self._gossip = Gossip(
+            pipeline, post, signer, spec=spec, incarnation=incarnation, next_seq=next_seq
+        )
         self._nominal_tokens = spec.batch.sequences * spec.model.context
-        self._ledgers: dict[Stage, Ledger] = {}
         self._task: asyncio.Task[None] | None = None
         self._events: deque[r.Event | None] = deque()
-        self._seq = 0
-        self._early: dict[tuple[Stage, PeerId], Bitmap] = {}
         self._early_sums: dict[Stage, tuple[PeerId, Sum]] = {}
-        self._said = 0  # the slots of the last bitmap that went out
-        self._gossip_at: Seconds | None = None
         self._quiet_owed = False
         self._became_quiet = asyncio.Event()
         self._began = 0.0
@@ -153,18 +146,14 @@ class Stepper:
             limits=STEP_LIMITS,
             now=now,
         )
-        below, above = Stage(self.stage - 1), Stage(self.stage + 1)
-        self._ledgers = {stage: Ledger(slots.mask) for stage in (below, above)}
-        self._said, self._gossip_at, self._quiet_owed = 0, None, False
-        self._began, self._lives = now, {}
+        early = self._gossip.begin(at)
+        self._quiet_owed, self._began, self._lives = False, now, {}
         self.refresh_live(now)
-        early, self._early = self._early, {}
-        for _, bitmap in sorted(early.items()):
-            self.bitmap(bitmap, now)
+        for bitmap in early:
+            self._admitted(bitmap, now)
         # an empty bitmap: plans have a place for whoever counted nothing, too
-        self._seq = self._next_seq()
-        self._handle(r.Seen(self._own_bitmap()), now)
-        self._tell_leader()
+        self._handle(r.Seen(self._gossip.renew()), now)
+        self._gossip.tell(self.machine.leader)
         sums, self._early_sums = self._early_sums, {}
         for _, (peer, whole) in sorted(sums.items()):
             self.received(peer, whole, now)
@@ -172,39 +161,25 @@ class Stepper:
     def close(self) -> None:
         """The seat is given up: nothing is said or waited for any more."""
         self._cancel()
-        self.machine, self._gossip_at = None, None
+        self._gossip.close()
+        self.machine = None
         self._events.clear()
 
     # --- what others say --------------------------------------------------------------------
 
     def bitmap(self, bitmap: Bitmap, now: Seconds) -> None:
         """A bitmap of this stage or a neighbour's; ignored unless it is of our position."""
-        if self.machine is None:
-            return
-        early = bitmap.at.step == self.at.step + 1
-        if bitmap.at != self.at and not early:
-            return
-        if not self._signer.verify(bitmap.peer, bitmap_bytes(bitmap), bitmap.signature):
-            raise MisbehaviourError("a bitmap with a wrong signature", peer=bitmap.peer)
-        if early:
-            self._keep_early(bitmap)
-            return
+        if self._gossip.admits(bitmap):
+            self._admitted(bitmap, now)
+
+    def _admitted(self, bitmap: Bitmap, now: Seconds) -> None:
+        ledgers = self._gossip.ledgers
         if bitmap.stage == self.stage:
             if bitmap.peer != self._signer.peer:
                 self._handle(r.Seen(bitmap), now)
                 self._stage_changed()
-        elif bitmap.stage in self._ledgers and self._ledgers[bitmap.stage].observe(bitmap):
+        elif bitmap.stage in ledgers and ledgers[bitmap.stage].observe(bitmap):
             self._neighbour_changed(bitmap.stage, now)
-
-    def _keep_early(self, bitmap: Bitmap) -> None:
-        """A mate that committed a moment before us says it once; at the bound it says it again."""
-        known = self._early.get((bitmap.stage, bitmap.peer))
-        if known is not None:
-            newer = (bitmap.incarnation, bitmap.seq) > (known.incarnation, known.seq)
-        else:
-            newer = len(self._early) < EARLY_BITMAPS
-        if newer:
-            self._early[bitmap.stage, bitmap.peer] = bitmap
 
     def received(self, peer: PeerId, message: Plan | Ack | Nack | Go | Sum, now: Seconds) -> None:
         """A message of the round, or a SUM of any stage."""
@@ -246,14 +221,8 @@ class Stepper:
         """The pipeline's accumulator has changed: sign a new bitmap, gossip it when due."""
         if self.machine is None:
             return
-        self._seq = self._next_seq()
-        self._handle(r.Seen(self._own_bitmap()), now)
-        if self._gossip_at is None or self._gossip_at > now + GOSSIP_SECONDS:
-            self._gossip_at = now + GOSSIP_SECONDS
-        new = (self._pipeline.counted ^ self._said).bit_count()
-        share = max(1, step_slots(self._spec, self.at.step).width // GOSSIP_SHARE)
-        if new >= share or self._pipeline.drained:
-            self._tell_leader()
+        self._handle(r.Seen(self._gossip.renew()), now)
+        self._gossip.counted(self.machine.leader, now)
 
     def refresh_live(self, now: Seconds) -> None:
         """Who lives has changed (or may have): tell the machine and the ledgers."""
@@ -265,39 +234,36 @@ class Stepper:
             self._lives[self.stage] = live
             self._handle(r.Live(live), now)
             self._stage_changed()
-        for stage in sorted(self._ledgers):
+        for stage in sorted(self._gossip.ledgers):
             if 0 <= stage < self._spec.cut.stages:
                 there = self._live(stage, at, self._members[stage])
                 if there != self._lives.get(stage):
                     self._lives[stage] = there
-                    self._ledgers[stage].set_live(there)
+                    self._gossip.ledgers[stage].set_live(there)
                     self._neighbour_changed(stage, now)
 
     def greet(self, peer: PeerId) -> None:
         """A link to ``peer`` is up (again): it may have missed our newest bitmap."""
-        if self.machine is not None:
-            bitmap = self.machine.ledger.get(self._signer.peer)
-            if bitmap is not None:
-                self._post.tell(peer, bitmap)
+        self._gossip.greet(peer)
 
     def restarted(self, peer: PeerId) -> None:
         """``peer`` is another incarnation: what it had counted is gone."""
         if self.machine is not None:
             self.machine.ledger.drop(peer)
-        for ledger in self._ledgers.values():
+        for ledger in self._gossip.ledgers.values():
             ledger.drop(peer)
 
     @property
     def due_at(self) -> Seconds | None:
         """When :meth:`tick` must run next."""
-        times = (self._gossip_at, None if self.machine is None else self.machine.due_at)
+        times = (self._gossip.due_at, None if self.machine is None else self.machine.due_at)
         return min((t for t in times if t is not None), default=None)
 
     def tick(self, now: Seconds) -> None:
         """Act on every deadline that has passed."""
-        if self._gossip_at is not None and now >= self._gossip_at:
-            self._gossip()
-        machine = self.machine
+        machine, gossip = self.machine, self._gossip
+        if gossip.due_at is not None and now >= gossip.due_at:
+            gossip.spread(now)
         if machine is not None and machine.due_at is not None and now >= machine.due_at:
             self._handle(None, now)
 
@@ -337,7 +303,7 @@ class Stepper:
                 reason=machine.reason,
             )
             self._emit(began)
-            self._tell_leader()
+            self._gossip.tell(machine.leader)
 
     def _perform(self, actions: tuple[r.Action, ...], now: Seconds) -> None:
         for action in actions:
@@ -370,6 +336,7 @@ class Stepper:
             case r.WantSums(stages):
                 self._want(stages)
             case r.Commit(sums):
+                self._gossip.due_at = None  # nobody waits for our count any more
                 self._cancel()
                 self._start(self._commit(sums))
             case r.Alarm(reason):
@@ -474,46 +441,7 @@ class Stepper:
         asked |= set(self._post.seats(self.stage))
         self._post.tell_all(asked, m.WantSums(at=self.at, stages=stages))
 
-    # --- bitmaps ----------------------------------------------------------------------------
-
-    def _own_bitmap(self) -> Bitmap:
-        at, pipeline = self.at, self._pipeline
-        width = step_slots(self._spec, at.step).width
-        unsigned = Bitmap(
-            peer=self._signer.peer,
-            incarnation=self._incarnation,
-            at=at,
-            stage=self.stage,
-            seq=self._seq,
-            slots=mask_to_bytes(pipeline.counted, width),
-            tallies=pipeline.tallies,
-            signature=b"",
-        )
-        return _signed(unsigned, self._signer)
-
-    def _tell_leader(self) -> None:
-        """The leader waits for what we have counted; nobody else does."""
-        assert self.machine is not None
-        bitmap, leader = self.machine.ledger.get(self._signer.peer), self.machine.leader
-        if bitmap is not None and leader != self._signer.peer:
-            self._said = bytes_to_mask(bitmap.slots)
-            self._post.tell(leader, bitmap)
-
-    def _gossip(self) -> None:
-        """Send our newest bitmap to all stage-mates and to both neighbouring stages.
-
-        Mates need it should the leader die; neighbours learn what they may forget. Both can
-        wait a little, and most often the step ends before.
-        """
-        assert self.machine is not None
-        bitmap = self.machine.ledger.get(self._signer.peer)
-        if bitmap is None or self.machine.phase is r.Phase.COMMITTED:
-            self._gossip_at = None
-            return
-        self._said = bytes_to_mask(bitmap.slots)
-        self._gossip_at = _now() + REPEAT_SECONDS
-        near = [stage for stage in range(self.stage - 1, self.stage + 2) if stage >= 0]
-        self._post.tell_all({p for stage in near for p in self._post.seats(Stage(stage))}, bitmap)
+    # --- what changes for the pipeline ------------------------------------------------------
 
     def _stage_changed(self) -> None:
         if self.machine is not None:
@@ -525,7 +453,7 @@ class Stepper:
 
     def _neighbour_changed(self, stage: Stage, now: Seconds) -> None:
         what: What = "forward" if stage > self.stage else "gradient"
-        self._pipeline.custodian.tallied(what, self._ledgers[stage].union(), now)
+        self._pipeline.custodian.tallied(what, self._gossip.ledgers[stage].union(), now)
 
     def _held_sum(self, at: Position) -> Sum | None:
         if self.last is not None and at == self.last.at:
@@ -534,10 +462,6 @@ class Stepper:
         if machine is not None and at == machine.at and machine.phase is r.Phase.NORM:
             return machine.sums.get(self.stage)
         return None
-
-
-def _signed(bitmap: Bitmap, signer: Signer) -> Bitmap:
-    return msgspec.structs.replace(bitmap, signature=signer.sign(bitmap_bytes(bitmap)))
 
 
 def _now() -> Seconds:
