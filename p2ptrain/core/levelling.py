@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from p2ptrain.units import PeerId
 
 
-def level(view: Sequence[SeatView], me: PeerId, *, stages: int) -> Assignment | None:
+def level(  # noqa: C901, PLR0912 - one pass over one layout, which its steps share
+    view: Sequence[SeatView], me: PeerId, *, stages: int
+) -> Assignment | None:
     """Where this peer must move so that all stages are served evenly; None: stay.
 
     Peers with several seats are left alone: they give seats away (see release).

@@ -45,7 +45,16 @@ from p2ptrain.core.accumulation import Accumulation
 from p2ptrain.core.agreement import Ack, Bitmap, Go, Nack, Plan, Sum, Tallies
 from p2ptrain.core.chain import sum_digest
 from p2ptrain.core.ledger import Ledger, mask_to_bytes
-from p2ptrain.core.plans import MAX_ROUND, NO_BALLOT, SHARD_ELEMENTS, in_plan, make_plan, plan_fault, shards, sum_of
+from p2ptrain.core.plans import (
+    MAX_ROUND,
+    NO_BALLOT,
+    SHARD_ELEMENTS,
+    in_plan,
+    make_plan,
+    plan_fault,
+    shards,
+    sum_of,
+)
 from p2ptrain.core.rounds import (
     AbortReduce,
     Alarm,
@@ -289,7 +298,9 @@ class StepMachine:
 
     def _lead(self, now: Seconds) -> tuple[Action, ...]:
         bitmaps = self._standing()
-        cuts = shards(self._elements, [bitmap.peer for bitmap in bitmaps], self._weights, least=SHARD_ELEMENTS)
+        cuts = shards(
+            self._elements, [bitmap.peer for bitmap in bitmaps], self._weights, least=SHARD_ELEMENTS
+        )
         ranked = (self.round, self._ranking().index(self._me))
         plan = make_plan(self.at, self.stage, ranked, bitmaps, cuts)
         return self._to_others(plan, plan) + self._adopt(self._me, plan, now)

@@ -309,14 +309,8 @@ class Custodian:
         self._post.ship(peer, frame, self._frames[work, what], failed)
 
     def _note(self, duty: Custody, peer: PeerId, reason: str, *, recalled: bool) -> None:
-        stage, work = self._there(duty.what), duty.work
+        stage, step, slot = self._there(duty.what), duty.work.step, duty.work.slot
         if recalled:
-            event = ev.Recalled(
-                stage=stage, step=work.step, slot=work.slot, peer=peer, answer="none"
-            )
-            self._emit(event)
+            self._emit(ev.Recalled(stage=stage, step=step, slot=slot, peer=peer, answer="none"))
         else:
-            replayed = ev.Replayed(
-                stage=stage, step=work.step, slot=work.slot, peer=peer, reason=reason
-            )
-            self._emit(replayed)
+            self._emit(ev.Replayed(stage=stage, step=step, slot=slot, peer=peer, reason=reason))

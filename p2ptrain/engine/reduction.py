@@ -84,7 +84,7 @@ class Reducer:
             self._refused = True
             self._arrived.set()
 
-    async def reduce(self, plan: Plan) -> Whole:
+    async def reduce(self, plan: Plan) -> Whole:  # noqa: C901 - three loops over one plan
         """Run the butterfly under ``plan`` and take the whole sum in.
 
         Waits for every member; the caller owns the deadline and cancels.
