@@ -15,10 +15,12 @@ from hashlib import blake2b
 
 from p2ptrain.units import DIGEST_BYTES, Digest
 
+_LENGTH = struct.Struct("<I")
+
 
 def canonical(domain: str, *fields: bytes | str | float) -> bytes:
     """The bytes that stand for ``fields`` in ``domain``. A bool counts as 0 or 1."""
-    return b"".join(_field(value) for value in (domain, *fields))
+    return b"".join([_field(value) for value in (domain, *fields)])
 
 
 def digest(domain: str, *fields: bytes | str | float) -> Digest:
@@ -35,4 +37,4 @@ def _field(value: bytes | str | float) -> bytes:
         kind, body = b"i", str(int(value)).encode()
     else:
         kind, body = b"f", struct.pack("<d", value)
-    return kind + struct.pack("<I", len(body)) + body
+    return kind + _LENGTH.pack(len(body)) + body

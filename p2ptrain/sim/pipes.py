@@ -251,13 +251,13 @@ class Pipe:
                     raise LinkError(self._ended, peer=self._from)
                 await self._wait_for_data()
                 continue
-            chunk = self._chunks[0]
-            take = min(len(buffer) - filled, len(chunk) - self._offset)
-            buffer[filled : filled + take] = chunk[self._offset : self._offset + take]
-            filled += take
-            self._offset += take
-            self._unread -= take
-            if self._offset == len(chunk):
+            chunk, start = self._chunks[0], self._offset
+            stop = min(start + len(buffer) - filled, len(chunk))
+            buffer[filled : filled + stop - start] = chunk[start:stop]
+            filled += stop - start
+            self._offset = stop
+            self._unread -= stop - start
+            if stop == len(chunk):
                 self._chunks.popleft()
                 self._offset = 0
             if self._writers:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from p2ptrain.errors import InternalError, LinkError
 from p2ptrain.sim.pipes import REPAIR_SECONDS
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from p2ptrain.ports import Buffer, Stream, StreamHandler
     from p2ptrain.sim.network import SimNetwork
     from p2ptrain.sim.pipes import Pipe, Uplink
@@ -43,13 +45,15 @@ class SimStream:
         """The peer at the other end."""
         return self._peer
 
-    async def send(self, *buffers: Buffer) -> None:
-        """See ``ports.Stream``."""
-        await self._out.send(buffers)
+    # The pipe's own coroutines: one of ours around each would be resumed with every message.
 
-    async def receive_into(self, buffer: memoryview) -> None:
+    def send(self, *buffers: Buffer) -> Coroutine[Any, Any, None]:
         """See ``ports.Stream``."""
-        await self._in.receive_into(buffer)
+        return self._out.send(buffers)
+
+    def receive_into(self, buffer: memoryview) -> Coroutine[Any, Any, None]:
+        """See ``ports.Stream``."""
+        return self._in.receive_into(buffer)
 
     async def close(self) -> None:
         """See ``ports.Stream``; what was sent before still arrives."""

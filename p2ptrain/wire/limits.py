@@ -40,7 +40,7 @@ from p2ptrain.wire.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from p2ptrain.core.agreement import Message
+    from p2ptrain.core.agreement import Message, Position
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Bytes, Stage
     from p2ptrain.wire.messages import AnyMessage
@@ -89,6 +89,7 @@ class FrameLimits:
         self._slots = spec.batch.microbatches + spec.evaluation.microbatches
         self._rules = self._make_rules(last_version=spec.optimizer.steps + 1)
         self._compiled: dict[type, tuple[tuple[str, Rule], ...]] = {}
+        self._sound_position: Position | None = None  # the last one that passed
 
     # --- sizes ------------------------------------------------------------------------
 
@@ -166,9 +167,13 @@ class FrameLimits:
             problem = rule(getattr(message, name))
             if problem is not None:
                 raise WireError(f"{kind.__name__}.{name}: {problem}")
-        if isinstance(message, WantCorpus) and not (
-            0 < message.size_bytes <= CORPUS_CHUNK_BYTES
-            and message.offset + message.size_bytes <= CORPUS_BYTES
+        if (
+            kind is WantCorpus
+            and isinstance(message, WantCorpus)
+            and not (
+                0 < message.size_bytes <= CORPUS_CHUNK_BYTES
+                and message.offset + message.size_bytes <= CORPUS_BYTES
+            )
         ):
             raise WireError("WantCorpus: beyond a piece, or beyond the largest corpus pulled")
 
@@ -223,9 +228,17 @@ class FrameLimits:
             "index": between(0, COUNTER_MOST),
             "offset": between(0, CORPUS_BYTES),
             "chunk_bytes": between(0, CHUNK_BYTES),
-            **dict.fromkeys(("at", "ballot", "highest", "tallies"), self._nested),
+            **dict.fromkeys(("ballot", "highest", "tallies"), self._nested),
+            "at": self._position,
             **dict.fromkeys(("shares", "bitmaps", "cover", "seats"), each(self._nested)),
         }
+
+    def _position(self, value: Position) -> str | None:
+        """Nearly all messages of a step name one position, which is checked once."""
+        if value != self._sound_position:
+            self.check(value)
+            self._sound_position = value
+        return None
 
     def _nested(self, value: Message) -> str | None:
         self.check(value)
@@ -278,6 +291,9 @@ def each(rule: Rule) -> Rule:
     """Every element meets ``rule``; how many there are is bounded by the message's size."""
 
     def rule_of_all(values: tuple[Any, ...]) -> str | None:
-        return next((problem for value in values if (problem := rule(value))), None)
+        for value in values:
+            if (problem := rule(value)) is not None:
+                return problem
+        return None
 
     return rule_of_all
