@@ -30,7 +30,7 @@ import uvloop
 
 from p2ptrain.compute.executor import TorchCompute
 from p2ptrain.data import corpus_from_bytes, load_corpus
-from p2ptrain.engine.discovery import fetch_spec
+from p2ptrain.engine.discovery import expect_run, fetch_spec
 from p2ptrain.engine.lifecycle import Node, NodeOptions, NodeResult, World
 from p2ptrain.errors import DataError, P2PTrainError, UserError
 from p2ptrain.net.identity import Identity
@@ -60,12 +60,14 @@ RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 class PeerOptions:
     """What this peer alone decides. ``spec`` None: ask the directory, for ``run`` if given.
 
+    ``new_swarm``: begin ``spec`` even where others train something else.
     ``events``, ``result``: files for whoever watches this peer from outside.
     """
 
     network: NetworkOptions
     spec: RunSpec | None = None
     run: RunId | None = None
+    new_swarm: bool = False
     identity_path: Path | None = None
     data: Path | None = None
     device: str = "auto"
@@ -144,6 +146,8 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             run_id, spec = await fetch_spec(network.directory, options.run)
         else:
             run_id, spec = digest(options.spec), options.spec
+            if not options.new_swarm:
+                await expect_run(network.directory, run_id)
         for line in welcome(network.addresses(), run_id, spec):
             say(line)
         compute = TorchCompute(spec, device=options.device, memory_bytes=options.memory_bytes)

@@ -184,7 +184,10 @@ def test_no_held_out_share_is_fine_without_evaluation() -> None:
         ("d_model = 1\n", "unknown key d_model; did you mean model.d_model?"),
         ("[zebra]\nquagga = 1\n", "p2ptrain init writes all"),
         ('[model]\nd_model = "wide"\n', "model.d_model: expected int, got str"),
-        ('[optimizer]\nname = "sgd"\n', "optimizer.name: Invalid enum value 'sgd'"),
+        (
+            '[optimizer]\nname = "sgd"\n',
+            "file: optimizer.name: Invalid enum value 'sgd'; there are",
+        ),
         ("model = 3\n", "unknown key model; did you mean"),
     ],
 )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from p2ptrain.run import RunSpec
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 peers_option = option(
     "--initial-peers", "--join", "--bootstrap", multiple=True, metavar="ADDRESS...",
@@ -127,6 +128,8 @@ def peer(**given: Any) -> int:
     run_id, spec = wanted_run(flags)
     stage = wanted_stage(flags.stage, spec)
     link = shape(flags.link)
+    if not DEVICE.fullmatch(flags.device):
+        raise UserError(f"--device {flags.device}: give auto, cpu, cuda, cuda:N or mps")
     from p2ptrain.net.listening import DaemonOptions  # noqa: PLC0415 -- hivemind takes seconds
     from p2ptrain.net.node import NetworkOptions  # noqa: PLC0415
     from peers.peer import PeerOptions, run  # noqa: PLC0415
@@ -145,6 +148,7 @@ def peer(**given: Any) -> int:
         network=network,
         spec=spec,
         run=run_id,
+        new_swarm=flags.new_swarm,
         identity_path=flags.identity_path or home() / "identity.key",
         data=flags.data,
         device=flags.device,

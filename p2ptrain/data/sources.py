@@ -52,7 +52,7 @@ def gather(data: Data, path: Path | None) -> Gathered:
     """
     if data.source == "stdlib":
         if path is not None:
-            raise DataError(f'this run trains on the standard library: leave out "{path}"')
+            raise DataError(f"this run trains on the standard library: leave out --data {path}")
         files = _library()
     else:
         if path is None:

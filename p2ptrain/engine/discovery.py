@@ -14,6 +14,8 @@ from p2ptrain.run import decode, digest
 from p2ptrain.wire.records import RUNS_KEY, RunsRecord, decode_record, spec_key
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from p2ptrain.ports import Directory
     from p2ptrain.run import RunSpec
     from p2ptrain.units import RunId, Seconds
@@ -38,6 +40,25 @@ async def find_runs(directory: Directory) -> dict[RunId, str]:
         for entry in listed.runs:
             found.setdefault(entry.run, entry.name)
     return dict(sorted(found.items()))
+
+
+async def expect_run(directory: Directory, run: RunId) -> None:
+    """Refuse to begin ``run`` by mistake, where others train something else already.
+
+    A directory that does not answer refuses nothing: this is advice, not safety.
+
+    Raises:
+        RefusedError: there are runs, and ``run`` is not among them.
+    """
+    try:
+        runs = await find_runs(directory)
+    except DirectoryError:
+        return
+    if runs and run not in runs:
+        raise RefusedError(
+            f"run {run} is not among those at this address: {_named(runs)}; leave out --run to "
+            "join, or add --new-swarm to begin another"
+        )
 
 
 async def fetch_spec(
@@ -73,8 +94,9 @@ async def _fetch(directory: Directory, run: RunId | None) -> tuple[RunId, RunSpe
                 "nobody trains at this address; start a run with --new-swarm --run FILE"
             )
         if len(runs) > 1:
-            names = ", ".join(f"{each} ({name})" for each, name in list(runs.items())[:NAMED_RUNS])
-            raise _SeveralError(f"{len(runs)} runs at this address; give --run one of: {names}")
+            raise _SeveralError(
+                f"{len(runs)} runs at this address; give --run one of: {_named(runs)}"
+            )
         run = next(iter(runs))
     for record in await directory.read(spec_key(run)):
         try:
@@ -84,3 +106,7 @@ async def _fetch(directory: Directory, run: RunId | None) -> tuple[RunId, RunSpe
         if digest(spec) == run:
             return run, spec
     raise RefusedError(f"nobody here publishes run {run}; check the id, or give its --run FILE")
+
+
+def _named(runs: Mapping[RunId, str]) -> str:
+    return ", ".join(f"{run} ({name})" for run, name in list(runs.items())[:NAMED_RUNS])

@@ -101,7 +101,7 @@ def layered(
     try:
         spec = msgspec.convert(_nested(values), RunSpec)
     except msgspec.ValidationError as error:
-        raise RunSpecError(readable(error)) from error
+        raise RunSpecError(_wrong(readable(error), origins)) from error
     return Layered(spec=validate(spec), origins=origins)
 
 
@@ -165,6 +165,18 @@ def _unknown(name: str, known: Mapping[str, Value]) -> str:
     ]
     hint = f"; did you mean {near[0]}?" if near else "; p2ptrain init writes all that there are"
     return f"unknown key {name}{hint}"
+
+
+def _wrong(complaint: str, origins: Mapping[str, str]) -> str:
+    """``complaint`` with where the value came from, and what it may be if there is a choice."""
+    name = complaint.partition(":")[0]
+    section, _, field = name.rpartition(".")
+    if name not in origins:
+        return complaint
+    part = get_type_hints(RunSpec)[section] if section else RunSpec
+    choices = get_args(get_type_hints(part)[field])
+    hint = f"; there are: {', '.join(choices)}" if all(type(c) is str for c in choices) else ""
+    return f"{origins[name]}: {complaint}{hint if choices else ''}"
 
 
 def _comment(part: type[Part]) -> list[str]:

@@ -100,6 +100,7 @@ def test_the_flags_reach_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("peer --initial-peers 1.2.3.4:5", "/ip4/"),
         (f"peer --join {SOMEBODY} --stage x", "give auto, or a number"),
         (f"peer --join {SOMEBODY} --link fast", "--link"),
+        (f"peer --join {SOMEBODY} --device tpu", "give auto, cpu, cuda, cuda:N or mps"),
         (f"peer --join {SOMEBODY} --max-memory lots", "write it like 512MB or 16GiB"),
         (f"peer --join {SOMEBODY} --port 70000", "--port"),
         ("bootstrap --initial-peers nonsense", "nonsense"),

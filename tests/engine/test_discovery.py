@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from p2ptrain.engine.discovery import fetch_spec, find_runs
+from p2ptrain.engine.discovery import expect_run, fetch_spec, find_runs
 from p2ptrain.errors import RefusedError
 from p2ptrain.run import RunSpec, digest, encode
 from p2ptrain.sim.directory import SimTable
@@ -89,3 +89,15 @@ def test_a_directory_that_does_not_answer_is_named() -> None:
             await fetch_spec(directory(table))
 
     run(main(), ceiling_seconds=100.0)
+
+
+def test_a_run_is_begun_beside_another_only_if_the_user_says_so() -> None:
+    async def main() -> None:
+        table = SimTable()
+        await expect_run(directory(table), digest(ONE))  # an empty address book
+        await publish(table, "a", ONE)
+        await expect_run(directory(table), digest(ONE))
+        with pytest.raises(RefusedError, match=rf"{digest(ONE)} \(one\); leave out --run to join"):
+            await expect_run(directory(table), digest(TWO))
+
+    run(main())
