@@ -36,7 +36,6 @@ LONG_FILES = {
     "p2ptrain/engine/pipeline.py": "one machine, all its transitions in one file",
     "p2ptrain/engine/stepping.py": "one arm for each action of the round machine",
     "p2ptrain/ports.py": "one vocabulary, mostly promises in prose",
-    "p2ptrain/wire/messages.py": "one vocabulary, a few lines for each message",
 }
 
 BROAD_EXCEPT_ALLOWED = {
