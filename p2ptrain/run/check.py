@@ -106,7 +106,7 @@ def decode(blob: bytes | memoryview) -> RunSpec:
         spec = msgspec.msgpack.decode(blob, type=RunSpec)
     except msgspec.ValidationError as error:
         raise RunSpecError(f"no RunSpec of this version: {readable(error)}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the latter: in unknown keys
         raise RunSpecError(f"no RunSpec: {error}") from error
     return validate(spec)
 
