@@ -237,6 +237,8 @@ class OfferBook:
     @property
     def due_at(self) -> Seconds | None:
         """When the next lease lapses; None: none is out."""
+        if not self._places:
+            return None
         first = min((place.expires_at for place in self._places.values()), default=math.inf)
         return None if first == math.inf else first
 

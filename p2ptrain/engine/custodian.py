@@ -213,9 +213,10 @@ class Custodian:
 
     def tallied(self, what: c.What, union: int, now: Seconds) -> None:
         """The live bitmaps of the stage above (forward) or below (gradient) cover ``union``."""
-        for work, which in sorted(self._duties):
-            if which == what:
-                self._feed(work, what, c.Tallied(bool(union >> work.slot & 1)), now)
+        for (work, which), duty in sorted(self._duties.items(), key=lambda entry: entry[0]):
+            counted = bool(union >> work.slot & 1)
+            if which == what and counted != (duty.state is c.State.COUNTED):  # else it knows
+                self._feed(work, what, c.Tallied(counted), now)
 
     def tick(self, now: Seconds) -> None:
         """Act on every deadline that has passed."""

@@ -54,7 +54,7 @@ class ControlLane:
         self._bound_bytes = bound_bytes
         self._frames: deque[bytes] = deque()
         self._bytes = 0
-        self._wake = asyncio.Event()
+        self._writer: asyncio.Future[None] | None = None  # while it waits for a frame
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -65,7 +65,8 @@ class ControlLane:
         self._frames.append(frame)
         self._bytes += len(frame)
         self._empty.clear()
-        self._wake.set()
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
         return True
 
     async def drained(self) -> None:
@@ -78,9 +79,11 @@ class ControlLane:
         Raises:
             LinkError: the stream broke.
         """
+        loop = asyncio.get_running_loop()
         while True:
-            await self._wake.wait()
-            self._wake.clear()
+            if not self._frames:
+                self._writer = loop.create_future()
+                await self._writer
             while self._frames:
                 batch = self._take_batch()
                 await stream.send(batch)
@@ -94,6 +97,8 @@ class ControlLane:
         self._empty.set()
 
     def _take_batch(self) -> bytes:
+        if len(self._frames) == 1:  # as most often
+            return self._frames.popleft()
         frames = [self._frames.popleft()]
         size = len(frames[0])
         while self._frames and size + len(self._frames[0]) <= BATCH_BYTES:

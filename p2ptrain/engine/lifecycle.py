@@ -312,7 +312,9 @@ class Node:
         elif isinstance(message, Round):
             self._dispatch.round(peer, message, now)
         elif isinstance(message, m.Heartbeat):
-            self._hear_seats(peer, message, now)
+            if not self._hear_seats(peer, message, now):
+                self._wake_by(self._membership.due_at)  # the only deadline it may have set
+                return
         elif isinstance(message, m.Leaving):
             self.roster.left(peer)
             self._membership.forget(peer)
@@ -323,13 +325,18 @@ class Node:
             self._dispatch.round(peer, message, now)  # else: nobody waits for it any more
         self._rearm()
 
-    def _hear_seats(self, peer: PeerId, message: m.Heartbeat, now: Seconds) -> None:
+    def _hear_seats(self, peer: PeerId, message: m.Heartbeat, now: Seconds) -> bool:
+        """Take a heartbeat over; whether it said anything that matters here."""
+        was_near = peer in self._near
         news = self.roster.hear(peer, message.seats)
         if news == "seats":
-            self._roster_changed()
+            self._find_near()
+            if was_near or peer in self._near:  # else no machine of ours looks at it
+                self._roster_changed()
         elif news == "versions" and peer in self._near:
             for seat in self.seats.values():
                 seat.stepper.refresh_live(now)
+        return news != "nothing"
 
     def _on_data(self, peer: PeerId, message: m.Data, payload: memoryview) -> None:
         now = _now()
@@ -417,11 +424,18 @@ class Node:
         self._rearm()
 
     def _due_at(self) -> Seconds | None:
-        times = [self._membership.due_at, *(seat.due_at for seat in self.seats.values())]
-        return min((time for time in times if time is not None), default=None)
+        first = self._membership.due_at
+        for seat in self.seats.values():
+            time = seat.due_at
+            if time is not None and (first is None or time < first):
+                first = time
+        return first
 
     def _rearm(self) -> None:
-        due_at = self._due_at()
+        if not self._clock.poke.is_set():  # else the timer looks at everything anyway
+            self._wake_by(self._due_at())
+
+    def _wake_by(self, due_at: Seconds | None) -> None:
         armed_at = self._clock.armed_at
         if due_at is not None and (armed_at is None or due_at < armed_at):
             self._clock.poke.set()

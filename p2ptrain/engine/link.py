@@ -231,7 +231,8 @@ class Link:
         try:
             await self._greet(stream, "control")
             self._welcomed.set()
-            self._start(self._expect_return)
+            if not self._called.is_set():
+                self._start(self._expect_return)
             self._rise()
             await self.control.write(stream)
         finally:

@@ -97,6 +97,7 @@ class Presence:
         self._emit = emit
         self._stages = tuple(Stage(stage) for stage in range(spec.cut.stages))
         self._listed: dict[Stage, tuple[SeatView, ...]] = dict.fromkeys(self._stages, ())
+        self._decoded: dict[Stage, dict[PeerId, tuple[bytes, SeatView | None]]] = {}
         self._own: dict[Stage, SeatStatus] = {}
         self._versions: dict[Stage, Step] = {}
         self._published: set[Stage] = set()
@@ -247,23 +248,30 @@ class Presence:
         return len(answered) == len(self._stages)
 
     def _views(self, stage: Stage, records: Sequence[Record]) -> tuple[SeatView, ...]:
-        views = []
+        """What ``records`` say; most of them say what they said when read last."""
+        before, after = self._decoded.get(stage, {}), {}
         for record in sorted(records, key=lambda each: each.owner)[:SEATS_MOST]:
-            try:
-                seat = decode_record(record.value, SeatRecord)
-            except WireError:
-                continue  # not in order: as if it were not there
-            if seat.state != "gone" and record.owner != self._me.peer:
-                views.append(
-                    SeatView(
-                        peer=record.owner,
-                        stage=stage,
-                        state=seat.state,
-                        rate=seat.rate,
-                        version=seat.version,
-                    )
-                )
-        return tuple(views)
+            value, view = before.get(record.owner, (None, None))
+            if value != record.value:
+                view = self._view(stage, record)
+            after[record.owner] = (record.value, view)
+        self._decoded[stage] = after
+        return tuple(view for _, view in after.values() if view is not None)
+
+    def _view(self, stage: Stage, record: Record) -> SeatView | None:
+        try:
+            seat = decode_record(record.value, SeatRecord)
+        except WireError:
+            return None  # not in order: as if it were not there
+        if seat.state == "gone" or record.owner == self._me.peer:
+            return None
+        return SeatView(
+            peer=record.owner,
+            stage=stage,
+            state=seat.state,
+            rate=seat.rate,
+            version=seat.version,
+        )
 
     def _note(self, *, answered: bool) -> None:
         if answered:

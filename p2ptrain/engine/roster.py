@@ -46,18 +46,25 @@ class Roster:
         after: dict[Stage, SeatView] = {}
         for status in statuses:
             known = before.get(status.stage)
+            version = max(status.version, known.version if known else status.version)
+            now = (status.state, status.rate, version)
+            if known is not None and now == (known.state, known.rate, known.version):
+                after[status.stage] = known
+                continue
             after[status.stage] = SeatView(
                 peer=peer,
                 stage=status.stage,
                 state=status.state,
                 rate=status.rate,
-                version=max(status.version, known.version if known else status.version),
+                version=version,
             )
         was_dead = peer in self._dead  # who speaks is alive, whatever was thought of it
         if after != before or was_dead:
             self._heard[peer] = after
             self._dead.discard(peer)
-            self._forget()
+            self._views = None
+            for stage in (*before, *after):
+                self._present.pop(stage, None)
         if was_dead or {(s.stage, s.state) for s in before.values()} != {
             (s.stage, s.state) for s in after.values()
         }:
@@ -94,8 +101,10 @@ class Roster:
 
     def list(self, seats: Iterable[SeatView]) -> None:
         """What the directory lists, whole."""
-        self._listed = tuple(seats)
-        self._forget()
+        listed = tuple(seats)
+        if listed != self._listed:
+            self._listed = listed
+            self._forget()
 
     def serving(self, stage: Stage) -> tuple[SeatView, ...]:
         """Live seats of ``stage`` that we have heard of at first hand, by peer."""
@@ -104,10 +113,11 @@ class Roster:
     def present(self, stage: Stage) -> tuple[SeatView, ...]:
         """Live seats of ``stage`` that count: serving, or draining until the step's end."""
         if stage not in self._present:
+            here = [(peer, views[stage]) for peer, views in self._heard.items() if stage in views]
             self._present[stage] = tuple(
-                views[stage]
-                for peer, views in sorted(self._heard.items())
-                if stage in views and peer not in self._dead and views[stage].state != "joining"
+                view
+                for peer, view in sorted(here)
+                if peer not in self._dead and view.state != "joining"
             )
         return self._present[stage]
 
@@ -116,11 +126,13 @@ class Roster:
 
         A seat that is past the step still stands for what it counted; it answers with the sum.
         """
-        return frozenset(
+        step = at.step
+        there = [
             seat.peer
             for seat in self.present(stage)
-            if seat.version >= at.step or seat.peer in members
-        )
+            if seat.version >= step or seat.peer in members
+        ]
+        return frozenset(there)
 
     def views(self) -> tuple[SeatView, ...]:
         """Everything known, first hand over the directory, without the dead; by stage and peer."""
@@ -150,7 +162,8 @@ class Roster:
 
     def near(self, stages: Collection[int]) -> frozenset[PeerId]:
         """Who has a seat of ``stages``, suspects included: only who is listened to comes back."""
-        heard = {peer for peer, views in self._heard.items() if any(s in stages for s in views)}
+        wanted = frozenset(stages)
+        heard = {peer for peer, views in self._heard.items() if not wanted.isdisjoint(views)}
         listed = {seat.peer for seat in self._listed if seat.stage in stages}
         strangers = listed - self._heard.keys() - self._dead
         return frozenset((heard | strangers) - {self._me})

@@ -201,10 +201,12 @@ class SeatRuntime:
     @property
     def due_at(self) -> Seconds | None:
         """When :meth:`tick` must run next."""
-        times = [self.custodian.due_at, self.stepper.due_at, self.pipeline.book.due_at]
-        if self._sourcer is not None:
-            times.append(self._sourcer.due_at)
-        return min((time for time in times if time is not None), default=None)
+        sourced = None if self._sourcer is None else self._sourcer.due_at
+        first = self.custodian.due_at
+        for time in (self.stepper.due_at, self.pipeline.book.due_at, sourced):
+            if time is not None and (first is None or time < first):
+                first = time
+        return first
 
     def tick(self, now: Seconds) -> None:
         """Act on every deadline that has passed."""

@@ -256,8 +256,10 @@ class Stepper:
     @property
     def due_at(self) -> Seconds | None:
         """When :meth:`tick` must run next."""
-        times = (self._gossip.due_at, None if self.machine is None else self.machine.due_at)
-        return min((t for t in times if t is not None), default=None)
+        gossip, round_ = self._gossip.due_at, None if self.machine is None else self.machine.due_at
+        if gossip is None or round_ is None:
+            return round_ if gossip is None else gossip
+        return min(gossip, round_)
 
     def tick(self, now: Seconds) -> None:
         """Act on every deadline that has passed."""
