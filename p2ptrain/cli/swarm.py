@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-DEFAULT_STEPS = 60
+DEFAULT_STEPS = 100
 """A preset's own length is for real runs; this shows learning within minutes on two cores."""
 
 MOST_PEERS = 256

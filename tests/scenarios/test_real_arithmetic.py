@@ -3,6 +3,7 @@
 And the control: one flipped bit of one gradient sum, and it does not.
 """
 
+import asyncio
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from p2ptrain.run import (
 )
 from p2ptrain.sim.scenario import PeerPlan, Scenario, crowd
 from p2ptrain.sim.world import SimWorld
+from p2ptrain.units import PeerId, Stage
 
 HERE = Path(__file__).parent
 STEPS = 3
@@ -93,7 +95,7 @@ def honest(spec: RunSpec, plan: PeerPlan) -> TorchCompute:
     return TorchCompute(spec, device="cpu", inline=True, memory_bytes=1 << 30)
 
 
-def swarm(spec: RunSpec, peers: int, compute=honest) -> str:
+def train(spec: RunSpec, peers: int, compute=honest) -> dict[str, str]:
     scenario = Scenario(
         spec=spec,
         peers=crowd(peers, interval_seconds=0.1),
@@ -105,7 +107,11 @@ def swarm(spec: RunSpec, peers: int, compute=honest) -> str:
     )
     result = SimWorld(scenario).run()
     assert result.holds, result.verdicts
-    return combine_digests(result.tensors)
+    return dict(result.tensors)
+
+
+def swarm(spec: RunSpec, peers: int, compute=honest) -> str:
+    return combine_digests(train(spec, peers, compute))
 
 
 @pytest.mark.parametrize(("stages", "replicas"), [(2, 1), (2, 2), (2, 4), (4, 1)])
@@ -124,6 +130,18 @@ def test_the_cut_does_not_matter() -> None:
 def test_other_seeds_and_a_codec_that_rounds(seed: int) -> None:
     spec = spec_of(stages=2, replicas=2, seed=seed, codec="bf16")
     assert swarm(spec, 4) == alone(spec)
+
+
+@pytest.mark.asyncio
+async def test_every_tensor_of_every_stage_has_learnt() -> None:
+    spec = spec_of(stages=4, replicas=1)
+    compute = honest(spec, PeerPlan(peer=PeerId("nobody")))
+    before = {}
+    for stage in range(4):
+        before.update(await (await compute.open(Stage(stage))).tensor_digests())
+    after = await asyncio.to_thread(train, spec, 4)
+    assert before.keys() == after.keys()
+    assert all(after[name] != before[name] for name in before)
 
 
 def test_one_peer_alone_trains_the_whole_model() -> None:
