@@ -187,7 +187,7 @@ class Presence:
 
     async def _publish_commits(self) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._commits_at < COMMIT_GAP_SECONDS:
+        if not self._commits or now - self._commits_at < COMMIT_GAP_SECONDS:
             return
         self._commits_at = now
         for stage, commit in sorted(self._commits.items()):
