@@ -218,11 +218,11 @@ class Link:
             await framed.receive_data(
                 incoming.stream,
                 self._limits,
-                lambda message, payload: owner.deliver_data(peer, message, payload),
+                partial(owner.deliver_data, peer),
             )
         self._rise()
         await framed.receive_control(
-            incoming.stream, self._limits, lambda message: owner.deliver_control(peer, message)
+            incoming.stream, self._limits, partial(owner.deliver_control, peer)
         )
 
     async def _write_control(self, wait_seconds: Seconds) -> None:

@@ -64,7 +64,7 @@ class Roster:
             self._dead.discard(peer)
             self._views = None
             for stage in (*before, *after):
-                self._present.pop(stage, None)
+                self._refresh(stage, before.get(stage), after.get(stage), back=was_dead)
         if was_dead or {(s.stage, s.state) for s in before.values()} != {
             (s.stage, s.state) for s in after.values()
         }:
@@ -167,6 +167,18 @@ class Roster:
         listed = {seat.peer for seat in self._listed if seat.stage in stages}
         strangers = listed - self._heard.keys() - self._dead
         return frozenset((heard | strangers) - {self._me})
+
+    def _refresh(
+        self, stage: Stage, before: SeatView | None, after: SeatView | None, *, back: bool
+    ) -> None:
+        """Keep the list of ``stage``: put a seat that stays in its own place, else forget it."""
+        listed = self._present.get(stage)
+        if listed is None:
+            return
+        if back or before is None or after is None or before.state != after.state:
+            del self._present[stage]
+        elif before is not after:
+            self._present[stage] = tuple(after if view is before else view for view in listed)
 
     def _forget(self) -> None:
         self._present.clear()

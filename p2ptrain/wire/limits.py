@@ -21,6 +21,7 @@ then fit the largest tensor of the run, and every small message may claim it.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, assert_never
 
 from p2ptrain.core.partition import cut_layers, stage_parameters
@@ -38,7 +39,7 @@ from p2ptrain.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from p2ptrain.core.agreement import Message, Position
     from p2ptrain.run import RunSpec
@@ -72,6 +73,32 @@ SECONDS_MOST = 86_400.0
 """No lease, delay or retry of this protocol lasts a day."""
 
 
+@dataclass(frozen=True, slots=True)
+class Between:
+    """An integer within both bounds."""
+
+    least: int
+    most: int
+
+    def __call__(self, value: int) -> str | None:
+        """What is wrong with ``value``, or None."""
+        fits = self.least <= value <= self.most
+        return None if fits else f"{value} is not in {self.least}..{self.most}"
+
+
+class _Compiled:
+    """The rules of one kind of message: the many ranges are compared without a call each."""
+
+    def __init__(self, rules: Iterable[tuple[str, Rule]]) -> None:
+        self.ranges: list[tuple[str, int, int]] = []
+        self.others: list[tuple[str, Rule]] = []
+        for name, rule in rules:
+            if isinstance(rule, Between):
+                self.ranges.append((name, rule.least, rule.most))
+            else:
+                self.others.append((name, rule))
+
+
 class FrameLimits:
     """The rules of one run. Build once per peer; it is immutable."""
 
@@ -88,7 +115,7 @@ class FrameLimits:
         self._tensor_bytes = 4 * spec.batch.sequences * spec.model.context * spec.model.d_model
         self._slots = spec.batch.microbatches + spec.evaluation.microbatches
         self._rules = self._make_rules(last_version=spec.optimizer.steps + 1)
-        self._compiled: dict[type, tuple[tuple[str, Rule], ...]] = {}
+        self._compiled: dict[type, _Compiled] = {}
         self._sound_position: Position | None = None  # the last one that passed
 
     # --- sizes ------------------------------------------------------------------------
@@ -160,10 +187,13 @@ class FrameLimits:
             WireError: names the message, the field and why.
         """
         kind = type(message)
-        rules = self._compiled.get(kind)
-        if rules is None:
-            rules = self._compiled[kind] = tuple(self._rules_of(kind))
-        for name, rule in rules:
+        compiled = self._compiled.get(kind)
+        if compiled is None:
+            compiled = self._compiled[kind] = _Compiled(self._rules_of(kind))
+        for name, least, most in compiled.ranges:
+            if not least <= (value := getattr(message, name)) <= most:
+                raise WireError(f"{kind.__name__}.{name}: {self._rules[name](value)}")
+        for name, rule in compiled.others:
             problem = rule(getattr(message, name))
             if problem is not None:
                 raise WireError(f"{kind.__name__}.{name}: {problem}")
@@ -190,24 +220,24 @@ class FrameLimits:
                 raise AssertionError(msg)
 
     def _make_rules(self, *, last_version: int) -> dict[str, Rule]:
-        counter = between(0, COUNTER_MOST)
-        version = between(0, last_version)
+        counter = Between(0, COUNTER_MOST)
+        version = Between(0, last_version)
         seconds = finite(0.0, SECONDS_MOST)
-        tally = between(-COUNTER_MOST, COUNTER_MOST)
-        element = between(0, max(self._elements))
+        tally = Between(-COUNTER_MOST, COUNTER_MOST)
+        element = Between(0, max(self._elements))
         digest = sized(DIGEST_BYTES, DIGEST_BYTES)
         peer = sized(1, PEER_TEXT)
         text = sized(0, TEXT_BYTES)
         return {
-            "stage": between(0, self._stages - 1),
-            "stages": each(between(0, self._stages - 1)),
-            "slot": between(0, self._slots - 1),
+            "stage": Between(0, self._stages - 1),
+            "stages": each(Between(0, self._stages - 1)),
+            "slot": Between(0, self._slots - 1),
             "slots": sized(0, -(-self._slots // 8)),
             "step": version,  # one beyond the last step: who has finished says so
             "version": version,
             **dict.fromkeys(("epoch", "incarnation", "seq", "round", "attempt", "count"), counter),
             **dict.fromkeys(("queue", "parked", "protocol", "poisoned"), counter),
-            "rank": between(-1, COUNTER_MOST),
+            "rank": Between(-1, COUNTER_MOST),
             **dict.fromkeys(("tokens", "val_tokens"), counter),
             **dict.fromkeys(("loss", "val_loss"), tally),
             **dict.fromkeys(("start", "stop"), element),
@@ -225,9 +255,9 @@ class FrameLimits:
             "path": each(sized(0, PEER_TEXT)),
             "members": each(lambda one: peer(one) if isinstance(one, str) else each(peer)(one)),
             **dict.fromkeys(("reason", "run", "arithmetic"), text),
-            "index": between(0, COUNTER_MOST),
-            "offset": between(0, CORPUS_BYTES),
-            "chunk_bytes": between(0, CHUNK_BYTES),
+            "index": Between(0, COUNTER_MOST),
+            "offset": Between(0, CORPUS_BYTES),
+            "chunk_bytes": Between(0, CHUNK_BYTES),
             **dict.fromkeys(("ballot", "highest", "tallies"), self._nested),
             "at": self._position,
             **dict.fromkeys(("shares", "bitmaps", "cover", "seats"), each(self._nested)),
@@ -255,15 +285,6 @@ FREE_FIELDS = frozenset(
 
 
 # --- rules: each returns what is wrong, or None -----------------------------------------
-
-
-def between(least: int, most: int) -> Rule:
-    """An integer within both bounds."""
-
-    def rule(value: int) -> str | None:
-        return None if least <= value <= most else f"{value} is not in {least}..{most}"
-
-    return rule
 
 
 def finite(least: float, most: float) -> Rule:
