@@ -148,8 +148,8 @@ def cli(
             found = asyncio.run(measure(spec, count, Path(folder)))
         cases[model] = {"spec": msgspec.to_builtins(spec), **found}
         _print(found)
-    path = record.write("efficiency", {"long": long_form, "cases": cases}, commit=commit, path=out)
-    click.echo(f"written: {path}")
+        result = {"long": long_form, "cases": cases}  # so far: a later model may not end
+        click.echo(f"written: {record.write('efficiency', result, commit=commit, path=out)}")
 
 
 def _print(found: dict[str, object]) -> None:
