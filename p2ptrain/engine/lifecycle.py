@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.agreement import Position
-from p2ptrain.core.chain import genesis_chain, next_chain
+from p2ptrain.core.chain import genesis_chain
 from p2ptrain.core.membership import Membership, Suspected
 from p2ptrain.core.schedule import last_step
 from p2ptrain.engine.admission import Admission
@@ -243,9 +243,8 @@ class Node:
         """A seat of ours has stepped; what comes next is decided here."""
         seat = self.seats[stage]
         at = done.at
-        chain = next_chain(at.chain, at.epoch, at.step, done.sums)
         seat.version = Step(at.step + 1)
-        self.presence.committed(stage, done.record(chain))
+        self.presence.committed(stage, done.record())
         if at.step >= last_step(self.spec):
             seat.finished = True
             seat.stop()
@@ -254,7 +253,7 @@ class Node:
             self.close_seat(stage, "drained" if self.draining else "given away")
         else:
             members = tuple(tuple(whole.members) for whole in done.sums)
-            position = Position(epoch=at.epoch, step=seat.version, chain=chain)
+            position = Position(epoch=at.epoch, step=seat.version, chain=done.chain)
             seat.begin(position, members)
             if self.draining:
                 seat.state = "draining"  # until somebody has taken it over
@@ -289,8 +288,7 @@ class Node:
         for seat in self.seats.values():
             digests.update(await seat.compute.tensor_digests())
             if seat.stepper.last is not None:
-                last = seat.stepper.last
-                chain = next_chain(last.at.chain, last.at.epoch, last.at.step, last.sums)
+                chain = seat.stepper.last.chain
         finished = bool(self.seats) and all(seat.finished for seat in self.seats.values())
         if finished:
             self.emit(ev.RunEnded(step=last_step(self.spec), reason="the last step has committed"))
@@ -316,14 +314,18 @@ class Node:
                 self._wake_by(self._membership.due_at)  # the only deadline it may have set
                 return
         elif isinstance(message, m.Leaving):
-            self.roster.left(peer)
-            self._membership.forget(peer)
-            self._lost(peer, now)
+            self._left(peer, now)
         elif isinstance(message, m.WantManifest) and message.stage in self.seats:
             self.admission.give_state(self.seats[message.stage], peer, message)
         elif not self.snapshots.handle(peer, message) and isinstance(message, m.NoSuch):
             self._dispatch.round(peer, message, now)  # else: nobody waits for it any more
         self._rearm()
+
+    def _left(self, peer: PeerId, now: Seconds) -> None:
+        self.roster.left(peer)
+        self._membership.forget(peer)
+        if peer in self._near:  # nobody else holds anything of ours
+            self._lost(peer, now)
 
     def _hear_seats(self, peer: PeerId, message: m.Heartbeat, now: Seconds) -> bool:
         """Take a heartbeat over; whether it said anything that matters here."""
@@ -335,7 +337,7 @@ class Node:
                 self._roster_changed()
         elif news == "versions" and peer in self._near:
             for seat in self.seats.values():
-                seat.stepper.refresh_live(now)
+                seat.stepper.advanced(peer, [status.stage for status in message.seats], now)
         return news != "nothing"
 
     def _on_data(self, peer: PeerId, message: m.Data, payload: memoryview) -> None:

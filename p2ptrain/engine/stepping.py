@@ -59,13 +59,14 @@ class Done:
     at: Position
     sums: tuple[Sum, ...]
     outcome: StepOutcome
+    chain: Chain  # after it
 
-    def record(self, chain: Chain) -> CommitRecord:
+    def record(self) -> CommitRecord:
         """What the directory is told of it."""
         return CommitRecord(
             epoch=self.at.epoch,
             step=self.at.step,
-            chain=chain,
+            chain=self.chain,
             loss=self.outcome.loss,
             val_loss=self.outcome.val_loss,
         )
@@ -223,6 +224,17 @@ class Stepper:
             return
         self._handle(r.Seen(self._gossip.renew()), now)
         self._gossip.counted(self.machine.leader, now)
+
+    def advanced(self, peer: PeerId, stages: Iterable[Stage], now: Seconds) -> None:
+        """``peer``, which serves ``stages``, has stepped: it may count from now on.
+
+        Whoever is in the last step record counts wherever it stands, so nothing is new.
+        """
+        if self.machine is None:
+            return
+        near = [stage for stage in stages if abs(stage - self.stage) <= 1]
+        if not all(peer in self._members[stage] for stage in near):
+            self.refresh_live(now)
 
     def refresh_live(self, now: Seconds) -> None:
         """Who lives has changed (or may have): tell the machine and the ledgers."""
@@ -390,19 +402,20 @@ class Stepper:
         outcome = step_outcome(sums, self._nominal_tokens)
         update = Update(step=at.step, tokens=outcome.tokens, norms=outcome.norms, skip=outcome.skip)
         await self._compute.step(update)
-        self.last = Done(at=at, sums=sums, outcome=outcome)
-        self._record(at, sums, outcome)
+        chain = next_chain(at.chain, at.epoch, at.step, sums)
+        self.last = Done(at=at, sums=sums, outcome=outcome, chain=chain)
+        self._record(self.last)
         self._committed(self.last)
 
-    def _record(self, at: Position, sums: tuple[Sum, ...], outcome: StepOutcome) -> None:
-        now = _now()
-        own = sums[self.stage]
+    def _record(self, done: Done) -> None:
+        now, at, outcome = _now(), done.at, done.outcome
+        own = done.sums[self.stage]
         slots = step_slots(self._spec, at.step)
         event = ev.StepCommitted(
             epoch=at.epoch,
             stage=self.stage,
             step=at.step,
-            chain=next_chain(at.chain, at.epoch, at.step, sums),
+            chain=done.chain,
             digest=own.digest,
             cover=own.cover,
             expected=mask_to_bytes(slots.mask, slots.width),

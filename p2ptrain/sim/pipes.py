@@ -249,7 +249,11 @@ class Pipe:
             if not self._chunks:
                 if self._ended:
                     raise LinkError(self._ended, peer=self._from)
-                await self._wait_for_data()
+                self._reader = self._loop.create_future()
+                try:
+                    await self._reader
+                finally:
+                    self._reader = None
                 continue
             chunk, start = self._chunks[0], self._offset
             stop = min(start + len(buffer) - filled, len(chunk))
@@ -262,13 +266,6 @@ class Pipe:
                 self._offset = 0
             if self._writers:
                 self._let_write()
-
-    async def _wait_for_data(self) -> None:
-        self._reader = self._loop.create_future()
-        try:
-            await self._reader
-        finally:
-            self._reader = None
 
     def _let_read(self) -> None:
         if self._reader is not None and not self._reader.done():
