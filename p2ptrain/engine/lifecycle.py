@@ -305,14 +305,14 @@ class Node:
     def _on_control(self, peer: PeerId, message: m.Control) -> None:
         now = _now()
         self._heard(peer, now)
-        if isinstance(message, Flow):
-            self._dispatch.flow(peer, message, now)
-        elif isinstance(message, Round):
-            self._dispatch.round(peer, message, now)
-        elif isinstance(message, m.Heartbeat):
+        if isinstance(message, m.Heartbeat):
             if not self._hear_seats(peer, message, now):
                 self._wake_by(self._membership.due_at)  # the only deadline it may have set
                 return
+        elif isinstance(message, Flow):
+            self._dispatch.flow(peer, message, now)
+        elif isinstance(message, Round):
+            self._dispatch.round(peer, message, now)
         elif isinstance(message, m.Leaving):
             self._left(peer, now)
         elif isinstance(message, m.WantManifest) and message.stage in self.seats:
