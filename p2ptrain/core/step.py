@@ -288,11 +288,17 @@ class StepMachine:
         self.leader = self._me if claimed else next(p for p in self._ranking() if p in self._live)
 
     def _ranking(self) -> tuple[PeerId, ...]:
-        """Members of the last record first: seats that joined since lead only among themselves."""
+        """Members of the last record first: seats that joined since lead only among themselves.
+
+        Once every member has had its turn, all live seats take turns: a record of one silent
+        member must not keep the others waiting for it for ever.
+        """
         joined = sorted(self._live.difference(self._members))
+        had_turns = self.round >= max(1, len(self._members))
+        groups = (sorted(self._live),) if had_turns else (self._members, joined)
         return tuple(
             peer
-            for group in (self._members, joined)
+            for group in groups
             for peer in leaders(self._run, self.at.step, self.stage, self.round, group)
         )
 
@@ -491,7 +497,11 @@ class StepMachine:
 
     def _on_reduce_deadline(self, now: Seconds) -> tuple[Action, ...]:
         if self._told is None:
-            return self._next_round(self._failure or "no whole sum in time", now)
+            # Who gave up alone says so: the others would wait for my parts till their deadline.
+            alone = self.leader == self._me or self._promised == NO_BALLOT
+            nack = () if alone else self._nack(self.leader, self._promised)
+            reason = self._failure or "no whole sum in time"
+            return nack + self._next_round(reason, now)
         return self._drop_plan() + self._fetch(now) if self.plan else self._try_next_holder(now)
 
     def _try_next_holder(self, now: Seconds) -> tuple[Action, ...]:

@@ -44,11 +44,8 @@ if TYPE_CHECKING:
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Chain, PeerId, RunId, Seconds
 
-# What a round waits for. A plan and its acks are control messages plus the compute that is
-# running (seconds); a reduction moves a stage's gradients; NORM only asks around.
-STEP_LIMITS = r.StepLimits(
-    plan_seconds=5.0, ack_seconds=15.0, reduce_seconds=120.0, norm_seconds=5.0
-)
+REDUCE_SECONDS = 15.0  # for the compute that is running and the round trips of a reduction
+REDUCE_BYTES_PER_SECOND = 1.25e6  # 10 Mbit/s: slower lines cannot take part in exact steps
 FETCH_SECONDS = 60.0  # one stage's sum over a slow link: 4 GB at 500 Mbit/s
 
 
@@ -144,7 +141,7 @@ class Stepper:
             expected=slots.mask,
             width=slots.width,
             elements=self._compute.elements,
-            limits=STEP_LIMITS,
+            limits=step_limits(8 * self._compute.elements),
             now=now,
         )
         early = self._gossip.begin(at)
@@ -481,3 +478,15 @@ class Stepper:
 
 def _now() -> Seconds:
     return asyncio.get_running_loop().time()
+
+
+def step_limits(stage_bytes: int) -> r.StepLimits:
+    """What a round waits for, in a stage whose sum takes ``stage_bytes``.
+
+    A plan and its acks are control messages plus the compute that is running (seconds); a
+    reduction sends and receives about the whole sum; NORM only asks around.
+    """
+    reduce_seconds = REDUCE_SECONDS + 2 * stage_bytes / REDUCE_BYTES_PER_SECOND
+    return r.StepLimits(
+        plan_seconds=5.0, ack_seconds=15.0, reduce_seconds=reduce_seconds, norm_seconds=5.0
+    )

@@ -297,8 +297,11 @@ def test_a_failed_reduction_starts_the_next_round() -> None:
     assert seat.due_at == 2.0  # a pause, so that a broken link does not spin the rounds
     actions = seat.tick(now=2.0)
     assert (seat.round, seat.reason) == (1, "link")
-    # BOB does not know what ANN counted, so it can only wait.
-    assert actions == (Unfreeze(),)
+    # BOB tells the leader, whom it keeps waiting; it does not know what ANN counted.
+    (told, *rest) = actions
+    assert isinstance(told, Send)
+    assert (told.to, type(told.message)) == ((ANN,), Nack)
+    assert rest == [Unfreeze()]
     assert seat.phase is Phase.COUNTING
 
 
@@ -306,8 +309,31 @@ def test_a_reduction_past_its_deadline_is_aborted() -> None:
     seat, plan = following()
     seat.handle(Received(ANN, go(plan)), now=0.0)
     assert seat.tick(now=3.9) == ()
-    assert seat.tick(now=4.0)[0] == AbortReduce(plan.ballot)
+    assert AbortReduce(plan.ballot) in seat.tick(now=4.0)
     assert seat.handle(Reduced(OUTCOME, 0), now=5.0) == ()  # too late
+
+
+def test_a_leader_plans_anew_when_a_member_has_given_up() -> None:
+    """A member that suspected another falsely gives up alone; nobody waits out the deadline."""
+    seat, plan = leading()
+    assert Send((BOB,), go(plan)) in seat.handle(Received(BOB, ack(plan)), now=0.0)
+    gave_up = nack_of(plan, bitmap(BOB, 0b1100), highest=plan.ballot)
+    again = the_plan(seat.handle(Received(BOB, gave_up), now=1.0))
+    assert again.ballot > plan.ballot
+
+
+def test_when_the_members_have_had_their_turn_everybody_leads() -> None:
+    seat = machine(ANN, BOB, members=(BOB,))
+    seat.handle(Seen(bitmap(ANN, 0b0011)), now=0.0)
+    seat.handle(Seen(bitmap(BOB, 0b1100)), now=0.0)
+    led = set()
+    for _ in range(12):
+        assert seat.due_at is not None
+        seat.tick(now=seat.due_at)
+        led.add(seat.leader)
+        if seat.leader == ANN:
+            break
+    assert ANN in led
 
 
 # --- views that differ -------------------------------------------------------------------------
@@ -410,7 +436,9 @@ def test_a_members_death_after_go_shortens_the_wait_for_the_sum() -> None:
     seat.handle(Received(ANN, go(plan)), now=0.0)
     assert seat.handle(Live(frozenset({BOB, EVE})), now=1.0) == ()
     assert (seat.phase, seat.due_at) == (Phase.REDUCING, 2.0)
-    assert seat.tick(now=2.0) == (AbortReduce(plan.ballot), Unfreeze())
+    told, *rest = seat.tick(now=2.0)
+    assert isinstance(told, Send)  # ANN may live after all, and wait for BOB's parts
+    assert rest == [AbortReduce(plan.ballot), Unfreeze()]
     assert seat.reason == f"{ANN} left while reducing"
     lucky, plan = following()
     lucky.handle(Received(ANN, go(plan)), now=0.0)
