@@ -24,9 +24,10 @@ Start = Callable[..., "Program"]
 Answer = Callable[..., tuple[int, str]]
 
 LOCAL = ("--host-maddrs", "/ip4/127.0.0.1/tcp/0", "--no-relay")
+SLOW = ("--link", "3mbit,10ms")  # else training takes the cores from those who start
 SMALL = (
     "model.n_layers=3", "cut.stages=3", "model.context=32", "model.d_model=32", "model.d_ff=64",
-    "batch.microbatches=12", "batch.sequences=2", "optimizer.steps=1000000",
+    "batch.microbatches=64", "batch.sequences=2", "optimizer.steps=1000000",
 )  # fmt: skip
 
 
@@ -82,6 +83,20 @@ def gone(*daemons: psutil.Process) -> bool:
     return not alive
 
 
+def look(answer: Answer, address: str, run_id: str, founder: Program) -> None:
+    """Anybody may: by ``status``, or with a bare hivemind node."""
+    code, text = answer("status", "--initial-peers", address, "--json")
+    assert code == 0
+    (status,) = json.loads(text)["runs"]
+    assert (status["run"], status["steps"]) == (run_id, 1000000)
+    assert min(seats(status)) >= 1
+    assert status["step"] >= 0
+    assert status["loss"] > 0
+    assert any(seat["rate"] > 0 for stage in status["stages"] for seat in stage)
+    owners = public_records(address, f"p2ptrain/1/{run_id}/spec")
+    assert founder.wait_for(r"peer (12D3Koo\w+)")[1] in owners
+
+
 @pytest.mark.net
 @pytest.mark.slow
 @pytest.mark.timeout(240)
@@ -93,33 +108,23 @@ def test_strangers_train_outlive_the_address_book_and_leave(
     address = address_of(book)
 
     # One begins without saying that it is the first; two come with the address alone.
-    founder = start("peer", "--initial-peers", address, "--run", "run.toml", *LOCAL)
+    founder = start("peer", "--initial-peers", address, "--run", "run.toml", *LOCAL, *SLOW)
     run_id = founder.wait_for(r"run ([0-9a-f]{32})")[1]
     founder.wait_for("serving stage")
     others = [
-        start("peer", "--initial-peers", address, "--identity-path", f"key{number}", *LOCAL)
+        start("peer", "--initial-peers", address, "--identity-path", f"key{number}", *LOCAL, *SLOW)
         for number in range(2)
     ]
     for peer in (founder, *others):
         peer.wait_for(r"step \d+ .*loss")
 
     # A fourth takes the weakest stage, loads its state from there and counts.
-    fourth = start("peer", "--initial-peers", address, "--identity-path", "key4", *LOCAL)
+    fourth = start("peer", "--initial-peers", address, "--identity-path", "key4", *LOCAL, *SLOW)
     fourth.wait_for(r"stage \d: version \d+, .* MB")
     fourth.wait_for("the weakest|nobody serves")
     fourth.wait_for(r"step \d+ .*loss")
 
-    # Anybody may look: a status, or a bare hivemind node.
-    code, text = answer("status", "--initial-peers", address, "--json")
-    assert code == 0
-    (status,) = json.loads(text)["runs"]
-    assert (status["run"], status["steps"]) == (run_id, 1000000)
-    assert min(seats(status)) >= 1
-    assert status["step"] >= 0
-    assert status["loss"] > 0
-    assert any(seat["rate"] > 0 for stage in status["stages"] for seat in stage)
-    owners = public_records(address, f"p2ptrain/1/{run_id}/spec")
-    assert founder.wait_for(r"peer (12D3Koo\w+)")[1] in owners
+    look(answer, address, run_id, founder)
 
     # Another RunSpec is another run: nobody begins one by mistake.
     assert answer("init", "-o", "other.toml", *settings(*SMALL, "seed=1"))[0] == 0
@@ -135,12 +140,16 @@ def test_strangers_train_outlive_the_address_book_and_leave(
         steps_after(founder, step)
         assert gone(daemon)
 
-    # They leave one by one, the last with nobody to leave anything to.
+    # Two leave in good order and hand over what only they hold; the last does not wait.
     daemons = [peer.p2pd() for peer in (founder, *others)]
-    for peer in (founder, *others):
+    for peer in (founder, others[0]):
         peer.ctrl_c()
         assert peer.ends() == 130
         assert "leaving: drained" in peer.output
+    others[1].ctrl_c()
+    others[1].wait_for("finishing this step")
+    others[1].ctrl_c()
+    assert others[1].ends() == 130
     assert gone(*daemons)
     assert answer("status", "--initial-peers", address)[0] == 3  # it sweeps up after the killed
     assert not list((tmp_path / "tmp").glob("p2ptrain-*"))
