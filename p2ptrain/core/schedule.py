@@ -20,6 +20,7 @@ Thaler & Ravishankar 1998 (rendezvous), Schindler & Schlosser 2005 (its weighted
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -38,6 +39,9 @@ _FEISTEL_ROUNDS = 4
 
 _HASH_BYTES = 8
 """64 bits: two of 10^4 members tie once in 10^11 rankings, and ties are broken by name."""
+
+_REMEMBERED_HASHES = 8192
+"""Rankings of one step are asked for again and again; these take a megabyte or two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +206,7 @@ def _feistel(key: str, index: int, half_bits: int) -> int:
     return left << half_bits | right
 
 
+@functools.lru_cache(maxsize=_REMEMBERED_HASHES)
 def _hash(*parts: str | int) -> int:
     """64 bits of BLAKE2b over ``parts``; a separator no part contains keeps them apart."""
     text = "\x1f".join(map(str, parts))

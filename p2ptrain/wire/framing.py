@@ -189,12 +189,7 @@ def decode_header(head: Buffer, expected: Kind) -> Header:
         raise WireError(f"a message of {message_bytes} bytes: at most {_MOST_BYTES[expected]}")
     if payload_bytes and expected is not Kind.DATA:
         raise WireError(f"{payload_bytes} bytes of payload where none may come")
-    return Header(
-        kind=expected,
-        message_bytes=message_bytes,
-        payload_bytes=payload_bytes,
-        checksum=checksum,
-    )
+    return Header(expected, message_bytes, payload_bytes, checksum)
 
 
 def decode_handshake(header: Header, body: Buffer) -> Handshake:

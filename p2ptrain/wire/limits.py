@@ -167,8 +167,8 @@ class FrameLimits:
         exact = self.payload_bytes(message)
         shorter = isinstance(message, Chunk | CorpusChunk) and 0 < declared_bytes <= exact
         if declared_bytes != exact and not shorter:
-            name = type(message).__name__
-            raise WireError(f"{declared_bytes} bytes behind {name}: it takes {exact}")
+            what = f"{declared_bytes} bytes behind {type(message).__name__}"
+            raise WireError(f"{what}: it takes {exact}")
 
     def token_bytes(self) -> Bytes:
         """Size of the token ids that come first in a Forward's payload."""
@@ -223,7 +223,6 @@ class FrameLimits:
         counter = Between(0, COUNTER_MOST)
         version = Between(0, last_version)
         seconds = finite(0.0, SECONDS_MOST)
-        tally = Between(-COUNTER_MOST, COUNTER_MOST)
         element = Between(0, max(self._elements))
         digest = sized(DIGEST_BYTES, DIGEST_BYTES)
         peer = sized(1, PEER_TEXT)
@@ -236,15 +235,13 @@ class FrameLimits:
             "step": version,  # one beyond the last step: who has finished says so
             "version": version,
             **dict.fromkeys(("epoch", "incarnation", "seq", "round", "attempt", "count"), counter),
-            **dict.fromkeys(("queue", "parked", "protocol", "poisoned"), counter),
+            **dict.fromkeys(("queue", "parked", "protocol", "poisoned", "index"), counter),
             "rank": Between(-1, COUNTER_MOST),
             **dict.fromkeys(("tokens", "val_tokens"), counter),
-            **dict.fromkeys(("loss", "val_loss"), tally),
+            **dict.fromkeys(("loss", "val_loss"), Between(-COUNTER_MOST, COUNTER_MOST)),
             **dict.fromkeys(("start", "stop"), element),
-            **dict.fromkeys(
-                ("delay_seconds", "service_seconds", "lease_seconds", "retry_seconds"), seconds
-            ),
-            "lag_seconds": seconds,
+            **dict.fromkeys(("delay_seconds", "service_seconds", "lag_seconds"), seconds),
+            **dict.fromkeys(("lease_seconds", "retry_seconds"), seconds),
             "rate": finite(0.0, 1e9),
             "norms": each(finite(0.0, math.inf)),
             **dict.fromkeys(("chain", "digest", "root"), digest),
@@ -255,19 +252,22 @@ class FrameLimits:
             "path": each(sized(0, PEER_TEXT)),
             "members": each(lambda one: peer(one) if isinstance(one, str) else each(peer)(one)),
             **dict.fromkeys(("reason", "run", "arithmetic"), text),
-            "index": Between(0, COUNTER_MOST),
             "offset": Between(0, CORPUS_BYTES),
             "chunk_bytes": Between(0, CHUNK_BYTES),
             **dict.fromkeys(("ballot", "highest", "tallies"), self._nested),
             "at": self._position,
-            **dict.fromkeys(("shares", "bitmaps", "cover", "seats"), each(self._nested)),
+            **dict.fromkeys(("shares", "bitmaps", "cover", "seats"), self._all_nested),
         }
 
     def _position(self, value: Position) -> str | None:
-        """Nearly all messages of a step name one position, which is checked once."""
-        if value != self._sound_position:
+        if value != self._sound_position:  # nearly all messages of a step name the same
             self.check(value)
             self._sound_position = value
+        return None
+
+    def _all_nested(self, values: Iterable[Message]) -> str | None:
+        for value in values:
+            self.check(value)
         return None
 
     def _nested(self, value: Message) -> str | None:
