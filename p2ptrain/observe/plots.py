@@ -71,23 +71,29 @@ def _loss(report: Report) -> Figure:
 
 def _steps(entries: Sequence[ev.Entry]) -> Figure:
     figure = _figure("pace, each seat", "step", "seconds")
-    commits = [e.event for e in entries if isinstance(e.event, ev.StepCommitted)]
+    # Step 0 lasts as long as others take to come: its bar would hide the pace.
+    commits = [e.event for e in entries if isinstance(e.event, ev.StepCommitted) and e.event.step]
     figure.axes[0].plot([c.step for c in commits], [c.seconds for c in commits], ".", markersize=3)
     return figure
 
 
 def _seats(entries: Sequence[ev.Entry]) -> Figure:
-    figure = _figure("seats per stage", "seconds", "seats")
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - an extra
+
+    figure = _figure("seats per stage", "seconds since the first peer", "seats")
+    began, ended = (entries[0].at, entries[-1].at) if entries else (0.0, 0.0)
     held: dict[Stage, int] = defaultdict(int)
     curves: dict[Stage, list[tuple[Seconds, int]]] = defaultdict(list)
     for entry in entries:
         event = entry.event
         if isinstance(event, ev.SeatOpened | ev.SeatClosed):
             held[event.stage] += 1 if isinstance(event, ev.SeatOpened) else -1
-            curves[event.stage].append((entry.at, held[event.stage]))
+            curves[event.stage].append((entry.at - began, held[event.stage]))
     axes = figure.axes[0]
     for stage, points in sorted(curves.items()):
+        points.append((ended - began, held[stage]))
         axes.step(*zip(*points, strict=True), where="post", label=f"stage {stage}")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if curves:
         axes.legend(fontsize="small")
     return figure
