@@ -88,7 +88,7 @@ async def simulate(options: SimulationOptions, display: Display) -> Simulated:
 
     Raises:
         InternalError: the swarm could not start, or fell silent; its files are kept.
-        UserError: the report's folder cannot be used.
+        UserError: the report's folder cannot be used, or is full.
     """
     folder = _folder(options)
     children = Children(folder)
@@ -106,6 +106,8 @@ async def simulate(options: SimulationOptions, display: Display) -> Simulated:
     except InternalError as error:
         error.add_note(f"output and events of all processes: {folder}")
         raise
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     except asyncio.CancelledError:
         if options.report is None:
             forget(folder)

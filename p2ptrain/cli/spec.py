@@ -6,6 +6,7 @@ flags shows what a peer or a simulation would run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,9 +51,13 @@ def init(
         return
     if output.exists() and not force:
         raise UserError(f"{output} is there already; give another -o, or --force to replace it")
+    unfinished = output.with_name(f"{output.name}.new")  # a full disk must not cost the old one
     try:
-        output.write_text(to_toml(spec))
+        unfinished.write_text(to_toml(spec))
+        unfinished.replace(output)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise UserError(f"{output}: cannot be written ({error.strerror})") from error
     click.echo(f"{output}: run {digest(spec)}; begin it with")
     click.echo(f"  p2ptrain peer --new-swarm --run {output}")

@@ -82,7 +82,8 @@ def _committed(event: ev.StepCommitted) -> str:
         for name, value in (("loss", event.loss), ("val_loss", event.val_loss))
         if value is not None
     ]
-    skipped = ["skipped"] if event.skipped else []
+    only_scored = event.loss is None and event.val_loss is not None  # nothing was to be learnt
+    skipped = ["skipped"] if event.skipped and not only_scored else []
     parts = [f"step {event.step} stage {event.stage}", *losses, *skipped]
     return "  ".join([*parts, f"{event.seconds:.1f} s"])
 

@@ -33,6 +33,14 @@ def test_init_takes_a_text_and_never_replaces_a_file_unasked(
     assert cli.run([*command, "--force"]) == 0
 
 
+def test_a_disk_that_refuses_costs_nothing_that_was_there(refused: Refused) -> None:
+    assert cli.run(["init"]) == 0
+    before = Path("run.toml").read_text()
+    Path("run.toml.new").mkdir()  # as good as a full disk
+    assert "run.toml: cannot be written" in refused("init", "--set", "seed=1", "--force")
+    assert Path("run.toml").read_text() == before
+
+
 def test_init_can_write_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["init", "-o", "-"]) == 0
     assert from_toml(capsys.readouterr().out).data.root
