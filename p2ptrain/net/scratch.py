@@ -25,12 +25,17 @@ if TYPE_CHECKING:
 PREFIX: Final = "p2ptrain-"
 LOCK: Final = "lock"
 
+SOCKET_PATH_BYTES: Final = 107  # of a Unix socket's path, as the kernel bounds it
+INSIDE_BYTES: Final = 36  # of it for the folder's own name and a socket's in it
+SHORT_BASE: Final = Path("/tmp")  # noqa: S108 - a private folder is made in it, as by tempfile
+
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """Make a private folder for the time of the ``with``; sweep those of the dead first."""
     _sweep()
-    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
+    made = tempfile.TemporaryDirectory(prefix=PREFIX, dir=_base(), ignore_cleanup_errors=True)
+    with made as name:
         lock = os.open(Path(name) / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -39,8 +44,15 @@ def scratch_folder() -> Iterator[Path]:
             os.close(lock)
 
 
+def _base() -> Path:
+    """Where people want temporary files, unless no socket would fit into so long a path."""
+    wanted = Path(tempfile.gettempdir())
+    fits = len(os.fsencode(wanted)) + INSIDE_BYTES <= SOCKET_PATH_BYTES
+    return wanted if fits or not SHORT_BASE.is_dir() else SHORT_BASE
+
+
 def _sweep() -> None:
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for folder in _base().glob(f"{PREFIX}*"):
         # No lock yet: just being made. Not ours, or gone meanwhile: not our business.
         with suppress(OSError):
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)

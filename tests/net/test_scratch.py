@@ -1,8 +1,10 @@
 """Scratch folders: gone in the end, also those of the killed."""
 
+import socket
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -18,10 +20,20 @@ with scratch_folder() as folder:
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+def place(monkeypatch):
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # pytest's own may be long already
+        monkeypatch.setenv("TMPDIR", short)
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        yield Path(short)
+
+
+def test_a_place_too_deep_for_a_socket_is_not_used(place, monkeypatch):
+    deep = place / ("deep" * 20)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with scratch_folder() as folder, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(folder / "0123abcd.p2pd"))
+    assert list(deep.iterdir()) == []
 
 
 def test_a_folder_is_private_and_goes_with_its_with(place):
