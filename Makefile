@@ -32,7 +32,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 
 simulate: setup
-	$(BIN)/p2ptrain simulate $(SIMULATE)
+	$(BIN)/p2ptrain simulate --report runs/simulate $(SIMULATE)
 
 test: setup
 	$(BIN)/ruff check .
