@@ -29,6 +29,8 @@ from p2ptrain.units import Stage
 from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from p2ptrain.core.assignment import Assignment
     from p2ptrain.engine.lifecycle import Node
     from p2ptrain.ports import Corpus, StageCompute
@@ -76,12 +78,17 @@ class Admission:
             self._catch_up(asyncio.get_running_loop().time())
             await asyncio.sleep(node.options.assign_seconds)
 
-    def may_leave(self, seat: SeatRuntime) -> bool:
-        """Whether to leave this seat at the step boundary: others serve it, or nobody could."""
+    def may_leave(self, seat: SeatRuntime, members: Collection[PeerId]) -> bool:
+        """Whether to leave this seat at the step boundary: others serve it, or nobody could.
+
+        Only ``members``, who took this step with us, hold the state that it gave: somebody who
+        has just come may be steps behind, and would find nobody to catch up from.
+        """
         node = self._node
+        here = any(v.peer in members and v.peer != node.me for v in node.roster.serving(seat.stage))
         if node.draining:
-            return self._served(seat.stage) or not self._heirs()
-        return seat.state == "draining" and len(node.seats) > 1 and self._served(seat.stage)
+            return here or not self._heirs()
+        return seat.state == "draining" and len(node.seats) > 1 and here
 
     def give_state(self, seat: SeatRuntime, peer: PeerId, message: m.WantManifest) -> None:
         """A joiner wants our state: save it, once per step, then answer."""

@@ -249,7 +249,7 @@ class Node:
             seat.finished = True
             seat.stop()
             self.statuses_changed()  # who lingers for us need not
-        elif self.admission.may_leave(seat):
+        elif self.admission.may_leave(seat, done.sums[stage].members):
             self.close_seat(stage, "drained" if self.draining else "given away")
         else:
             members = tuple(tuple(whole.members) for whole in done.sums)
