@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from p2ptrain.observe import events as ev
+from p2ptrain.sim.pipes import Link
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult
 from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
 from p2ptrain.units import PeerId, Stage
@@ -77,3 +78,19 @@ def test_a_whole_swarm_told_to_leave_leaves(play: Play, cue: MakeCue) -> None:
     )
     for peer in ("p0", "p1", "p2"):
         assert leaving_seconds(result, peer) < 15.0  # all go: there is nobody to wait for
+
+
+@pytest.mark.parametrize(("latency", "seed"), [(0.05, 2), (0.1, 1)])
+def test_a_seat_is_not_given_to_newcomers_who_are_behind(
+    play: Play, latency: float, seed: int
+) -> None:
+    """Steps are shorter than the loading of a state: who serves may be steps behind."""
+    peers = [
+        PeerPlan(peer=PeerId(f"p{n}"), speed=4.0, starts_at=16.0 if n else 0.0) for n in range(4)
+    ]
+    link = Link(latency_seconds=latency, rate_bytes_per_second=400_000.0)
+    spec = toy_spec(stages=3, microbatches=12, steps=60)
+    result = play(Scenario(spec=spec, peers=peers, link=link, seed=seed))
+    assert result.weights_digest == reference(spec, ToyCorpus(spec)).weights_digest
+    closed = [e.event.reason for e in result.entries if isinstance(e.event, ev.SeatClosed)]
+    assert any("steps behind" in reason for reason in closed)

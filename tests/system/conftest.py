@@ -75,6 +75,12 @@ class Program:
         assert found, f"never said {pattern!r}; it said:\n{self.output}"
         return found[0]
 
+    def wait_until(self, holds: Callable[[str], bool], *, seconds: float = WAIT_SECONDS) -> None:
+        """Until the output is as it should be."""
+        with self._news:
+            self._news.wait_for(lambda: holds("\n".join(self._lines)), timeout=seconds)
+        assert holds(self.output), f"it said:\n{self.output}"
+
     def p2pd(self) -> psutil.Process:
         """Its libp2p daemon."""
         (child,) = psutil.Process(self._process.pid).children()
@@ -90,7 +96,10 @@ class Program:
 
     def ends(self, *, seconds: float = WAIT_SECONDS) -> int:
         """Its exit code, once it has ended and all is read."""
-        code = self._process.wait(timeout=seconds)
+        try:
+            code = self._process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it goes on:\n{self.output}") from None
         self._reader.join(timeout=seconds)
         return code
 

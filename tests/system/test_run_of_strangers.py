@@ -7,6 +7,7 @@ covered, a newcomer takes the weakest, the address book dies, a peer is killed, 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,6 +62,22 @@ def steps_after(program: Program, step: int, *, count: int = 3) -> None:
 def last_step(program: Program) -> int:
     words = program.output.rpartition(" step ")[2].split()
     return int(words[0]) if words and words[0].isdecimal() else 0
+
+
+def held(output: str) -> set[str]:
+    """The stages that a peer says it serves."""
+    stages: set[str] = set()
+    for word, stage in re.findall(r" (serving|left) stage (\d)", output):
+        (stages.add if word == "serving" else stages.discard)(stage)
+    return stages
+
+
+def one_of_two(peers: list[Program]) -> Program:
+    """Once each serves one stage: a peer whose stage another serves, too."""
+    for peer in peers:
+        peer.wait_until(lambda output: len(held(output)) == 1)
+    stages = [held(peer.output) for peer in peers]
+    return next(peer for peer in reversed(peers) if stages.count(held(peer.output)) > 1)
 
 
 def seats(status: dict[str, Any]) -> list[int]:
@@ -134,22 +151,25 @@ def test_strangers_train_outlive_the_address_book_and_leave(
     assert run_id in text
 
     # The address book dies, then a peer: training goes on, no daemon is left behind.
-    for victim in (book, fourth):
-        daemon, step = victim.p2pd(), last_step(founder)
-        victim.kill()
-        steps_after(founder, step)
+    victim = one_of_two([founder, *others, fourth])
+    staying = [peer for peer in (founder, *others, fourth) if peer is not victim]
+    for killed in (book, victim):
+        daemon, step = killed.p2pd(), last_step(staying[0])
+        killed.kill()
+        steps_after(staying[0], step)
         assert gone(daemon)
 
     # Two leave in good order and hand over what only they hold; the last does not wait.
-    daemons = [peer.p2pd() for peer in (founder, *others)]
-    for peer in (founder, others[0]):
+    daemons = [peer.p2pd() for peer in staying]
+    for peer in staying[:2]:
         peer.ctrl_c()
         assert peer.ends() == 130
         assert "leaving: drained" in peer.output
-    others[1].ctrl_c()
-    others[1].wait_for("finishing this step")
-    others[1].ctrl_c()
-    assert others[1].ends() == 130
+    last = staying[2]
+    last.ctrl_c()
+    last.wait_for("finishing this step")
+    last.ctrl_c()
+    assert last.ends() == 130
     assert gone(*daemons)
     assert answer("status", "--initial-peers", address)[0] == 3  # it sweeps up after the killed
     assert not list((tmp_path / "tmp").glob("p2ptrain-*"))
