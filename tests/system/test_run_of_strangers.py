@@ -150,14 +150,17 @@ def test_strangers_train_outlive_the_address_book_and_leave(
     assert (code, text.count("\n")) == (4, 0)
     assert run_id in text
 
-    # The address book dies, then a peer: training goes on, no daemon is left behind.
+    # The address book dies: training goes on, no daemon is left behind. A peer leaves.
     victim = one_of_two([founder, *others, fourth])
     staying = [peer for peer in (founder, *others, fourth) if peer is not victim]
-    for killed in (book, victim):
-        daemon, step = killed.p2pd(), last_step(staying[0])
-        killed.kill()
-        steps_after(staying[0], step)
-        assert gone(daemon)
+    daemon, step = book.p2pd(), last_step(staying[0])
+    book.kill()
+    steps_after(staying[0], step)
+    assert gone(daemon)
+    daemon = victim.p2pd()
+    victim.ctrl_c()
+    assert victim.ends() == 130
+    assert gone(daemon)
 
     # Two leave in good order and hand over what only they hold; the last does not wait.
     daemons = [peer.p2pd() for peer in staying]
