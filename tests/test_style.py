@@ -32,6 +32,7 @@ FORBIDDEN_ATTRIBUTES = {
 LONG_FILES = {
     "p2ptrain/engine/admission.py": "taking, giving away and catching up share one look",
     "p2ptrain/core/custody.py": "one machine, all its transitions in one file",
+    "p2ptrain/core/download.py": "one machine, all its transitions in one file",
     "p2ptrain/core/step.py": "one machine, all its transitions in one file",
     "p2ptrain/engine/lifecycle.py": "owns a peer's tasks; every callback of the links ends here",
     "p2ptrain/engine/pipeline.py": "one machine, all its transitions in one file",

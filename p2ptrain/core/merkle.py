@@ -11,6 +11,9 @@ Invariants: leaf, node and root are hashed with different personalisations, so n
 passed off as another (RFC 6962 does it by a prefix byte); the count is in the root, so
 lists of different lengths have different roots.
 
+Chunks are 4 MiB; a small state is cut finer, so that several owners can give a part each.
+Their size follows from the state's, or equal states would have different roots.
+
 Refused: a digest over the whole. It can only be checked when everything has arrived, and
 then does not say which of several donors lied.
 """
@@ -18,14 +21,31 @@ then does not say which of several donors lied.
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from p2ptrain.units import DIGEST_BYTES, Digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from p2ptrain.units import Bytes
+
     Buffer = bytes | bytearray | memoryview
+
+CHUNK_MOST_BYTES: Final = 4 << 20
+"""One lost costs little; the leaves of 1 GB fit one small message."""
+
+CHUNK_LEAST_BYTES: Final = 64 << 10
+"""Below, asking takes longer than sending."""
+
+CHUNKS_WANTED: Final = 8
+"""Of a small state: enough to share out among a few owners."""
+
+
+def chunk_size(size_bytes: Bytes) -> Bytes:
+    """Into pieces of what size a state of ``size_bytes`` is cut: a power of two."""
+    share = max(1, size_bytes // CHUNKS_WANTED)
+    return min(CHUNK_MOST_BYTES, max(CHUNK_LEAST_BYTES, 1 << (share.bit_length() - 1)))
 
 
 def leaf_digest(chunk: Buffer) -> Digest:

@@ -3,7 +3,14 @@
 import hypothesis.strategies as st
 from hypothesis import given
 
-from p2ptrain.core.merkle import chunks, leaf_digest, merkle_root
+from p2ptrain.core.merkle import (
+    CHUNK_LEAST_BYTES,
+    CHUNK_MOST_BYTES,
+    chunk_size,
+    chunks,
+    leaf_digest,
+    merkle_root,
+)
 from p2ptrain.units import Digest
 
 blobs = st.lists(st.binary(min_size=1, max_size=4), max_size=12)
@@ -31,6 +38,15 @@ def test_chunks_tile_a_blob(blob: bytes, size: int) -> None:
     assert b"".join(parts) == blob
     assert all(len(part) == size for part in parts[:-1])
     assert all(parts)
+
+
+@given(st.integers(0, 1 << 50))
+def test_a_small_state_is_cut_finer_and_a_large_one_into_large_pieces(size: int) -> None:
+    piece = chunk_size(size)
+    assert CHUNK_LEAST_BYTES <= piece <= CHUNK_MOST_BYTES
+    assert piece.bit_count() == 1
+    if CHUNK_LEAST_BYTES * 16 <= size <= CHUNK_MOST_BYTES * 8:
+        assert 8 <= -(-size // piece) <= 16
 
 
 def test_the_root_is_pinned() -> None:
