@@ -31,7 +31,8 @@ import uvloop
 from p2ptrain.compute.executor import TorchCompute
 from p2ptrain.data import corpus_from_bytes, load_corpus
 from p2ptrain.engine.discovery import expect_run, fetch_spec
-from p2ptrain.engine.lifecycle import Node, NodeOptions, NodeResult, World
+from p2ptrain.engine.lifecycle import Node
+from p2ptrain.engine.terms import NodeOptions, NodeResult, World
 from p2ptrain.errors import DataError, P2PTrainError, UserError
 from p2ptrain.net.identity import Identity
 from p2ptrain.net.node import Network, NetworkOptions

@@ -34,7 +34,6 @@ LONG_FILES = {
     "p2ptrain/core/custody.py": "one machine, all its transitions in one file",
     "p2ptrain/core/download.py": "one machine, all its transitions in one file",
     "p2ptrain/core/step.py": "one machine, all its transitions in one file",
-    "p2ptrain/engine/lifecycle.py": "owns a peer's tasks; every callback of the links ends here",
     "p2ptrain/engine/pipeline.py": "one machine, all its transitions in one file",
     "p2ptrain/engine/stepping.py": "one arm for each action of the round machine",
     "p2ptrain/ports.py": "one vocabulary, mostly promises in prose",
@@ -50,6 +49,7 @@ WITHOUT_TEST_OF_THEIR_OWN = {
     "p2ptrain/ports.py",  # promises; tests/contracts holds the implementations to them
     "p2ptrain/core/duties.py",  # values; tests/core/test_custody.py feeds every one
     "p2ptrain/core/agreement.py",  # values; their legality is tested in core/step and wire
+    "p2ptrain/engine/terms.py",  # values; every node of tests/engine and tests/sim lives by them
     "p2ptrain/net/binding.py",  # names taken from hivemind; all of tests/net uses them
     "p2ptrain/wire/messages.py",  # values; tests/wire/test_framing.py round-trips each
 }

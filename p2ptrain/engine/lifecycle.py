@@ -8,100 +8,50 @@ peer. All protocol state changes in synchronous handlers on the loop; the tasks 
 links, the directory, the worker, the timer, and short jobs (a frame to send, a reduction).
 
 Invariants:
-    * one timer: the earliest deadline of all machines, re-armed after every event;
+    * every task of a peer is a child of its one group: none outlives :meth:`Node.run`;
     * a seat is opened and closed only at a step boundary, or before its first step.
+
+Refused: an object that knows the protocol. This one owns and wires; what a message, a
+silence or a deadline means is decided by the parts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.agreement import Position
 from p2ptrain.core.chain import genesis_chain
-from p2ptrain.core.membership import Membership, Suspected
 from p2ptrain.core.schedule import last_step
 from p2ptrain.engine.admission import Admission
-from p2ptrain.engine.dispatch import Dispatcher, Flow, Round
+from p2ptrain.engine.dispatch import Dispatcher
+from p2ptrain.engine.farewell import linger, sum_up
 from p2ptrain.engine.links import Links
 from p2ptrain.engine.mail import Mail
+from p2ptrain.engine.neighbourhood import Neighbourhood
 from p2ptrain.engine.presence import Announcer, Presence
+from p2ptrain.engine.reception import Reception
 from p2ptrain.engine.roster import Roster
 from p2ptrain.engine.seat import SeatRuntime, Surroundings
+from p2ptrain.engine.terms import NodeOptions
+from p2ptrain.engine.timer import Timer
 from p2ptrain.engine.transfers import Snapshots
 from p2ptrain.engine.worker import Worker
 from p2ptrain.observe import events as ev
-from p2ptrain.units import Stage, Step
+from p2ptrain.units import Step
 from p2ptrain.wire import framing
 from p2ptrain.wire import messages as m
 from p2ptrain.wire.limits import FrameLimits
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Coroutine
 
-    from p2ptrain.core.membership import Event as MembershipEvent
     from p2ptrain.engine.stepping import Done
-    from p2ptrain.ports import Compute, Corpus, Directory, Signer, Transport
+    from p2ptrain.engine.terms import NodeResult, World
     from p2ptrain.run import RunSpec
-    from p2ptrain.units import Chain, PeerId, RunId, Seconds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeOptions:
-    """What this peer alone decides.
-
-    ``stage``: the one to serve, None chooses. ``spare_seconds``: how long a hole must stand
-    before this peer takes it beside its own seat; newcomers get that long to come.
-    ``linger_seconds``: how long a finished peer stays for others at most.
-    ``drain_seconds``: how long a drained peer finishes its step, or waits for somebody to
-    take over what it alone holds; under the 90 s after which service managers kill.
-    ``assign_seconds``: between looks at who serves what.
-    """
-
-    stage: Stage | None = None
-    spare_seconds: Seconds = 10.0
-    linger_seconds: Seconds = 30.0
-    drain_seconds: Seconds = 60.0
-    assign_seconds: Seconds = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """The ports of one peer.
-
-    ``corpus``: the run's data, if this peer has it; else ``corpus_from`` makes it of bytes
-    pulled from peers of stage 0, should this peer come to serve that.
-    """
-
-    transport: Transport
-    directory: Directory
-    signer: Signer
-    compute: Compute
-    corpus: Corpus | None
-    corpus_from: Callable[[bytes], Corpus] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeResult:
-    """What a peer leaves with: its seats' versions and the digests of their weights."""
-
-    finished: bool
-    versions: Mapping[Stage, Step]
-    tensor_digests: Mapping[str, str]
-    chain: Chain
-    false_suspicions: int
-
-
-@dataclass(slots=True)
-class _Clock:
-    """When the timer will fire next, and what wakes it earlier."""
-
-    armed_at: Seconds | None = None
-    poke: asyncio.Event = field(default_factory=asyncio.Event)
+    from p2ptrain.units import PeerId, RunId, Seconds, Stage
 
 
 class Node:
@@ -128,15 +78,19 @@ class Node:
         self.ended = asyncio.Event()
         self._incarnation = incarnation
         self.rng = rng
-        self._membership = Membership(spec.limits)
-        self._near: frozenset[PeerId] = frozenset()
         self._beats = 0
         self._sequence = itertools.count(1)
-        self._lag_seconds = 0.0
-        self._lag_told_at = -math.inf
-        self._clock = _Clock()
         self.draining = False
         self._group: asyncio.TaskGroup | None = None
+        self._near = Neighbourhood(
+            self.roster, self.seats, spec.limits, emit=emit, changed=self._changed
+        )
+        self._timer = Timer(
+            due_at=self._due_at,
+            tick=self._tick,
+            own_lag=self._near.own_lag,
+            heartbeat_seconds=spec.limits.heartbeat_seconds,
+        )
         hello = m.Hello(
             protocol=framing.PROTOCOL,
             run=run,
@@ -147,17 +101,18 @@ class Node:
         self.links = Links(
             world.transport, hello, self.limits, heartbeat=self._heartbeat, emit=emit
         )
-        self.links.on_control, self.links.on_data = self._on_control, self._on_data
-        self.links.on_up, self.links.on_down = self._on_up, self._on_down
-        self.links.beats_to = lambda peer: peer in self._near
         self.mail = Mail(self.links, self.roster, self.spawn)
         self.worker = Worker(lambda: [(s.pipeline, s.compute) for s in self.seats.values()])
-        self._dispatch = Dispatcher(self.seats, self.mail)
         announcer = Announcer(
             run=run, peer=self.me, incarnation=incarnation, addresses=world.transport.addresses()
         )
         self.presence = Presence(world.directory, spec, announcer, rng=rng, emit=emit)
         self.snapshots = Snapshots(self.links, emit)
+        dispatch = Dispatcher(self.seats, self.mail)
+        reception = Reception(
+            self.links, dispatch, self._near, self.snapshots, self._timer, self._give_state
+        )
+        reception.attend()
         if world.corpus is not None:
             self.snapshots.offer_corpus(world.corpus)
         self.admission = Admission(self)
@@ -179,12 +134,11 @@ class Node:
                 group.create_task(self.links.run()),
                 group.create_task(self.presence.run()),
                 group.create_task(self.worker.run()),
-                group.create_task(self._tick_forever()),
+                group.create_task(self._timer.run()),
                 group.create_task(self.admission.run()),
             ]
             await self.ended.wait()
-            await self._linger()
-            result = await self._result()
+            result = await self._finish()
             self.mail.tell_all(self.links.peers(), m.Leaving(reason="the run is complete"))
             await self.presence.withdraw()
             for task in background:
@@ -235,7 +189,7 @@ class Node:
         beat = self._heartbeat()
         self.mail.tell_all(self.links.peers(), beat)
         self.presence.announce(beat.seats)
-        self._roster_changed()
+        self._near.refresh(_now())
 
     # --- the step's end ---------------------------------------------------------------------
 
@@ -269,202 +223,51 @@ class Node:
         self.emit(ev.SeatClosed(stage=stage, reason=reason))
         self.statuses_changed()
 
-    async def _linger(self) -> None:
-        """Stay while others still need our sums, but not for ever."""
-        if not self.seats or self.draining:
-            return
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self.options.linger_seconds
-        final = last_step(self.spec) + 1
-        while loop.time() < until:
-            waiting = [s for s in self.roster.views() if s.version < final and s.peer != self.me]
-            if not waiting:
-                return
-            await asyncio.sleep(min(0.2, self.options.linger_seconds / 10))
-
-    async def _result(self) -> NodeResult:
-        digests: dict[str, str] = {}
-        chain = genesis_chain(self.run_id)
-        for seat in self.seats.values():
-            digests.update(await seat.compute.tensor_digests())
-            if seat.stepper.last is not None:
-                chain = seat.stepper.last.chain
-        finished = bool(self.seats) and all(seat.finished for seat in self.seats.values())
-        if finished:
-            self.emit(ev.RunEnded(step=last_step(self.spec), reason="the last step has committed"))
-        return NodeResult(
-            finished=finished,
-            versions={stage: seat.version for stage, seat in sorted(self.seats.items())},
-            tensor_digests=digests,
-            chain=chain,
-            false_suspicions=self._membership.false_suspicions,
+    async def _finish(self) -> NodeResult:
+        """Stay while others still need our sums, but not for ever; then sum up."""
+        if self.seats and not self.draining:
+            final, seconds = last_step(self.spec) + 1, self.options.linger_seconds
+            await linger(self.roster, self.me, final=final, seconds=seconds)
+        result = await sum_up(
+            self.seats,
+            genesis_chain(self.run_id),
+            false_suspicions=self._near.false_suspicions,
         )
+        if result.finished:
+            self.emit(ev.RunEnded(step=last_step(self.spec), reason="the last step has committed"))
+        return result
 
-    # --- events from links ------------------------------------------------------------------
-
-    def _on_control(self, peer: PeerId, message: m.Control) -> None:
-        now = _now()
-        self._heard(peer, now)
-        if isinstance(message, m.Heartbeat):
-            if not self._hear_seats(peer, message, now):
-                self._wake_by(self._membership.due_at)  # the only deadline it may have set
-                return
-        elif isinstance(message, Flow):
-            self._dispatch.flow(peer, message, now)
-        elif isinstance(message, Round):
-            self._dispatch.round(peer, message, now)
-        elif isinstance(message, m.Leaving):
-            self._left(peer, now)
-        elif isinstance(message, m.WantManifest) and message.stage in self.seats:
-            self.admission.give_state(self.seats[message.stage], peer, message)
-        elif not self.snapshots.handle(peer, message) and isinstance(message, m.NoSuch):
-            self._dispatch.round(peer, message, now)  # else: nobody waits for it any more
-        self._rearm()
-
-    def _left(self, peer: PeerId, now: Seconds) -> None:
-        self.roster.left(peer)
-        self._membership.forget(peer)
-        if peer in self._near:  # nobody else holds anything of ours
-            self._lost(peer, now)
-
-    def _hear_seats(self, peer: PeerId, message: m.Heartbeat, now: Seconds) -> bool:
-        """Take a heartbeat over; whether it said anything that matters here."""
-        was_near = peer in self._near
-        news = self.roster.hear(peer, message.seats)
-        if news == "seats":
-            self._find_near()
-            if was_near or peer in self._near:  # else no machine of ours looks at it
-                self._roster_changed()
-        elif news == "versions" and peer in self._near:
-            for seat in self.seats.values():
-                seat.stepper.advanced(peer, [status.stage for status in message.seats], now)
-        return news != "nothing"
-
-    def _on_data(self, peer: PeerId, message: m.Data, payload: memoryview) -> None:
-        now = _now()
-        self._heard(peer, now)
-        if not self.snapshots.handle(peer, message, payload):
-            self._dispatch.frame(peer, message, payload, now)
-        self._rearm()
-
-    def _on_up(self, peer: PeerId) -> None:
-        now = _now()
-        self._heard(peer, now)
-        incarnation = self.links.incarnation(peer)
-        if incarnation is not None and self.roster.incarnated(peer, incarnation):
-            for seat in self.seats.values():
-                seat.stepper.restarted(peer)
-            self._lost(peer, now)
-        for seat in self.seats.values():
-            seat.stepper.greet(peer)
-        self._rearm()
-
-    def _on_down(self, peer: PeerId, _reason: str) -> None:
-        now = _now()
-        self._membership.link_lost(peer, now=now)
-        for seat in self.seats.values():
-            seat.custodian.link_down(peer, now)
-        self.snapshots.lost(peer)
-        self._rearm()
-
-    def near(self) -> frozenset[PeerId]:
-        """Peers with a seat beside one of ours: who they are, and that they live, matters."""
-        return self._near
-
-    def _find_near(self) -> None:
-        stages = {stage + offset for stage in self.seats for offset in (-1, 0, 1)}
-        near = self.roster.near(stages)
-        for peer in sorted(self._near - near):
-            self._membership.forget(peer)
-        self._near = near
-
-    def _heard(self, peer: PeerId, now: Seconds) -> None:
-        if peer in self._near:
-            for event in self._membership.heard(peer, now=now):
-                self._membership_changed(event, now)
-
-    def _membership_changed(self, event: MembershipEvent, now: Seconds) -> None:
-        if isinstance(event, Suspected):
-            self.emit(ev.Suspected(peer=event.peer, silent_seconds=event.silent_seconds))
-            self.roster.lost(event.peer)
-            self._lost(event.peer, now)
-        else:
-            self.emit(ev.Restored(peer=event.peer))
-            self.roster.found(event.peer)
-            self._find_near()
-            for seat in list(self.seats.values()):
-                seat.found(event.peer, now)
-            self._changed()
-
-    def _lost(self, peer: PeerId, now: Seconds) -> None:
-        for seat in list(self.seats.values()):
-            seat.lost(peer, now)
-        self._changed()
-
-    def _roster_changed(self) -> None:
-        now = _now()
-        self._find_near()
-        for seat in list(self.seats.values()):
-            if seat.position is not None:
-                seat.roster_changed(now)
-        self._changed()
+    def _give_state(self, peer: PeerId, message: m.WantManifest) -> bool:
+        seat = self.seats.get(message.stage)
+        if seat is not None:
+            self.admission.give_state(seat, peer, message)
+        return seat is not None
 
     # --- time -------------------------------------------------------------------------------
 
     def _heartbeat(self) -> m.Heartbeat:
         self._beats += 1
-        now = _now()
-        if now >= self._lag_told_at + self.spec.limits.heartbeat_seconds:
-            self._membership.own_lag(self._lag_seconds)
-            self._lag_seconds, self._lag_told_at = 0.0, now
+        self._timer.tell_lag(_now())
         seats = tuple(seat.status() for _, seat in sorted(self.seats.items()))
         self.roster.hear(self.me, seats)  # what others know of us, we know
-        return m.Heartbeat(count=self._beats, lag_seconds=self._lag_seconds, seats=seats)
+        return m.Heartbeat(count=self._beats, lag_seconds=self._timer.lag_seconds, seats=seats)
 
     def _changed(self) -> None:
         self.worker.wake()
-        self._rearm()
+        self._timer.rearm()
 
     def _due_at(self) -> Seconds | None:
-        first = self._membership.due_at
+        first = self._near.due_at
         for seat in self.seats.values():
             time = seat.due_at
             if time is not None and (first is None or time < first):
                 first = time
         return first
 
-    def _rearm(self) -> None:
-        if not self._clock.poke.is_set():  # else the timer looks at everything anyway
-            self._wake_by(self._due_at())
-
-    def _wake_by(self, due_at: Seconds | None) -> None:
-        armed_at = self._clock.armed_at
-        if due_at is not None and (armed_at is None or due_at < armed_at):
-            self._clock.poke.set()
-
-    async def _tick_forever(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            now = loop.time()
-            for event in self._membership.tick(now=now):
-                self._membership_changed(event, now)
-            for seat in list(self.seats.values()):
-                seat.tick(now)
-            due_at = self._due_at()
-            self._clock.armed_at = due_at
-            self._clock.poke.clear()
-            handle = None if due_at is None else loop.call_at(due_at, self._clock.poke.set)
-            await self._clock.poke.wait()
-            if handle is not None:
-                handle.cancel()
-            if due_at is not None:
-                self._note_lag(loop.time() - due_at)
-
-    def _note_lag(self, seconds: Seconds) -> None:
-        """How late we woke, at worst, since the last heartbeat: told before anybody is judged."""
-        self._lag_seconds = max(self._lag_seconds, seconds)
-        if seconds > self.spec.limits.heartbeat_seconds:
-            self._membership.own_lag(seconds)
+    def _tick(self, now: Seconds) -> None:
+        self._near.tick(now)
+        for seat in list(self.seats.values()):
+            seat.tick(now)
 
 
 def _now() -> Seconds:

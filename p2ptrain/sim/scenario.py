@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from p2ptrain.core.digest import combine_digests
-from p2ptrain.engine.lifecycle import NodeOptions, NodeResult
+from p2ptrain.engine.terms import NodeOptions, NodeResult
 from p2ptrain.sim.compute import CostModel, ToyCompute
 from p2ptrain.sim.faults import FaultPlan
 from p2ptrain.units import PeerId

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from p2ptrain.engine.lifecycle import NodeOptions
+from p2ptrain.engine.terms import NodeOptions
 from p2ptrain.observe import events as ev
 from p2ptrain.sim import loop
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, crowd
