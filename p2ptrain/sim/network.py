@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from p2ptrain.sim.pipes import Tap
     from p2ptrain.units import PeerId, Seconds
 
 SWEEP_WIRES = 64
@@ -44,7 +45,8 @@ class SimNetwork:
     """The network of one simulated world; use as ``async with`` around everything in it.
 
     ``links``: a peer's way in (default ``link``); ``pairs``: (from, to) with another one,
-    whose rate is not used: the uplink is the sender's.
+    whose rate is not used: the uplink is the sender's. ``tap``: hears all that is sent and
+    all that arrives.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class SimNetwork:
         link: Link | None = None,
         links: Mapping[PeerId, Link] | None = None,
         pairs: Mapping[tuple[PeerId, PeerId], Link] | None = None,
+        tap: Tap | None = None,
     ) -> None:
+        self._tap = tap
         self.context = contextvars.Context()
         self._loop = asyncio.get_running_loop()
         self._seed = seed
@@ -96,7 +100,7 @@ class SimNetwork:
         if old is not None and old.alive:
             msg = f"{peer} is already in the network"
             raise InternalError(msg)
-        uplink = Uplink(self._loop, self.context, self._links.get(peer, self._link))
+        uplink = Uplink(self._loop, self.context, self._links.get(peer, self._link), self._tap)
         self._transports[peer] = SimTransport(self, peer, uplink)
         return self._transports[peer]
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from p2ptrain.errors import LinkError
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from p2ptrain.ports import Buffer
     from p2ptrain.units import Bytes, PeerId, Seconds
+
+    Tap = Callable[[Literal["sent", "arrived"], tuple[PeerId, PeerId], bytes | memoryview], None]
 
 WINDOW_BYTES = 1 << 20
 """Sent and not read, at most, beside what the wire itself holds (libp2p: 1.05 MB measured)."""
@@ -69,9 +71,20 @@ Item: TypeAlias = "bytes | memoryview | str"
 
 
 class Uplink:
-    """One peer's outgoing line: a queue of pipes that take turns, a segment each."""
+    """One peer's outgoing line: a queue of pipes that take turns, a segment each.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context, link: Link) -> None:
+    ``tap``: hears what each pipe of the line takes from its writer and hands to its reader,
+    as somebody would who sits on the wire.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        link: Link,
+        tap: Tap | None = None,
+    ) -> None:
+        self.tap = tap
         self.loop = loop
         self.context = context
         self.link = link
@@ -156,6 +169,8 @@ class Pipe:
         if self._broken:
             raise LinkError(self._broken, peer=self._to)
         data = b"".join(buffers)
+        if self._uplink.tap is not None:
+            self._uplink.tap("sent", (self._from, self._to), data)
         window = self.link.window_bytes()
         if len(data) + self._unread <= window:
             self._unread += len(data)
@@ -237,6 +252,8 @@ class Pipe:
             if self.on_end is not None:
                 self.on_end(item)
         elif not self._ended:
+            if self._uplink.tap is not None:
+                self._uplink.tap("arrived", (self._from, self._to), item)
             self._chunks.append(item)
             self._let_read()
 

@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from p2ptrain.core.schedule import last_step
-from p2ptrain.engine.lifecycle import Node
-from p2ptrain.engine.terms import World
+from p2ptrain.engine import lifecycle
 from p2ptrain.errors import InternalError
 from p2ptrain.observe import events as ev
 from p2ptrain.run import digest
@@ -36,6 +35,7 @@ from p2ptrain.sim.chaos import Injector
 from p2ptrain.sim.checkers import judge
 from p2ptrain.sim.compute import CostModel
 from p2ptrain.sim.directory import SimTable
+from p2ptrain.sim.harm import Harm
 from p2ptrain.sim.network import SimNetwork
 from p2ptrain.sim.scenario import Scenario, SwarmResult, toy_compute
 from p2ptrain.sim.signer import SimSigner
@@ -44,9 +44,9 @@ from p2ptrain.sim.toy import ToyCorpus, reference
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from p2ptrain.engine.terms import NodeOptions, NodeResult
     from p2ptrain.ports import Compute
     from p2ptrain.sim.checkers import Verdict
+    from p2ptrain.sim.pipes import Tap
     from p2ptrain.sim.scenario import PeerPlan
     from p2ptrain.units import PeerId, Seconds, Stage
 
@@ -67,7 +67,7 @@ class Host:
         self.compute = compute
         self.alive = True
         self.stages: set[Stage] = set()
-        self.node: Node | None = None
+        self.node: lifecycle.Node | None = None
         self.task: asyncio.Task[None] | None = None
 
 
@@ -84,13 +84,15 @@ class SimWorld:
         self._make = scenario.compute or toy_compute(CostModel(seed=scenario.seed))
         self._run_id = digest(scenario.spec)
         self._log = blake2b(digest_size=32)
-        self._results: dict[PeerId, NodeResult] = {}
+        self._results: dict[PeerId, lifecycle.NodeResult] = {}
         self._unfinished: list[PeerId] = []
         self._group = asyncio.TaskGroup()
         self._changed = asyncio.Event()
         self._ended = False
         self._incarnations = 0
-        self._injector = Injector(self, scenario.chaos, self.random("faults"))
+        self.harm = Harm(self)
+        self.tap: Tap | None = None
+        self._injector = Injector(self, self.harm, scenario.chaos, self.random("faults"))
 
     def run(self) -> SwarmResult:
         """Run to the end of training and judge.
@@ -113,11 +115,11 @@ class SimWorld:
             raise
         return SwarmResult(
             entries=self.entries,
-            event_log_hash=self._log.hexdigest(),
+            event_log_hash=self.event_log_hash,
             tensors=self._tensors(),
-            verdicts=self._judge(),
+            verdicts=self.judge(),
             peers=self._results,
-            faults=self._injector.tally.fired(),
+            faults=self.harm.tally.fired(),
             unfinished=tuple(sorted(self._unfinished)),
             seconds=seconds,
         )
@@ -148,6 +150,11 @@ class SimWorld:
         assert host.task is not None
         host.task.cancel()
 
+    def abandon(self) -> None:
+        """Nothing more can come of this run: stop everybody."""
+        for host in self._living():
+            self.kill(host.peer)
+
     def emit(self, peer: PeerId, event: ev.AnyEvent) -> None:
         """Write to the one event log of the world."""
         entry = ev.Entry(at=self.clock.time(), peer=peer, event=event)
@@ -165,10 +172,10 @@ class SimWorld:
         if host.plan.link is not None:
             self.network.set_link(peer, host.plan.link)
         signer = SimSigner(peer, seed=self.scenario.seed)
-        host.node = node = Node(
+        host.node = node = lifecycle.Node(
             self._run_id,
             spec,
-            World(
+            lifecycle.World(
                 transport=self.network.transport(peer),
                 directory=self.table.directory(signer),
                 signer=signer,
@@ -186,7 +193,7 @@ class SimWorld:
         host.alive = False
         self.network.kill(peer)
 
-    def _options(self, plan: PeerPlan) -> NodeOptions:
+    def _options(self, plan: PeerPlan) -> lifecycle.NodeOptions:
         options = self.scenario.options
         return options if plan.stage is None else replace(options, stage=plan.stage)
 
@@ -214,14 +221,14 @@ class SimWorld:
         clock = asyncio.get_running_loop()
         assert isinstance(clock, loop.VirtualTimeLoop)
         self.clock = clock
-        network = SimNetwork(seed=self.scenario.seed, link=self.scenario.link)
+        network = SimNetwork(seed=self.scenario.seed, link=self.scenario.link, tap=self.tap)
         async with network as self.network, self._group as group:
             for plan in self.scenario.peers:
                 self.start(plan)
             faults = group.create_task(self._injector.run())
             await self._until(lambda: self._ended or not self._living())
             faults.cancel()
-            self._injector.end()
+            self.harm.end()
             try:
                 async with asyncio.timeout(DEPARTURE_SECONDS):
                     await self._until(lambda: not self._living())
@@ -252,7 +259,13 @@ class SimWorld:
                     raise InternalError(msg)
         return tensors
 
-    def _judge(self) -> tuple[Verdict, ...]:
+    @property
+    def event_log_hash(self) -> str:
+        """Over every event so far: equal scenarios give equal ones."""
+        return self._log.hexdigest()
+
+    def judge(self) -> tuple[Verdict, ...]:
+        """What the checkers say of the events so far."""
         spec, toy = self.scenario.spec, self.scenario.compute is None
         sums = None
         if self.scenario.verify and toy:

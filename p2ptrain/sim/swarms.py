@@ -1,0 +1,266 @@
+"""Random swarms: from one number a swarm, its troubles, and the verdict on what it did.
+
+    seed -> draw -> SwarmPlan -> run -> Outcome (how it ended, what fired where, its log's hash)
+
+A plan is a value that says everything, so that a failure is repeated from its seed, and a
+shorter plan (see shrinking) from its text. Everything that happens hangs on points of the
+protocol, not on instants: "the 17th microbatch counted", "the second plan on its way".
+
+Outcomes:
+    trained    everybody's last step has committed, every checker is content
+    violated   a checker is not
+    stalled    no end, although every stage had somebody with its newest state
+    bereft     no end, because the newest state of a stage died with its last holder
+    crashed    the engine raised what it should not
+
+Invariant: equal plans give equal event logs.
+
+Refused: a plan drawn while it is carried out. What a fault hits would then change the
+draws behind it, and no shorter plan would still be the same story.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from p2ptrain.observe import events as ev
+from p2ptrain.sim import loop
+from p2ptrain.sim.blows import Blow, BlowKind, Striker
+from p2ptrain.sim.pipes import Link
+from p2ptrain.sim.points import POINTS
+from p2ptrain.sim.scenario import PeerPlan, Scenario
+from p2ptrain.sim.toy import toy_spec
+from p2ptrain.sim.world import SimWorld
+from p2ptrain.units import PeerId
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from p2ptrain.units import Seconds, Stage, Step
+
+End: TypeAlias = Literal["trained", "violated", "stalled", "bereft", "crashed"]
+
+PATIENCE_SECONDS = 90.0
+"""Of the progress checker: every wait in the protocol is shorter, with its retries."""
+
+STALL_SECONDS = 240.0
+"""Of the watchdog, which ends a run that goes nowhere: well above the patience."""
+
+BEREFT_SECONDS = 30.0
+"""After a death that took a stage's newest state along, the run is given up: nothing brings
+it back. (It will, once whole stages are restored from snapshots; then the watchdog decides.)"""
+
+FAULTS_MOST = 4
+"""More than that at once in so short a run leave nobody to recover."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmPlan:
+    """A random swarm. ``speeds``: one per peer, multiples of the toy's; so many peers."""
+
+    seed: int
+    stages: int
+    microbatches: int
+    steps: int
+    replicas: int
+    speeds: tuple[float, ...]
+    interval_seconds: Seconds
+    latency_seconds: Seconds
+    jitter_seconds: Seconds
+    rate_bytes_per_second: float | None = None
+    corruption: float = 0.0
+    blows: tuple[Blow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a plan. ``fired``: how often, by "kind at point"."""
+
+    plan: SwarmPlan
+    end: End
+    reason: str
+    event_log_hash: str
+    fired: Mapping[str, int] = field(default_factory=dict)
+    seconds: Seconds = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the protocol is to blame."""
+        return self.end in ("violated", "stalled", "crashed")
+
+
+# --- drawing ----------------------------------------------------------------------------------
+
+
+def draw(seed: int) -> SwarmPlan:
+    """The plan of ``seed``."""
+    rng = Random(f"p2ptrain random swarm/{seed}")
+    stages = rng.randint(2, 4)
+    peers = rng.randint(max(4, stages), 12)
+    microbatches, steps = rng.randint(4, 16), rng.randint(3, 6)
+    return SwarmPlan(
+        seed=seed,
+        stages=stages,
+        microbatches=microbatches,
+        steps=steps,
+        replicas=rng.randint(1, max(1, peers // stages)),
+        speeds=tuple(round(math.exp(rng.gauss(-1.2, 0.7)), 3) for _ in range(peers)),
+        interval_seconds=rng.choice((0.0, 0.1, 0.5)),
+        latency_seconds=rng.choice((0.005, 0.02, 0.05, 0.15)),
+        jitter_seconds=rng.choice((0.0, 0.01, 0.05)),
+        rate_bytes_per_second=rng.choice((None, None, 1e6, 1e5)),
+        corruption=rng.choice((0.0,) * 9 + (0.002,)),
+        blows=tuple(
+            _blow(rng, stages * microbatches * steps) for _ in range(rng.randint(0, FAULTS_MOST))
+        ),
+    )
+
+
+_RARE: tuple[BlowKind, ...] = (
+    *("join", "leave", "reset", "slow", "partition", "restart"),
+    *("last-replica", "stage-loss", "bootstrap-death"),
+)
+
+
+def _blow(rng: Random, microbatches: int) -> Blow:
+    """Half of them kill or freeze at a failpoint, the rest strikes somewhere in the run."""
+    if rng.random() < 0.6:  # noqa: PLR2004 - most: a failpoint is the harder test
+        point = rng.choice(sorted(POINTS))
+        kind: BlowKind = rng.choice(("kill", "kill", "freeze"))
+        nth = 1 + int(rng.expovariate(0.25))
+    else:
+        kind = rng.choice(("kill", "kill", "freeze", *_RARE))
+        point, nth = "counting", rng.randint(1, microbatches)
+    return Blow(kind=kind, point=point, nth=nth, seconds=rng.choice((2.0, 6.0, 12.0, 20.0)))
+
+
+# --- running ----------------------------------------------------------------------------------
+
+
+class Swarm(SimWorld):
+    """The world of a plan."""
+
+    def __init__(self, plan: SwarmPlan) -> None:
+        super().__init__(_scenario(plan))
+        self._stages = plan.stages
+        self._striker = Striker(self, self.harm, plan.blows, self.random("blows"))
+        self.tap = self._striker.watch.heard
+
+    def emit(self, peer: PeerId, event: ev.AnyEvent) -> None:
+        """Also what the blows wait for."""
+        super().emit(peer, event)
+        self._striker.happened(peer, event)
+        if isinstance(event, ev.FaultFired) and event.fault == "kill":
+            self.harm.later(BEREFT_SECONDS, self._look)
+
+    def _look(self) -> None:
+        if bereft_stages(self.entries, self._stages):
+            self.abandon()
+
+    @property
+    def fired(self) -> Mapping[str, int]:
+        """What fired where."""
+        return self._striker.fired
+
+
+def _scenario(plan: SwarmPlan) -> Scenario:
+    rate = plan.rate_bytes_per_second
+    return Scenario(
+        spec=toy_spec(
+            stages=plan.stages,
+            microbatches=plan.microbatches,
+            steps=plan.steps,
+            seed=plan.seed,
+            replicas=plan.replicas,
+        ),
+        peers=[
+            PeerPlan(
+                peer=PeerId(f"peer-{number:02}"),
+                speed=speed,
+                starts_at=number * plan.interval_seconds,
+            )
+            for number, speed in enumerate(plan.speeds)
+        ],
+        seed=plan.seed,
+        link=Link(
+            latency_seconds=plan.latency_seconds,
+            jitter_seconds=plan.jitter_seconds,
+            rate_bytes_per_second=math.inf if rate is None else rate,
+            corruption=plan.corruption,
+        ),
+        patience_seconds=PATIENCE_SECONDS,
+        stall_seconds=STALL_SECONDS,
+    )
+
+
+def run(plan: SwarmPlan) -> Outcome:
+    """Carry out ``plan`` to whatever end."""
+    swarm = Swarm(plan)
+    end: End = "trained"
+    reason = ""
+    try:
+        swarm.run()
+    except loop.SimulationError as error:
+        end, reason = "stalled", f"{type(error).__name__}: {error}"
+    except ExceptionGroup as error:
+        end, reason = "crashed", _innermost(error)
+    orphaned = [] if swarm.ended else bereft_stages(swarm.entries, plan.stages)
+    if orphaned and end != "crashed":
+        end = "bereft"
+        reason = f"nobody holds the newest state of stage {', '.join(map(str, orphaned))}"
+    problems = [
+        f"{verdict.invariant} {verdict.problems[0]}"
+        for verdict in swarm.judge()
+        if not verdict.holds and (verdict.invariant != "I3" or end == "trained")
+    ]
+    if problems and end != "crashed":
+        end, reason = "violated", "; ".join(problems)
+    return Outcome(
+        plan=plan,
+        end=end,
+        reason=reason,
+        event_log_hash=swarm.event_log_hash,
+        fired=swarm.fired,
+        seconds=swarm.entries[-1].at if swarm.entries else 0.0,
+    )
+
+
+def _innermost(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
+
+
+def bereft_stages(entries: Sequence[ev.Entry], stages: int) -> list[Stage]:
+    """The stages whose newest state nobody who lives has, as the log tells."""
+    newest: dict[Stage, Step | int] = {}
+    held: dict[Stage, dict[PeerId, Step | int]] = {}
+    for entry in entries:
+        event = entry.event
+        match event:
+            case ev.SeatOpened(stage=stage, version=version):
+                held.setdefault(stage, {})[entry.peer] = version
+            case ev.StepCommitted(stage=stage, step=step):
+                held.setdefault(stage, {})[entry.peer] = step + 1
+                newest[stage] = max(newest.get(stage, 0), step + 1)
+            case ev.SeatClosed(stage=stage):
+                held.get(stage, {}).pop(entry.peer, None)
+            case ev.PeerStopped():
+                _forget(held, entry.peer)
+            case ev.FaultFired(fault="kill", target=target):
+                _forget(held, PeerId(target))
+            case _:
+                pass
+    return [
+        stage
+        for stage, version in sorted(newest.items())
+        if stage < stages and version > max(held.get(stage, {}).values(), default=0)
+    ]
+
+
+def _forget(held: dict[Stage, dict[PeerId, Step | int]], peer: PeerId) -> None:
+    for versions in held.values():
+        versions.pop(peer, None)
