@@ -264,6 +264,15 @@ class StageCompute(Protocol):
         """
         ...
 
+    async def probe(self) -> None:
+        """One forward pass over fixed input; nothing accumulates and nothing is kept.
+
+        Raises:
+            MisbehaviourError: what comes out is not finite or of a wrong size: the state that
+                was loaded is of no use here.
+        """
+        ...
+
     async def tensor_digests(self) -> Mapping[str, str]:
         """Digest (hex) of every weight tensor, by global name; see weights_digest in run.py."""
         ...

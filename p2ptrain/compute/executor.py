@@ -184,6 +184,10 @@ class TorchStage:
         """Take over a blob, or raise MisbehaviourError and change nothing."""
         await self._run("state", lambda: self._state.load(blob))
 
+    async def probe(self) -> None:
+        """A forward pass over fixed input, or raise MisbehaviourError."""
+        await self._run("evaluate", self._state.probe)
+
     async def tensor_digests(self) -> Mapping[str, str]:
         """Digest of every weight tensor."""
         return await self._run("state", self._state.tensor_digests)

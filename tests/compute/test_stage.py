@@ -4,8 +4,10 @@ from typing import Literal
 import msgspec
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
+from p2ptrain.compute.snapshot import pack
 from p2ptrain.compute.stage import LOSS_SCALE, StageState
 from p2ptrain.core.digest import tensor_digest
 from p2ptrain.core.sizes import boundary_bytes, microbatch_token_bytes, nominal_tokens
@@ -236,3 +238,15 @@ def test_without_compression_the_cut_changes_nothing() -> None:
     finished = whole.finish([(0, own(whole))])
     whole.step(Update(step=Step(0), tokens=one.tokens, norms=finished.norms, skip=False))
     assert whole.tensor_digests() == {**cut[0].tensor_digests(), **cut[1].tensor_digests()}
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_probe_finds_a_state_that_gives_nothing_finite(stage: int) -> None:
+    state = seat(stage)
+    state.probe()
+    tensors = safetensors.torch.load(state.save())
+    for name in [name for name in tensors if name.startswith("weights/") and ".mlp." in name]:
+        tensors[name].fill_(3e38)  # finite, as every snapshot's, and too large to compute with
+    state.load(pack(tensors))
+    with pytest.raises(MisbehaviourError, match="no finite output"):
+        state.probe()

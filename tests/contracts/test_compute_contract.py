@@ -296,6 +296,16 @@ async def test_a_loaded_seat_is_a_replica(compute: Compute, stage: Stage) -> Non
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("stage", STAGES)
+async def test_a_probe_leaves_no_trace(compute: Compute, stage: Stage) -> None:
+    seat = await stepped(compute, stage)
+    before = await seat.save()
+    await seat.probe()
+    assert await seat.save() == before
+    assert not any(await own(seat))
+
+
+@pytest.mark.asyncio
 async def test_a_foreign_blob_is_refused_and_changes_nothing(compute: Compute) -> None:
     seat, foreign = await compute.open(MIDDLE), await compute.open(LAST)
     before = await seat.save()
