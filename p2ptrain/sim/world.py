@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from p2ptrain.core.schedule import last_step
-from p2ptrain.engine import lifecycle
+from p2ptrain.engine.lifecycle import Node
+from p2ptrain.engine.terms import World
 from p2ptrain.errors import InternalError
 from p2ptrain.observe import events as ev
 from p2ptrain.run import digest
@@ -44,6 +45,7 @@ from p2ptrain.sim.toy import ToyCorpus, reference
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from p2ptrain.engine.terms import NodeOptions, NodeResult
     from p2ptrain.ports import Compute
     from p2ptrain.sim.checkers import Verdict
     from p2ptrain.sim.pipes import Tap
@@ -67,7 +69,7 @@ class Host:
         self.compute = compute
         self.alive = True
         self.stages: set[Stage] = set()
-        self.node: lifecycle.Node | None = None
+        self.node: Node | None = None
         self.task: asyncio.Task[None] | None = None
 
 
@@ -84,7 +86,7 @@ class SimWorld:
         self._make = scenario.compute or toy_compute(CostModel(seed=scenario.seed))
         self._run_id = digest(scenario.spec)
         self._log = blake2b(digest_size=32)
-        self._results: dict[PeerId, lifecycle.NodeResult] = {}
+        self._results: dict[PeerId, NodeResult] = {}
         self._unfinished: list[PeerId] = []
         self._group = asyncio.TaskGroup()
         self._changed = asyncio.Event()
@@ -172,10 +174,10 @@ class SimWorld:
         if host.plan.link is not None:
             self.network.set_link(peer, host.plan.link)
         signer = SimSigner(peer, seed=self.scenario.seed)
-        host.node = node = lifecycle.Node(
+        host.node = node = Node(
             self._run_id,
             spec,
-            lifecycle.World(
+            World(
                 transport=self.network.transport(peer),
                 directory=self.table.directory(signer),
                 signer=signer,
@@ -193,7 +195,7 @@ class SimWorld:
         host.alive = False
         self.network.kill(peer)
 
-    def _options(self, plan: PeerPlan) -> lifecycle.NodeOptions:
+    def _options(self, plan: PeerPlan) -> NodeOptions:
         options = self.scenario.options
         return options if plan.stage is None else replace(options, stage=plan.stage)
 
