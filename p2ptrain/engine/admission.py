@@ -1,4 +1,4 @@
-"""Which seats this peer takes and gives away, and how it gets their state.
+"""Which seats this peer takes and gives away, and when.
 
     look at the roster (directory and heartbeats) every assign_seconds:
       no seat            -> claim the weakest stage, load its state, serve
@@ -7,9 +7,8 @@
       draining           -> stay until others hold what only we hold, if there are others
       before step 0      -> wait until every stage is covered, then let stage 0 begin
 
-A claim is an announcement in state "joining": others count it where it is going. State
-comes from a replica of the stage (one source suffices, verified by root); before the
-first step everybody computes the same initial weights from the seed instead.
+A claim is an announcement in state "joining": others count it where it is going. What a
+seat needs before it serves, ``loading`` fetches; what joiners need of ours, ``keeping`` saves.
 """
 
 from __future__ import annotations
@@ -17,24 +16,22 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from p2ptrain.core.agreement import Position
 from p2ptrain.core.assignment import choose_stage, release, spare_stage
-from p2ptrain.core.chain import genesis_chain
 from p2ptrain.core.levelling import level
 from p2ptrain.core.schedule import last_step
-from p2ptrain.engine.seat import SeatRuntime, genesis
-from p2ptrain.errors import PeerError
+from p2ptrain.engine.keeping import Keeper
+from p2ptrain.engine.loading import Loader
+from p2ptrain.engine.seat import SeatRuntime
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Stage
-from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from p2ptrain.core.assignment import Assignment
     from p2ptrain.engine.lifecycle import Node
-    from p2ptrain.ports import Corpus, StageCompute
     from p2ptrain.units import PeerId, Seconds
+    from p2ptrain.wire import messages as m
 
 BEHIND_SECONDS = 3.0  # a commit spreads within a round trip; three seconds behind is lost
 LOOKS = 2  # before step 0, so that the peers' views have time to become one
@@ -52,9 +49,9 @@ class Admission:
         self._hole_since: Seconds | None = None
         self._told = False
         self._furthest = 0  # the highest version ever heard of: a run is never begun anew
-        self._alarmed = ""
         self._behind_since: dict[Stage, Seconds] = {}
-        self._saved: dict[Stage, Position] = {}  # what the donor offers
+        self._loader = Loader(node)
+        self._keeper = Keeper(node.links, node.snapshots, node.spawn)
 
     async def run(self) -> None:
         """Look and act until cancelled."""
@@ -75,6 +72,7 @@ class Admission:
                 await self._adjust()
             node.presence.announce([seat.status() for seat in node.seats.values()])
             self._start_when_covered()
+            node.snapshots.expire(asyncio.get_running_loop().time())
             self._catch_up(asyncio.get_running_loop().time())
             await asyncio.sleep(node.options.assign_seconds)
 
@@ -91,15 +89,16 @@ class Admission:
         return seat.state == "draining" and len(node.seats) > 1 and here
 
     def give_state(self, seat: SeatRuntime, peer: PeerId, message: m.WantManifest) -> None:
-        """A joiner wants our state: save it, once per step, then answer."""
-        if seat.finished:  # its weights are past its last position, and nothing follows
-            reason = "the run is complete"
-            answer = m.NoSuch(what="snapshot", stage=seat.stage, reason=reason)
-            self._node.links.send(peer, answer)
-        elif seat.position is None or seat.position == self._saved.get(seat.stage):
-            self._node.snapshots.handle(peer, message)
-        else:
-            self._node.spawn(self._snapshot(seat, peer, message))
+        """A joiner wants our state: as of a step that it names (see keeping)."""
+        self._keeper.wanted(seat, peer, message)
+
+    def stepped(self, seat: SeatRuntime) -> None:
+        """Call when a seat of ours has begun its next step, or finished: joiners may wait."""
+        self._keeper.stepped(seat)
+
+    def closed(self, stage: Stage, reason: str) -> None:
+        """Call when a seat of ours is given up: its state is not given any more."""
+        self._keeper.closed(stage, reason)
 
     # --- leaving ----------------------------------------------------------------------------
 
@@ -115,7 +114,9 @@ class Admission:
     def _leave_in_vain(self) -> None:
         """Draining: say once that we must stay; go in mid-step when all others go as well."""
         node = self._node
-        if not self._heirs():
+        if not node.seats:  # the last one fell behind, and others serve its stage
+            node.ended.set()
+        elif not self._heirs():
             gone = set(range(node.spec.cut.stages)) - {view.stage for view in node.roster.views()}
             if gone:  # the step cannot end
                 node.ended.set()
@@ -229,8 +230,8 @@ class Admission:
         seat = SeatRuntime(node.around(), compute)
         node.seats[stage] = seat
         node.statuses_changed()  # the claim
-        seat.pipeline.corpus = await self._corpus() if stage == 0 else None
-        at = await self._state(stage, compute)
+        seat.pipeline.corpus = await self._loader.corpus() if stage == 0 else None
+        at = await self._loader.state(stage, compute, fresh=not self._furthest)
         if at is None or (stage == 0 and seat.pipeline.corpus is None):
             del node.seats[stage]
             node.statuses_changed()
@@ -243,77 +244,13 @@ class Admission:
             seat.start_sourcing()
         node.statuses_changed()
 
-    async def _corpus(self) -> Corpus | None:
-        """The run's data: ours, or pulled from a peer of stage 0."""
-        world, data = self._node.world, self._node.spec.data
-        if world.corpus is not None or world.corpus_from is None:
-            return world.corpus
-        donors = self._donors(Stage(0))
-        try:
-            blob = await self._node.snapshots.pull_corpus(donors, data.total_bytes, data.root)
-            return world.corpus_from(blob)
-        except PeerError as error:
-            self._alarm(f"no data for stage 0: {error.reason}")
-            return None
-
-    def _alarm(self, reason: str) -> None:
-        """Once for each reason: it is tried again every look."""
-        if reason != self._alarmed:
-            self._alarmed = reason
-            self._node.emit(ev.Alarm(reason=reason))
-
-    def _donors(self, stage: Stage) -> list[PeerId]:
-        """Who serves ``stage``, the furthest first."""
-        views = [
-            view
-            for view in self._node.roster.views()
-            if view.stage == stage and view.state != "joining" and view.peer != self._node.me
-        ]
-        return [view.peer for view in sorted(views, key=lambda view: (-view.version, view.peer))]
-
-    async def _state(
-        self, stage: Stage, compute: StageCompute
-    ) -> tuple[Position, tuple[tuple[PeerId, ...], ...]] | None:
-        """Where the stage stands, with its state loaded; None: not now."""
-        node = self._node
-        views = node.roster.views()
-        nobody = tuple(() for _ in range(node.spec.cut.stages))
-        if not self._furthest and all(view.version == 0 for view in views):
-            return genesis(genesis_chain(node.run_id)), nobody
-        donors = self._donors(stage)
-        if not donors:
-            self._alarm(f"stage {stage} has no replica left to take its state from")
-            return None
-        try:
-            manifest, blob = await node.snapshots.pull(stage, donors)
-            await compute.load(blob)
-        except PeerError as error:
-            self._alarm(f"no state for stage {stage}: {error.reason}")
-            return None
-        self._alarmed = ""
-        loaded = ev.StateLoaded(
-            stage=stage, version=manifest.version, source=donors[0], size_bytes=len(blob)
-        )
-        node.emit(loaded)
-        at = Position(epoch=manifest.epoch, step=manifest.version, chain=manifest.chain)
-        return at, manifest.members
-
-    async def _snapshot(self, seat: SeatRuntime, peer: PeerId, message: m.WantManifest) -> None:
-        """Save the state as of this step's beginning, offer it, and answer."""
-        node, at = self._node, seat.position
-        blob = await seat.compute.save()
-        if at is not None and at == seat.position:  # no commit came between
-            await node.snapshots.offer(seat.stage, at, seat.stepper.members, blob)
-            self._saved[seat.stage] = at
-        node.snapshots.handle(peer, message)
-
     def _catch_up(self, now: Seconds) -> None:
         """A seat that missed a commit asks for its sums; one far behind loads state again."""
         node = self._node
         for stage, seat in list(node.seats.items()):
             if seat.position is None or seat.finished:
                 continue
-            mates = [v for v in node.roster.serving(stage) if v.version > seat.version]
+            mates = [v for v in node.roster.present(stage) if v.version > seat.version]
             if not mates:
                 self._behind_since.pop(stage, None)
                 continue

@@ -94,3 +94,39 @@ def test_a_seat_is_not_given_to_newcomers_who_are_behind(
     assert result.weights_digest == reference(spec, ToyCorpus(spec)).weights_digest
     closed = [e.event.reason for e in result.entries if isinstance(e.event, ev.SeatClosed)]
     assert any("steps behind" in reason for reason in closed)
+
+
+def test_an_heir_who_is_a_step_behind_catches_up_with_the_one_who_leaves(
+    play: Play, cue: MakeCue
+) -> None:
+    """Loading takes longer than a step: the heir begins behind, and only the leaver is ahead."""
+    peers = [PeerPlan(peer=PeerId(f"p{number}")) for number in range(2)]
+    spec = toy_spec(stages=3, microbatches=12, steps=60)
+    link = Link(latency_seconds=0.15, rate_bytes_per_second=20_000.0)
+    for leaver in ("p0", "p1"):
+        result = play(
+            Scenario(spec=spec, peers=peers, link=link),
+            cue("drain", committed(leaver, 2), draining(leaver)),
+        )
+        assert result.weights_digest == reference(spec, ToyCorpus(spec)).weights_digest
+        assert leaving_seconds(result, leaver) < 30.0
+
+
+def test_a_leaver_who_has_fallen_behind_goes(play: Play, cue: MakeCue) -> None:
+    """Its seat is closed, being steps behind: it takes no other while it leaves."""
+    peers = [
+        PeerPlan(peer=PeerId(f"p{n}"), speed=4.0, starts_at=16.0 if n > 2 else 0.0)
+        for n in range(5)
+    ]
+    link = Link(latency_seconds=0.1, rate_bytes_per_second=400_000.0)
+    spec = toy_spec(stages=3, microbatches=12, steps=80)
+
+    def behind(entry: ev.Entry) -> bool:
+        return isinstance(entry.event, ev.SeatOpened) and entry.event.version > 0
+
+    def drain_it(world: SimWorld, entry: ev.Entry) -> PeerId:
+        return draining(entry.peer)(world, entry)
+
+    result = play(Scenario(spec=spec, peers=peers, link=link), cue("drain", behind, drain_it))
+    leaver = next(e.peer for e in result.entries if behind(e))
+    assert leaving_seconds(result, leaver) < 20.0
