@@ -166,6 +166,11 @@ def test_a_run_that_cannot_be_run_is_refused_in_one_line(spec: RunSpec, reason: 
         decode(encode(spec))
 
 
+def test_a_value_that_no_text_can_hold_is_refused() -> None:
+    with pytest.raises(RunSpecError, match="characters that are none"):
+        layered(environ={"P2PTRAIN_ARITHMETIC_TORCH": "\udcff"})
+
+
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(RunSpecError, match=r"d_model = 130.*; .*stages = 9"):
         validate(RunSpec(model=Model(d_model=130), cut=Cut(stages=9)))
@@ -189,6 +194,10 @@ def test_no_held_out_share_is_fine_without_evaluation() -> None:
             "file: optimizer.name: Invalid enum value 'sgd'; there are",
         ),
         ("model = 3\n", "unknown key model; did you mean"),
+        ("seed = 99999999999999999999\n", "seed = 99999999999999999999: must lie between"),
+        ("[cut]\nlayers = [99999999999999999999, 1, 1, 1]\n", "cut.layers sum to"),
+        ("a = " + "[" * 9999, "file is no RunSpec: nested too deep"),
+        ("a." * 9999 + "b = 1", "file is no RunSpec: nested too deep"),
     ],
 )
 def test_bad_text_is_refused_with_what_to_write_instead(text: str, reason: str) -> None:

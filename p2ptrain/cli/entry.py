@@ -7,7 +7,8 @@ traceback. Refused: tracebacks as a user interface.
 
 from __future__ import annotations
 
-import gc
+import contextlib
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ import click
 
 from p2ptrain import __version__
 from p2ptrain.cli.flags import Group
+from p2ptrain.cli.leaving import INTERRUPTED_EXIT
 from p2ptrain.cli.serving import bootstrap, peer, status
 from p2ptrain.cli.spec import config, init
 from p2ptrain.cli.swarm import simulate
@@ -24,9 +26,17 @@ from p2ptrain.errors import P2PTrainError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-INTERRUPTED_EXIT = 130
 USAGE_EXIT = 2
 FAULT_EXIT = 1
+
+THE_MACHINES = {
+    errno.ENOSPC: "make room on the disk that it writes to (or that its output goes to)",
+    errno.EDQUOT: "make room within your quota",
+    errno.EROFS: "give a place that can be written",
+    errno.EACCES: "give a place that you may use",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+}
+"""What the operating system refuses and its user can mend, wherever it comes up."""
 
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -45,38 +55,38 @@ for command in (init, bootstrap, peer, simulate, status, config):
     cli.add_command(command)
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command and exit with its code."""
-    code = run(sys.argv[1:] if args is None else args)
-    gc.freeze()  # else the interpreter walks all of torch once more: a second of every leaving
-    sys.exit(code)
-
-
 def run(args: Sequence[str]) -> int:
     """Run the command; return its exit code. Every error ends here, in one line on stderr."""
     try:
         code = cli.main(list(args), prog_name="p2ptrain", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
         return INTERRUPTED_EXIT
-    except click.ClickException as error:
-        return _fail(error.format_message(), USAGE_EXIT, context=getattr(error, "ctx", None))
-    except P2PTrainError as error:
-        if os.environ.get("P2PTRAIN_DEBUG"):
-            raise
-        return _fail("; ".join([str(error), *getattr(error, "__notes__", ())]), error.exit_code)
     except BrokenPipeError:
         return FAULT_EXIT  # whoever read our output has left
     except Exception as error:  # the last line before the user
-        if os.environ.get("P2PTRAIN_DEBUG"):
+        if os.environ.get("P2PTRAIN_DEBUG") and not isinstance(error, click.ClickException):
             raise
-        fault = f"our fault: {type(error).__name__}: {error} (P2PTRAIN_DEBUG=1 shows where)"
-        return _fail(fault, FAULT_EXIT)
+        return _told(error)
     return code if isinstance(code, int) else 0
+
+
+def _told(error: Exception) -> int:
+    """Say what is wrong, and whose fault it is by the exit code returned."""
+    if isinstance(error, click.ClickException):
+        return _fail(error.format_message(), USAGE_EXIT, context=getattr(error, "ctx", None))
+    if isinstance(error, P2PTrainError):
+        return _fail("; ".join([str(error), *getattr(error, "__notes__", ())]), error.exit_code)
+    if isinstance(error, OSError) and error.errno in THE_MACHINES:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        return _fail(f"{what}; {THE_MACHINES[error.errno]}", USAGE_EXIT)
+    fault = f"our fault: {type(error).__name__}: {error} (P2PTRAIN_DEBUG=1 shows where)"
+    return _fail(fault, FAULT_EXIT)
 
 
 def _fail(reason: str, code: int, *, context: click.Context | None = None) -> int:
     command = context.command_path if context is not None else "p2ptrain"
     hint = f" (see {command} --help)" if context is not None else ""
     line = f"{command}: {reason}{hint}".replace("\n", " ")
-    print(line, file=sys.stderr)  # noqa: T201 -- the user's terminal is this module's purpose
+    with contextlib.suppress(OSError):  # nowhere to say it: the code says it still
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 -- the terminal is our purpose
     return code

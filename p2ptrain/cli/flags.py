@@ -12,7 +12,9 @@ This module knows nothing of what the commands do.
 from __future__ import annotations
 
 import difflib
+import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,6 +43,24 @@ class Size(click.ParamType[int]):
         if found is None:
             self.fail(f"{value!r} is no size; write it like 512MB or 16GiB", param, ctx)
         return int(float(found[1]) * (_UNITS | _BINARY_UNITS)[found[2] or ""])
+
+
+class AnyPath(click.Path):
+    """A path, there or not yet; only the empty one, of an unset shell variable, is refused."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """The path; an empty one would mean the current folder."""
+        if not os.fspath(value):
+            self.fail("the path is empty (a shell variable without a value?)", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Command(click.Command):

@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from p2ptrain.cli.flags import Size, option, pairs
+from p2ptrain.cli.leaving import at_once
 from p2ptrain.cli.spec import ANY_PATH, data_option, preset_option, resolve, set_option, source_of
 from p2ptrain.data import pin
 from p2ptrain.errors import UserError
@@ -63,7 +64,8 @@ def bootstrap(
 ) -> int:
     """Run an address book; it prints the address to share."""
     parse_peer_addresses(initial_peers)
-    from bootstrap import node  # noqa: PLC0415 -- hivemind takes seconds
+    with at_once():
+        from bootstrap import node  # noqa: PLC0415 -- hivemind takes seconds
 
     options = node.BootstrapOptions(
         port=port,
@@ -130,9 +132,10 @@ def peer(**given: Any) -> int:
     link = shape(flags.link)
     if not DEVICE.fullmatch(flags.device):
         raise UserError(f"--device {flags.device}: give auto, cpu, cuda, cuda:N or mps")
-    from p2ptrain.net.listening import DaemonOptions  # noqa: PLC0415 -- hivemind takes seconds
-    from p2ptrain.net.node import NetworkOptions  # noqa: PLC0415
-    from peers.peer import PeerOptions, run  # noqa: PLC0415
+    with at_once():
+        from p2ptrain.net.listening import DaemonOptions  # noqa: PLC0415 -- hivemind takes seconds
+        from p2ptrain.net.node import NetworkOptions  # noqa: PLC0415
+        from peers.peer import PeerOptions, run  # noqa: PLC0415
 
     network = NetworkOptions(
         daemon=DaemonOptions(
@@ -170,10 +173,13 @@ def status(*, initial_peers: tuple[str, ...], run: str | None, as_json: bool) ->
     if not initial_peers:
         raise click.UsageError("give --initial-peers ADDRESS of a bootstrap or any peer")
     parse_peer_addresses(initial_peers)
-    from rich.console import Console  # noqa: PLC0415 -- the rest takes seconds
+    if run is not None and not RUN_ID.fullmatch(run):
+        raise UserError(f"--run {run}: no run has such an id; they have 32 hexadecimal digits")
+    with at_once():
+        from rich.console import Console  # noqa: PLC0415 -- the rest takes seconds
 
-    from p2ptrain.net.node import NetworkOptions  # noqa: PLC0415
-    from peers import status as program  # noqa: PLC0415
+        from p2ptrain.net.node import NetworkOptions  # noqa: PLC0415
+        from peers import status as program  # noqa: PLC0415
 
     found = program.run(
         NetworkOptions(initial_peers=initial_peers), RunId(run) if run is not None else None
@@ -195,6 +201,8 @@ def wanted_run(flags: PeerFlags) -> tuple[RunId | None, RunSpec | None]:
         raise UserError(
             "give --initial-peers ADDRESS of a swarm to join, or --new-swarm to begin one"
         )
+    if flags.run == "":
+        raise UserError("--run is empty: give a RunSpec's file or a run's id, or leave it out")
     known = flags.run is not None or flags.preset is not None
     if not known and not flags.new_swarm:
         if flags.sets:

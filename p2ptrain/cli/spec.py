@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2ptrain.cli.flags import Group, option, pairs
+from p2ptrain.cli.flags import AnyPath, Group, option, pairs
 from p2ptrain.errors import UserError
 from p2ptrain.run import PRESETS, Layered, digest, expected_efficiency, layered, to_toml
 from p2ptrain.run import preset as preset_named
@@ -23,7 +23,7 @@ from p2ptrain.run.text import flat
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ANY_PATH = click.Path(path_type=Path)
+ANY_PATH = AnyPath()
 
 run_option = option("--run", "run_file", type=ANY_PATH, help="RunSpec to use (see init).")
 preset_option = option("--preset", help=f"Instead of --run: {', '.join(PRESETS)}.")
@@ -51,14 +51,19 @@ def init(
         return
     if output.exists() and not force:
         raise UserError(f"{output} is there already; give another -o, or --force to replace it")
+    if output.exists() and not output.is_file():  # a device would be replaced by our file
+        raise UserError(f"{output} is no ordinary file; give another -o, or - for stdout")
     unfinished = output.with_name(f"{output.name}.new")  # a full disk must not cost the old one
     try:
         unfinished.write_text(to_toml(spec))
         unfinished.replace(output)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+        if isinstance(error, OSError):
+            reason = f"{output}: cannot be written ({error.strerror}); give another -o"
+            raise UserError(reason) from error
+        raise
     click.echo(f"{output}: run {digest(spec)}; begin it with")
     click.echo(f"  p2ptrain peer --new-swarm --run {output}")
 
@@ -106,9 +111,13 @@ def resolve(run_file: Path | None, preset: str | None, *, flags: Mapping[str, ob
     if run_file is not None:
         try:
             text = run_file.read_text()
+        except FileNotFoundError as error:
+            reason = f"--run {run_file}: cannot be read; p2ptrain init writes one"
+            raise UserError(reason) from error
         except (OSError, UnicodeDecodeError) as error:
-            hint = "; p2ptrain init writes one" if not run_file.exists() else ""
-            raise UserError(f"--run {run_file}: cannot be read{hint}") from error
+            cause = error.strerror if isinstance(error, OSError) else "it is no text"
+            reason = f"--run {run_file}: cannot be read ({cause}); give a file that init wrote"
+            raise UserError(reason) from error
     base = preset_named(preset) if preset is not None else None
     stages = flags.get("cut.stages")
     if run_file is None and isinstance(stages, int):

@@ -156,7 +156,7 @@ def pin(spec: RunSpec, path: Path | None = None) -> RunSpec:
     """``spec`` with the manifest of the corpus at ``path``: now its run id is settled.
 
     Raises:
-        DataError: as ``load_corpus``; also when ``spec`` pins another corpus.
+        DataError: as ``load_corpus``; also when ``spec`` pins another corpus, or has no sample.
     """
     if spec.data.root:
         load_corpus(spec, path)
@@ -168,7 +168,9 @@ def pin(spec: RunSpec, path: Path | None = None) -> RunSpec:
         total_bytes=len(gathered.corpus),
         root=corpus_root(gathered.corpus),
     )
-    return msgspec.structs.replace(spec, data=data)
+    pinned = msgspec.structs.replace(spec, data=data)
+    TextCorpus(pinned, gathered.corpus)  # nobody should begin a run that has no sample
+    return pinned
 
 
 def _where(data: Data, path: Path | None) -> str:

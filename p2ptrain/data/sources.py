@@ -111,7 +111,7 @@ def _records(file: Path, lines: bytes, field: str) -> Iterator[bytes]:
             continue
         try:
             text = msgspec.json.decode(line, type=dict[str, object]).get(field)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise DataError(f"{file}:{number}: no JSON object ({error})") from error
         if not isinstance(text, str):
             raise DataError(f'{file}:{number}: no string "{field}"; set data.jsonl_field')

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 EXAMPLE: Final = "/ip4/203.0.113.7/tcp/31337/p2p/12D3Koo..."
+LISTEN_EXAMPLE: Final = "/ip4/0.0.0.0/tcp/31337"
 MAX_PORT: Final = 65535
 MAX_ADDRESS_CHARS: Final = 512  # a relayed IPv6 address with two peer ids takes about 250
 
@@ -112,9 +113,17 @@ def parse_peer_address(text: str) -> PeerAddress:
     Raises:
         ValueError: with what is wrong or missing.
     """
+    if "," in text:
+        raise ValueError("separate addresses by spaces")
+    if text.strip().endswith("/"):
+        raise ValueError("it ends in /: copy the whole line that the other peer printed")
     parts = parts_of(text.strip())
     if parts[0][0] not in HOSTS:
         raise ValueError("it must begin with /ip4/, /ip6/ or /dns/")
+    if parts[0][0].startswith("ip") and ipaddress.ip_address(parts[0][1]).is_unspecified:
+        raise ValueError(
+            f"{parts[0][1]} is no place and cannot be dialled; give the host's address"
+        )
     if parts[0][0] != "dnsaddr" and (len(parts) == 1 or parts[1][0] not in {"tcp", "udp"}):
         raise ValueError("the port is missing: /tcp/<port> must follow the host")
     if parts[-1][0] != "p2p":
@@ -154,11 +163,11 @@ def check_listen_addresses(texts: Iterable[str], *, option: str, fixed_port: boo
         try:
             parts = parts_of(text)
         except ValueError as error:
-            bad.append(f"{text!r}: {error}")
+            bad.append(f"{text!r}: {error.args[0].replace(EXAMPLE, LISTEN_EXAMPLE)}")
             continue
         ports = [value for protocol, value in parts if protocol in {"tcp", "udp"}]
-        if parts[0][0] not in HOSTS or not ports:
-            bad.append(f"{text!r}: write for instance /ip4/0.0.0.0/tcp/31337")
+        if parts[0][0] not in HOSTS or not ports or parts[-1][0] == "p2p":
+            bad.append(f"{text!r}: write for instance {LISTEN_EXAMPLE}")
         elif fixed_port and ports[0] == "0":
             bad.append(f"{text!r}: port 0 cannot be announced; give the port others can dial")
     if bad:

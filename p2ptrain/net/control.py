@@ -53,6 +53,7 @@ _MEANINGS: Final = (
     ("no route to host", "no route to that host"),
     ("network is unreachable", "that network cannot be reached from here"),
     ("no such host", "that name does not resolve"),
+    ("no good addresses", "no such host, or an address that nobody can dial"),
     ("dial backoff", "failed a moment ago; libp2p waits 5 s before it tries again"),
     ("routing: not found", "nobody knows its address"),
     ("protocols not supported", "it does not speak this protocol"),

@@ -84,11 +84,10 @@ def validate(spec: RunSpec) -> RunSpec:
     Raises:
         RunSpecError: it cannot; the message names every value that is wrong, and what fits.
     """
-    size = len(encode(spec))
     problems = [*_ranges(spec), *_model(spec), *_cut(spec), *_batch(spec), *_data(spec)]
     problems += [*_unbuilt(spec), *_limits(spec)]
-    if size > MAX_SPEC_BYTES:
-        problems.append(f"the RunSpec takes {size} bytes encoded, at most {MAX_SPEC_BYTES} fit")
+    if not problems:  # else a number may not even have an encoding
+        problems += _size(spec)
     if problems:
         raise RunSpecError("; ".join(problems))
     return spec
@@ -198,6 +197,16 @@ def _unbuilt(spec: RunSpec) -> Iterator[str]:
             f'sync.agreement = "{spec.sync.agreement}" (mixed devices) is not built yet: '
             'use "bitwise" and one kind of device'
         )
+
+
+def _size(spec: RunSpec) -> Iterator[str]:
+    try:
+        size = len(encode(spec))
+    except UnicodeEncodeError:
+        yield "a value holds characters that are none (a broken environment variable?)"
+        return
+    if size > MAX_SPEC_BYTES:
+        yield f"the RunSpec takes {size} bytes encoded, at most {MAX_SPEC_BYTES} fit"
 
 
 def _limits(spec: RunSpec) -> Iterator[str]:

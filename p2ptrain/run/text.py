@@ -149,12 +149,14 @@ def _parse(text: str, source: str) -> dict[str, Value]:
         return dict(_leaves(tomllib.loads(text), ""))
     except tomllib.TOMLDecodeError as error:
         raise RunSpecError(f"{source} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise RunSpecError(f"{source} is no RunSpec: nested too deep") from error
 
 
 def _literal(text: object) -> Value:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 

@@ -107,6 +107,13 @@ def test_the_flags_reach_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("bootstrap --port 99999", "--port"),
         ("status", "give --initial-peers ADDRESS of a bootstrap"),
         ("status --initial-peers nonsense", "nonsense"),
+        (f"status --initial-peers {SOMEBODY} --run mine", "32 hexadecimal digits"),
+        (f"peer --join {SOMEBODY} --run=", "--run is empty"),
+        (f"peer --join {SOMEBODY} --identity-path=", "the path is empty"),
+        (f"peer --join {SOMEBODY},{SOMEBODY}", "separate addresses by spaces"),
+        (f"peer --join {SOMEBODY}/", "ends in /"),
+        ("peer --join /ip4/0.0.0.0/tcp/1/p2p/" + SOMEBODY[-52:], "cannot be dialled"),
+        ("peer --join /ip6/::/tcp/1/p2p/" + SOMEBODY[-52:], "cannot be dialled"),
     ],
 )
 def test_bad_input_is_answered_in_one_line(refused: Refused, args: str, reason: str) -> None:

@@ -1,5 +1,6 @@
 """init and config show: a RunSpec from layers, written and shown."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,47 @@ def test_a_disk_that_refuses_costs_nothing_that_was_there(refused: Refused) -> N
     Path("run.toml.new").mkdir()  # as good as a full disk
     assert "run.toml: cannot be written" in refused("init", "--set", "seed=1", "--force")
     assert Path("run.toml").read_text() == before
+
+
+def test_a_device_is_never_replaced_by_a_file(refused: Refused, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert "no ordinary file" in refused("init", "-o", str(pipe), "--force")
+    assert pipe.is_fifo()
+
+
+def test_an_interrupted_init_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    assert cli.run(["init"]) == 130
+    assert list(Path.cwd().glob("run.toml*")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.txt", b"", "no text in it"),
+        ("short.txt", b"too short", "the corpus has 9 bytes: 257 are the least"),
+        ("none.jsonl", b"\n\n", "no text in it"),
+        ("other.jsonl", b'{"body": "x"}\n', 'no string "text"; set data.jsonl_field'),
+        ("number.jsonl", b'{"text": 3}\n', 'no string "text"'),
+        ("bad.jsonl", b'{"text": "a"}\nno json\n', "bad.jsonl:2: no JSON object"),
+        ("deep.jsonl", b'{"text":' + b"[" * 9999, "deep.jsonl:1: no JSON object"),
+    ],
+)
+def test_data_that_cannot_train_are_refused_before_a_run_is_written(
+    refused: Refused, name: str, content: bytes, reason: str
+) -> None:
+    Path(name).write_bytes(content)
+    assert reason in refused("init", "--data", name)
+    assert not Path("run.toml").exists()
+
+
+def test_a_folder_without_data_is_refused(refused: Refused) -> None:
+    Path("empty").mkdir()
+    assert "no file * in this folder" in refused("init", "--data", "empty")
 
 
 def test_init_can_write_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,6 +134,15 @@ def test_config_show_says_where_each_value_comes_from(
         (["config", "show", "--replicas", "0"], "--replicas"),
         (["init", "--data", "nowhere.txt"], "nowhere.txt: no such file or folder"),
         (["init", "-o", "no/such/folder.toml"], "cannot be written"),
+        (["init", "-o", "."], "give another -o"),
+        (["init", "-o", "/dev/null", "--force"], "no ordinary file; give another -o, or -"),
+        (["init", "-o", ""], "the path is empty"),
+        (["init", "--data", ""], "the path is empty"),
+        (["config", "show", "--run", ""], "the path is empty"),
+        (["config", "show", "--run", "."], "cannot be read (Is a directory)"),
+        (["config", "show", "--run", "/proc/self/exe"], "cannot be read (it is no text)"),
+        (["config", "show", "--set", "seed=99999999999999999999"], "seed = 9999"),
+        (["config", "show", "--set", f"seed={'[' * 9999}"], "seed: expected int, got str"),
     ],
 )
 def test_bad_input_is_answered_in_one_line(refused: Refused, args: list[str], reason: str) -> None:
