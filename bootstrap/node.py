@@ -22,6 +22,7 @@ import uvloop
 from p2ptrain.net.identity import Identity
 from p2ptrain.net.listening import DaemonOptions
 from p2ptrain.net.node import Network, NetworkOptions
+from p2ptrain.observe.voice import Voice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_PORT: Final = 31337  # hivemind's and Petals' tutorials use it; firewalls know it
 REPORT_SECONDS: Final = 15.0  # how soon a change in the number of peers is told
 EXIT_INTERRUPTED: Final = 130
+EXIT_UNHEARD: Final = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +82,16 @@ async def serve(options: BootstrapOptions, *, say: Callable[[str], None]) -> Non
 
 
 def run(options: BootstrapOptions, *, say: Callable[[str], None]) -> int:
-    """Serve until SIGTERM (returns 0) or SIGINT (returns 130); a second one leaves at once.
+    """Serve until SIGTERM or SIGHUP (returns 0) or SIGINT (130); a second one leaves at once.
+
+    Nobody reading what we say any more ends it too (returns 1).
 
     Raises:
         UserError: as ``serve``.
         BootstrapError: as ``serve``.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_until_signal(options, say))
+        return runner.run(_until_signal(options, Voice(say)))
 
 
 def welcome(addresses: tuple[str, ...], *, lasting: bool) -> tuple[str, ...]:
@@ -118,7 +122,7 @@ async def _report(network: Network, say: Callable[[str], None]) -> None:
             told = known
 
 
-async def _until_signal(options: BootstrapOptions, say: Callable[[str], None]) -> int:
+async def _until_signal(options: BootstrapOptions, voice: Voice) -> int:
     received: list[signal.Signals] = []
     task = asyncio.current_task()
     assert task is not None
@@ -128,11 +132,13 @@ async def _until_signal(options: BootstrapOptions, say: Callable[[str], None]) -
         task.cancel()  # the second one interrupts also the farewell
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            loop.add_signal_handler(number, stop, number)
+    voice.when_unheard(lambda: stop(signal.SIGPIPE))
     try:
-        await serve(options, say=say)
+        await serve(options, say=voice.say)
     except asyncio.CancelledError:
         if not received:
             raise
-    return EXIT_INTERRUPTED if received[0] is signal.SIGINT else 0
+    return {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGPIPE: EXIT_UNHEARD}.get(received[0], 0)

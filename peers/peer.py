@@ -5,7 +5,8 @@
 
 One process, one uvloop loop, one p2pd child, one compute thread per device. The first
 lines say who this peer is and what to give to others. SIGINT (Ctrl-C) drains: the seat's
-step is finished, then the peer leaves; a second one leaves now. SIGTERM drains as well.
+step is finished, then the peer leaves; a second one leaves now. SIGTERM drains as well, and
+so do a closed terminal (SIGHUP) and a reader of our output who has gone.
 
 Importing this module imports torch and hivemind (seconds): the command does it last.
 
@@ -38,6 +39,7 @@ from p2ptrain.net.identity import Identity
 from p2ptrain.net.node import Network, NetworkOptions
 from p2ptrain.observe import events as ev
 from p2ptrain.observe.sinks import JsonlSink, LogSink, fan_out, formatter, stamp
+from p2ptrain.observe.voice import Voice
 from p2ptrain.run import digest
 from peers.outcome import PeerOutcome
 
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INTERRUPTED_EXIT = 130
+UNHEARD_EXIT = 1
 MILLISECOND_NANOSECONDS = 1_000_000
 RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 """getrusage counts bytes on macOS, KiB elsewhere."""
@@ -105,8 +108,10 @@ class Leaving:
 
     @property
     def exit_code(self) -> int:
-        """0, or 130 after Ctrl-C."""
-        return INTERRUPTED_EXIT if self._asked is signal.SIGINT else 0
+        """0, or 130 after Ctrl-C, or 1 when nobody hears us any more."""
+        return {signal.SIGINT: INTERRUPTED_EXIT, signal.SIGPIPE: UNHEARD_EXIT}.get(
+            self._asked or signal.SIGTERM, 0
+        )
 
 
 def run(options: PeerOptions, *, say: Callable[[str], None]) -> int:
@@ -115,19 +120,26 @@ def run(options: PeerOptions, *, say: Callable[[str], None]) -> int:
     Raises:
         P2PTrainError: with the exit code that belongs to it.
     """
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(formatter(options.log_format))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    voice = Voice(say)
+    voice.setFormatter(formatter(options.log_format))
+    logging.basicConfig(level=logging.INFO, handlers=[voice], force=True)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_until_told(options, say))
+        return runner.run(_until_told(options, voice))
 
 
-async def _until_told(options: PeerOptions, say: Callable[[str], None]) -> int:
-    leaving = Leaving(say)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, leaving.ask, number)
+async def _until_told(options: PeerOptions, voice: Voice) -> int:
+    loop = asyncio.get_running_loop()
+    leaving = Leaving(voice.say)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            loop.add_signal_handler(number, leaving.ask, number)
+
+    def unheard() -> None:  # from any thread, in the middle of anything
+        loop.call_soon_threadsafe(leaving.ask, signal.SIGPIPE)
+
+    voice.when_unheard(unheard)
     try:
-        await serve(options, leaving, say=say)
+        await serve(options, leaving, say=voice.say)
     except asyncio.CancelledError:
         if not leaving.asked:
             raise

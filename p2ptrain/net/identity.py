@@ -18,7 +18,7 @@ import fcntl
 import functools
 import os
 import stat
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final, Self
 
 from cryptography.exceptions import InvalidSignature
@@ -165,6 +165,7 @@ class Identity:
 
     @classmethod
     def _open(cls, path: Path, folder: ExitStack | None) -> Identity:
+        _refuse_devices(path)
         lock = _lock(path)
         try:
             _create_if_missing(path)
@@ -193,6 +194,26 @@ class Identity:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _refuse_devices(path: Path) -> None:
+    """Look before anything is locked, opened or advised: a pipe would wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unusable(path, error) from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
+        raise UserError(f"identity {path} is {kind}; give a file with --identity-path")
+
+
+def _unusable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"identity {path}: cannot be used ({error.strerror}); "
+        "mend its permissions, or give another file with --identity-path"
+    )
 
 
 def _lock(path: Path) -> int:
@@ -238,6 +259,8 @@ def _create_if_missing(path: Path) -> None:
             os.fsync(file.fileno())
         unfinished.rename(path)
     except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise UserError(
             f"identity {path}: cannot write there ({error.strerror}); "
             "give another file with --identity-path"
@@ -250,10 +273,7 @@ def _read(path: Path) -> Ed25519PrivateKey:
             mode = os.fstat(file.fileno()).st_mode
             blob = file.read(PRIVATE_FILE_BYTES + 1)
     except OSError as error:
-        raise UserError(
-            f"identity {path} cannot be read ({error.strerror}); "
-            "mend its permissions, or give another file with --identity-path"
-        ) from error
+        raise _unusable(path, error) from error
     if stat.S_IMODE(mode) & 0o077:
         raise UserError(
             f"identity {path} can be read by others (mode {stat.S_IMODE(mode):03o}); "

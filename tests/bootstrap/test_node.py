@@ -71,6 +71,15 @@ def test_bootstraps_that_do_not_answer_are_named():
 
 
 @pytest.mark.net
+def test_it_ends_when_nobody_reads_what_it_says(capsys):
+    def nobody(_line):
+        raise BrokenPipeError
+
+    assert run(BootstrapOptions(host_maddrs=LOCAL), say=nobody) == 1
+    assert capsys.readouterr().err == "p2ptrain: nobody reads our output any more: leaving\n"
+
+
+@pytest.mark.net
 @pytest.mark.asyncio
 async def test_a_copied_line_is_enough_to_join(tmp_path):
     said: asyncio.Queue[str] = asyncio.Queue()
@@ -89,7 +98,9 @@ async def test_a_copied_line_is_enough_to_join(tmp_path):
 
 @pytest.mark.net
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)]
+)
 def test_a_signal_ends_it_with_its_code_and_its_process(tmp_path, number, code):
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path / "key")],

@@ -1,5 +1,7 @@
 """Identities: made once, read back, locked, and refused with one clear line."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -86,6 +88,33 @@ def test_a_key_that_others_can_read_is_refused_with_the_command_that_mends_it(tm
     path.chmod(0o440)
     with pytest.raises(UserError, match=f"chmod 400 {path}"):
         Identity.open(path)
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    folder, pipe = tmp_path / "folder", tmp_path / "pipe"
+    folder.mkdir()
+    os.mkfifo(pipe)
+    for path, kind in ((folder, "a folder"), (pipe, "no ordinary file")):
+        with pytest.raises(UserError, match=f"{kind}; give a file with --identity-path"):
+            Identity.open(path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def test_a_name_that_no_file_can_have_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be used \(File name too long\)"):
+        Identity.open(tmp_path / ("x" * 300))
+
+
+def test_a_disk_that_fills_up_leaves_no_half_of_a_key(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        Identity.open(tmp_path / "identity")
+    assert [file.name for file in tmp_path.iterdir()] == ["identity.lock"]
+    monkeypatch.undo()
+    Identity.open(tmp_path / "identity").close()
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):

@@ -100,6 +100,14 @@ async def test_before_there_is_a_node_ctrl_c_goes_at_once() -> None:
     assert code.result() == 0
 
 
+@pytest.mark.asyncio
+async def test_a_reader_who_left_makes_it_leave_in_order() -> None:
+    leaving, node = Leaving(lambda _: None), Draining()
+    leaving.node = cast("Node", node)
+    leaving.ask(signal.SIGPIPE)
+    assert (node.drained, leaving.exit_code) == (1, 1)
+
+
 def test_our_own_error_is_told_before_its_consequences() -> None:
     refused = RefusedError("another run")
     group = BaseExceptionGroup("", [ValueError(), ExceptionGroup("", [refused, OSError()])])
