@@ -29,7 +29,7 @@ import msgspec
 
 from p2ptrain.engine import framed
 from p2ptrain.engine.lanes import ControlLane, DataLane
-from p2ptrain.errors import LinkError, PeerError
+from p2ptrain.errors import LinkError, PeerError, WireError
 from p2ptrain.wire import framing
 from p2ptrain.wire.messages import Welcome
 
@@ -230,6 +230,7 @@ class Link:
         stream = await self._transport.open(self.peer)
         try:
             await self._greet(stream, "control")
+            self._start(partial(self._watch, stream))
             self._welcomed.set()
             if not self._called.is_set():
                 self._start(self._expect_return)
@@ -244,9 +245,19 @@ class Link:
         stream = await self._transport.open(self.peer)
         try:
             await self._greet(stream, "data")
+            self._start(partial(self._watch, stream))
             await self.data.write(stream)
         finally:
             await stream.close()
+
+    async def _watch(self, stream: Stream) -> None:
+        """See that the peer closes a stream of ours although we may have nothing to write.
+
+        Else its next call would be taken into a link that is half dead, and end with it; then
+        the peer is left with such a link, and our next call ends as well, and so on.
+        """
+        await stream.receive_into(memoryview(bytearray(1)))
+        raise WireError("it speaks on a stream that is ours alone", peer=self.peer)
 
     # --- opening -------------------------------------------------------------------------
 

@@ -682,6 +682,41 @@ async def test_a_peer_that_opens_nothing_back_is_let_go() -> None:
 
 
 @virtual
+async def test_a_peer_that_closes_our_stream_is_noticed_before_we_write() -> None:
+    """Else its next call would find half of a dead link, end it, and leave us with the same."""
+    async with network() as net:
+        ann = Node(net, ANN)
+
+        async def brief(stream: Stream) -> None:
+            await answer_of(stream)
+            await stream.send(framing.encode(Welcome(incarnation=1)))
+            await stream.close()
+
+        net.handlers[EVE] = brief
+        async with running(ann):
+            ann.links.open(EVE)
+            await settle()
+            assert ann.downs == [(EVE, "stream ended")]
+
+
+@virtual
+async def test_a_peer_that_answers_more_than_welcome_is_let_go() -> None:
+    async with network() as net:
+        ann = Node(net, ANN)
+
+        async def talkative(stream: Stream) -> None:
+            await answer_of(stream)
+            await stream.send(framing.encode(Welcome(incarnation=1)) + b"and more")
+            await settle(5.0)
+
+        net.handlers[EVE] = talkative
+        async with running(ann):
+            ann.links.open(EVE)
+            await settle()
+            assert ann.refused() == ["it speaks on a stream that is ours alone"]
+
+
+@virtual
 async def test_flush_waits_for_the_last_words() -> None:
     async with pair() as (ann, bob, _):
         ann.links.open(BOB)
