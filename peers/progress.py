@@ -10,6 +10,7 @@ Refused: reading text meant for people (regular expressions over one's own log).
 from __future__ import annotations
 
 from collections import deque
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 RATE_STEPS = 10
 """Tokens per second are taken over the last ten steps: smooth, and soon up to date."""
+
+ALMOST = 0.95
+"""Of a step is the most that is said to be done before it has committed."""
 
 
 class Tail:
@@ -53,7 +57,10 @@ class Tail:
 
 
 class Progress:
-    """The state of a run as its events tell it."""
+    """The state of a run as its events tell it.
+
+    ``moved_at``: when a step was last taken or, before the first, when a peer came up.
+    """
 
     def __init__(self, *, stages: int, steps: int) -> None:
         self.stages, self.steps = stages, steps
@@ -65,6 +72,7 @@ class Progress:
         self.busy = 0
         self.suspected = 0
         self.alarms: list[str] = []
+        self.moved_at: Seconds | None = None
         self._seats: set[tuple[PeerId, Stage]] = set()
         self._queues: dict[tuple[PeerId, Stage], int] = {}
         self._commits: deque[tuple[Seconds, int]] = deque(maxlen=RATE_STEPS + 1)
@@ -75,7 +83,9 @@ class Progress:
         match entry.event:
             case ev.PeerStarted():
                 self.started.add(peer)
-            case ev.PeerStopped():
+                if self.step is None:
+                    self.moved_at = now
+            case ev.PeerStopped() | ev.FaultFired(fault="kill"):
                 self._seats = {seat for seat in self._seats if seat[0] != peer}
             case ev.SeatOpened(stage=stage):
                 self._seats.add((peer, stage))
@@ -104,6 +114,19 @@ class Progress:
         began, ended = self._commits[0][0], self._commits[-1][0]
         tokens = sum(tokens for _, tokens in list(self._commits)[1:])
         return tokens / (ended - began) if ended > began else None
+
+    def steps_taken(self, *, now: Seconds) -> float | None:
+        """Steps since the start, the present one by its time so far; None before the first."""
+        if self.step is None:
+            return None
+        began, ended = self._commits[0][0], self._commits[-1][0]
+        pace = (ended - began) / max(1, len(self._commits) - 1)
+        return self.step + 1 + (min((now - ended) / pace, ALMOST) if pace > 0 else 0.0)
+
+    def longest_step_seconds(self) -> Seconds:
+        """Of the last steps."""
+        times = [at for at, _ in self._commits]
+        return max((late - early for early, late in pairwise(times)), default=0.0)
 
     def seats(self) -> tuple[int, ...]:
         """How many seats serve each stage now."""
@@ -136,7 +159,7 @@ class Progress:
     def _commit(self, commit: ev.StepCommitted, now: Seconds) -> None:
         if self.step is not None and commit.step <= self.step:
             return  # another seat's commit of a step that we know
-        self.step = commit.step
+        self.step, self.moved_at = commit.step, now
         if commit.loss is not None:
             self.loss = commit.loss
         if commit.val_loss is not None:

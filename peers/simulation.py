@@ -1,6 +1,7 @@
 """``p2ptrain simulate``: a whole swarm on this machine, watched, judged and reported.
 
-    run.toml -> swarm (bootstrap + peers, real processes) -> events and outcomes
+    run.toml -> swarm (bootstrap + peers, real processes), struck by chaos if asked
+             -> events and outcomes
              -> reference (one process training the same run), if asked to verify
              -> report.json, plots, a summary in words or JSON
 
@@ -18,18 +19,24 @@ Refused: asking peers how they are doing; judging by a loss curve alone.
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import signal
 import tempfile
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from p2ptrain.core.schedule import last_step
 from p2ptrain.errors import InternalError, UserError
+from p2ptrain.observe.sinks import JsonlSink
+from p2ptrain.sim.faults import FaultPlan, Freeze, Partition
+from peers.chaos import Chaos
 from peers.children import Children
+from peers.injector import Injector
 from peers.outcome import SwarmOutcome, read_outcome, together
 from peers.progress import Progress
 from peers.swarm import Swarm, SwarmOptions
@@ -40,12 +47,16 @@ if TYPE_CHECKING:
     from p2ptrain.units import Bytes, Seconds
     from peers.display import Display
 
+FAULTS_FILE = "faults.jsonl"
+"""What chaos did, as events, beside the peers' own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationOptions:
     """What to simulate. ``swarm.spec`` must be pinned. ``report``: a folder to keep."""
 
     swarm: SwarmOptions
+    chaos: FaultPlan = field(default_factory=FaultPlan)
     verify: bool = False
     report: Path | None = None
 
@@ -60,13 +71,17 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulated:
-    """A simulation that ran to its end, or was interrupted; its files lie in ``folder``."""
+    """A simulation that ran to its end, or was interrupted; its files lie in ``folder``.
+
+    ``unfinished``: peers that took part, were left alone by chaos, and did not finish.
+    """
 
     folder: Path
     events: tuple[Path, ...]
     outcome: SwarmOutcome
     reference: Reference | None
     troubles: tuple[str, ...]
+    unfinished: tuple[str, ...]
     seconds: Seconds
     peak_rss_bytes: Bytes
     orphans: int
@@ -87,7 +102,8 @@ async def simulate(options: SimulationOptions, display: Display) -> Simulated:
     SIGINT and SIGTERM drain the swarm, a second one ends it at once (CancelledError).
 
     Raises:
-        InternalError: the swarm could not start, or fell silent; its files are kept.
+        InternalError: the swarm could not start, fell silent, or stopped stepping; its files
+            are kept.
         UserError: the report's folder cannot be used, or is full.
     """
     folder = _folder(options)
@@ -95,11 +111,13 @@ async def simulate(options: SimulationOptions, display: Display) -> Simulated:
     progress = Progress(
         stages=options.swarm.spec.cut.stages, steps=options.swarm.spec.optimizer.steps
     )
-    swarm = Swarm(options.swarm, children, folder, progress)
+    pause_seconds = longest_pause_seconds(options.chaos)
+    peers = replace(options.swarm, pause_seconds=pause_seconds)
+    swarm = Swarm(peers, children, folder, progress)
     try:
         try:
             with _Interrupts(swarm.leave, display.say):
-                seconds, orphans = await _watch(swarm, display)
+                seconds, orphans = await _watch(swarm, options.chaos, display)
                 reference = await _reference(options, swarm, display) if options.verify else None
         finally:
             await children.stop(grace_seconds=0.0)
@@ -115,10 +133,13 @@ async def simulate(options: SimulationOptions, display: Display) -> Simulated:
     outcomes = [read_outcome(member.result) for member in swarm.members]
     return Simulated(
         folder=folder,
-        events=tuple(member.events for member in swarm.members),
+        events=(*(member.events for member in swarm.members), folder / FAULTS_FILE),
         outcome=together(filter(None, outcomes), stages=progress.stages),
         reference=reference,
         troubles=tuple(swarm.troubles),
+        unfinished=tuple(
+            m.name for m, left in zip(swarm.members, outcomes, strict=True) if m.owes(left)
+        ),
         seconds=seconds,
         peak_rss_bytes=swarm.peak_rss_bytes,
         orphans=orphans,
@@ -170,14 +191,35 @@ def _folder(options: SimulationOptions) -> Path:
     return processes
 
 
-async def _watch(swarm: Swarm, display: Display) -> tuple[Seconds, int]:
+async def _watch(swarm: Swarm, plan: FaultPlan, display: Display) -> tuple[Seconds, int]:
     """Run the swarm to its end; return how long it took and how many processes it left behind."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    async with aclosing(swarm.run()) as looks:
-        async for state in looks:
-            display.show(state, now=loop.time())
+    spec = swarm.options.spec
+    chaos = Chaos(plan, random.Random(f"{spec.seed}/chaos"))
+    try:
+        with JsonlSink(swarm.folder / FAULTS_FILE) as sink:
+            async with asyncio.TaskGroup() as tasks, aclosing(swarm.run()) as looks:
+                injector = Injector(
+                    swarm, chaos, steps=last_step(spec) + 1, sink=sink, say=display.say, tasks=tasks
+                )
+                swarm.arrived = injector.arrived
+                try:
+                    async for state in looks:
+                        injector.tick(now=loop.time())
+                        display.show(state, now=loop.time())
+                finally:
+                    injector.end(now=loop.time())
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None  # the group is ours: one cause has ended it
+    if not swarm.leaving():
+        swarm.troubles += chaos.unfired()
     return loop.time() - began, await swarm.children.stop()
+
+
+def longest_pause_seconds(plan: FaultPlan) -> Seconds:
+    """How long the faults of ``plan`` may keep a whole run from stepping, beyond recovery."""
+    return max((f.seconds for f in plan.faults if isinstance(f, Freeze | Partition)), default=0.0)
 
 
 async def _reference(

@@ -51,7 +51,7 @@ def conduct(options: SimulationOptions, *, as_json: bool) -> int:
         report = build_report(entries, facts(options, simulated))
         steps = min(report.steps, options.swarm.spec.optimizer.steps)  # the last only evaluates
         report = msgspec.structs.replace(report, steps=steps)
-        troubles = list(faults(options, simulated, report))
+        troubles = list(faults(simulated, report))
         for line in [*words(report), *(f"trouble: {trouble}" for trouble in troubles)]:
             display.say(line)
         for line in keep(options, simulated, report, entries, in_trouble=bool(troubles)):
@@ -83,7 +83,7 @@ def facts(options: SimulationOptions, simulated: Simulated) -> Facts:
     )
 
 
-def faults(options: SimulationOptions, simulated: Simulated, report: Report) -> Iterator[str]:
+def faults(simulated: Simulated, report: Report) -> Iterator[str]:
     """Everything that is not as it should be, a line each."""
     yield from simulated.troubles
     counts = report.microbatches
@@ -95,9 +95,8 @@ def faults(options: SimulationOptions, simulated: Simulated, report: Report) -> 
         yield "the weights are not those of one process training alone"
     if not simulated.interrupted and simulated.outcome.weights_digest is None:
         yield "the run did not end with a whole model"
-    missing = options.swarm.peers - simulated.outcome.finished - len(simulated.troubles)
-    if not simulated.interrupted and missing > 0:
-        yield f"{missing} peers ended without a result"
+    if not simulated.interrupted and simulated.unfinished:
+        yield f"ended before the run was complete: {', '.join(simulated.unfinished)}"
     if simulated.orphans:
         yield f"{simulated.orphans} processes outlived their peers and were killed"
 
@@ -120,6 +119,10 @@ def words(report: Report) -> Iterator[str]:
         f"microbatches: {counts.committed} committed, {counts.lost} lost, "
         f"{counts.duplicated} counted twice, {counts.replayed} replayed, {counts.recalled} recalled"
     )
+    if report.faults:
+        fired = ", ".join(f"{count} {fault}" for fault, count in report.faults.items())
+        median = report.recovery_seconds.median
+        yield f"faults: {fired}" + ("" if median is None else f"; recovered in {median:.1f} s")
     wire = report.wire
     if wire.forward_bytes_per_microbatch and wire.backward_bytes_per_microbatch:
         yield (

@@ -25,10 +25,12 @@ from p2ptrain.data import pin
 from p2ptrain.errors import UserError
 from p2ptrain.net.emulation import parse_link
 from p2ptrain.run import RunSpec, preset
+from p2ptrain.sim.faults import Partition, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from p2ptrain.sim.faults import FaultPlan
 
 DEFAULT_STEPS = 100
 """A preset's own length is for real runs; this shows learning within minutes on two cores."""
@@ -84,8 +86,8 @@ def simulate(**given: Any) -> int:
         parse_link(flags.link)
     if flags.virtual:
         return _virtual(flags, spec)
-    if flags.chaos:
-        raise UserError("--chaos needs --virtual: faults among real processes are not built yet")
+    chaos = parse(flags.chaos)
+    refuse_unsupported(chaos)
     if flags.peers > MOST_PEERS:
         raise UserError(f"--peers {flags.peers}: at most {MOST_PEERS} real ones; try --virtual")
     from peers.simulation import SimulationOptions  # noqa: PLC0415 -- only what runs
@@ -100,6 +102,7 @@ def simulate(**given: Any) -> int:
             link=flags.link,
             memory_bytes=flags.max_memory,
         ),
+        chaos=chaos,
         verify=flags.verify,
         report=flags.report,
     )
@@ -124,6 +127,16 @@ def simulated_spec(flags: SimulateFlags) -> RunSpec:
         stages = flags.stages or (preset(flags.preset) if flags.preset else RunSpec()).cut.stages
         given["sync.start_replicas"] = max(1, flags.peers // stages)  # begin with everybody there
     return resolve(flags.run_file, flags.preset, flags={**given, **pairs(flags.sets)}).spec
+
+
+def refuse_unsupported(plan: FaultPlan) -> None:
+    """What a plan may ask of virtual peers only.
+
+    Raises:
+        UserError: it asks for that.
+    """
+    if any(isinstance(fault, Partition) for fault in plan.faults):
+        raise UserError("--chaos partition needs --virtual: real lines cannot be cut yet")
 
 
 def _virtual(flags: SimulateFlags, spec: RunSpec) -> int:

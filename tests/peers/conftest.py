@@ -26,6 +26,11 @@ def say(**event):
 if number not in {silent!r}:
     say(type="PeerStarted", run="r", addresses=[])
     say(type="SeatOpened", stage=number % 2, version=0, reason="hole")
+if number in {stepping!r}:
+    say(
+        type="StepCommitted", epoch=0, stage=number % 2, step=0, chain="", digest="", cover=[],
+        expected="", loss=1.0, val_loss=None, skipped=False, tokens=1, seconds=1.0,
+    )
 if number in {hanging!r}:
     signal.pause()
 stage = number % 2
@@ -37,24 +42,14 @@ outcome = dict(
 pathlib.Path(flags["--result"]).write_text(json.dumps(outcome))
 """
 
+MISBEHAVIOURS = ("failing", "hanging", "silent", "stepping", "odd")
 
-def write_program(
-    folder: Path,
-    *,
-    bootstrap: str = "lives",
-    failing: tuple[int, ...] = (),
-    hanging: tuple[int, ...] = (),
-    silent: tuple[int, ...] = (),
-    odd: tuple[int, ...] = (),
-) -> tuple[str, ...]:
+
+def write_program(folder: Path, *, bootstrap: str = "lives", **numbers: object) -> tuple[str, ...]:
+    """``numbers``: tuples of the peers that are failing, hanging, silent, stepping or odd."""
     script = folder / "fake.py"
-    values: dict[str, object] = {
-        "bootstrap": bootstrap,
-        "failing": failing,
-        "hanging": hanging,
-        "silent": silent,
-        "odd": odd,
-    }
+    values = {name: numbers.pop(name, ()) for name in MISBEHAVIOURS} | {"bootstrap": bootstrap}
+    assert not numbers
     text = FAKE
     for name, value in values.items():
         text = text.replace(f"{{{name}!r}}", repr(value))

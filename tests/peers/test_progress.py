@@ -76,6 +76,36 @@ def test_the_rate_is_of_the_last_steps() -> None:
     assert progress.tokens_per_second == pytest.approx(1000.0)
 
 
+def test_the_steps_taken_grow_between_commits_but_never_beyond_the_next() -> None:
+    progress = Progress(stages=1, steps=100)
+    assert progress.steps_taken(now=5.0) is None
+    for step in range(3):
+        progress.feed(entry(committed(step, 2.0)), now=step * 2.0)
+    assert progress.steps_taken(now=4.0) == 3.0
+    assert progress.steps_taken(now=5.0) == pytest.approx(3.5)
+    assert 3.9 < (progress.steps_taken(now=60.0) or 0) < 4.0
+    assert progress.longest_step_seconds() == 2.0
+
+
+def test_before_the_first_step_arrivals_are_movement_and_afterwards_steps_alone() -> None:
+    progress = Progress(stages=1, steps=100)
+    started = ev.PeerStarted(run=RunId("r"), addresses=())
+    progress.feed(entry(started), now=1.0)
+    assert progress.moved_at == 1.0
+    progress.feed(entry(committed(0, 2.0)), now=3.0)
+    progress.feed(entry(started, B), now=5.0)
+    progress.feed(entry(committed(0, 2.0), B), now=6.0)
+    assert progress.moved_at == 3.0
+
+
+def test_a_killed_peer_has_no_seats() -> None:
+    progress = Progress(stages=1, steps=1)
+    for peer in (A, B):
+        progress.feed(entry(opened(0), peer), now=0.0)
+    progress.feed(entry(ev.FaultFired(fault="kill", target=B), B), now=1.0)
+    assert progress.seats() == (1,)
+
+
 def test_seats_come_and_go() -> None:
     progress = Progress(stages=3, steps=1)
     for peer, stage in [(A, 0), (A, 1), (B, 1)]:

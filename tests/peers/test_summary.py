@@ -83,7 +83,7 @@ def test_the_verdict_is_the_references(program: Program, *, right: bool, verdict
     report = build_report([], summary.facts(chosen, judged))
     assert report.verified is right
     assert any(verdict in line for line in summary.words(report))
-    assert bool(list(summary.faults(chosen, judged, report))) is not right
+    assert bool(list(summary.faults(judged, report))) is not right
 
 
 def test_lost_and_doubled_microbatches_are_troubles(program: Program) -> None:
@@ -93,7 +93,7 @@ def test_lost_and_doubled_microbatches_are_troubles(program: Program) -> None:
     report = build_report([], summary.facts(chosen, simulated))
     counts = msgspec.structs.replace(report.microbatches, lost=2, duplicated=1)
     bad = msgspec.structs.replace(report, microbatches=counts)
-    assert "2 microbatches lost, 1 counted twice" in list(summary.faults(chosen, simulated, bad))
+    assert "2 microbatches lost, 1 counted twice" in list(summary.faults(simulated, bad))
 
 
 def test_the_commit_is_this_trees() -> None:

@@ -1,7 +1,9 @@
 """The swarm: processes started in turn, watched, given up when silent. Peers here are scripts."""
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from p2ptrain.errors import InternalError
 from p2ptrain.run import RunSpec, from_toml
 from peers import swarm as module
-from peers.children import Children
+from peers.children import Child, Children
 from peers.progress import Progress
 from peers.swarm import Swarm, SwarmOptions
 
@@ -71,6 +73,63 @@ async def test_a_silent_swarm_is_given_up(
     options = SwarmOptions(spec=RunSpec(), peers=1, program=program(silent=(0,), hanging=(0,)))
     with pytest.raises(InternalError, match="no peer has said anything"):
         await watch(tmp_path, options)
+
+
+async def test_a_swarm_that_talks_but_does_not_step_is_given_up(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NO_STEP_SECONDS", 0.3)
+    both = program(stepping=(0,), hanging=(0, 1))
+    options = SwarmOptions(spec=RunSpec(), peers=2, program=both)
+    with pytest.raises(InternalError, match=r"no step was taken for 0 s: stage 0: nothing yet; "):
+        await watch(tmp_path, options)
+
+
+async def test_planned_pauses_are_waited_for(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NO_STEP_SECONDS", 0.3)
+    both = program(stepping=(0,), hanging=(0, 1))
+    options = SwarmOptions(spec=RunSpec(), peers=2, program=both, pause_seconds=0.6)
+    with pytest.raises(InternalError, match="no step was taken for 1 s"):
+        await watch(tmp_path, options)
+
+
+async def test_who_comes_too_late_is_sent_home_and_who_is_stuck_is_told(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LATE_SECONDS", 0.3)
+    some = program(stepping=(0, 1, 2), hanging=(2, 3))
+    swarm = await watch(tmp_path, SwarmOptions(spec=RunSpec(), peers=4, program=some))
+    assert swarm.troubles == ["peer-2 did not finish with the others"]
+    assert [member.name for member in swarm.members if member.dismissed] == ["peer-2", "peer-3"]
+
+
+async def test_a_bootstrap_that_ends_by_itself_is_told(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Child] = []
+    start = Children.start
+
+    async def remembered(children: Children, name: str, arguments: Sequence[str]) -> Child:
+        started.append(await start(children, name, arguments))
+        return started[-1]
+
+    monkeypatch.setattr(Children, "start", remembered)
+    children = Children(tmp_path)
+    options = SwarmOptions(spec=RunSpec(), peers=1, program=program(hanging=(0,)))
+    swarm = Swarm(options, children, tmp_path, Progress(stages=2, steps=1))
+    try:
+        async with asyncio.timeout(15), aclosing(swarm.run()) as looks:
+            async for _ in looks:
+                if started[0].alive:
+                    started[0].process.kill()
+                if swarm.troubles:
+                    break
+    finally:
+        await children.stop(grace_seconds=0.0)
+    (trouble,) = swarm.troubles
+    assert trouble.startswith("the bootstrap ended: others join with")
 
 
 async def test_a_bootstrap_that_dies_says_why(tmp_path: Path, program: Program) -> None:
