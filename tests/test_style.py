@@ -30,7 +30,6 @@ FORBIDDEN_ATTRIBUTES = {
 }
 
 LONG_FILES = {
-    "p2ptrain/engine/admission.py": "taking, giving away and catching up share one look",
     "p2ptrain/core/custody.py": "one machine, all its transitions in one file",
     "p2ptrain/core/download.py": "one machine, all its transitions in one file",
     "p2ptrain/core/step.py": "one machine, all its transitions in one file",

@@ -14,6 +14,7 @@ seat needs before it serves, ``loading`` fetches; what joiners need of ours, ``k
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.assignment import choose_stage, release, spare_stage
@@ -97,7 +98,10 @@ class Admission:
         self._keeper.stepped(seat)
 
     def closed(self, stage: Stage, reason: str) -> None:
-        """Call when a seat of ours is given up: its state is not given any more."""
+        """Call when a seat of ours is given up: no more of its state is saved.
+
+        What has been saved is given on, while somebody asks: a download need not start anew.
+        """
         self._keeper.closed(stage, reason)
 
     # --- leaving ----------------------------------------------------------------------------
@@ -243,6 +247,9 @@ class Admission:
         if self._started:
             seat.start_sourcing()
         node.statuses_changed()
+        if position.step > 0:  # the step went on while we loaded: its sums may be out already
+            seat.stepper.ask_sums([v.peer for v in node.roster.present(stage) if v.peer != node.me])
+            self._behind_since[stage] = -math.inf  # and who has missed two, at once loads again
 
     def _catch_up(self, now: Seconds) -> None:
         """A seat that missed a commit asks for its sums; one far behind loads state again."""

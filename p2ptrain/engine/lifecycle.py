@@ -211,6 +211,8 @@ class Node:
             seat.begin(position, members)
             if self.draining:
                 seat.state = "draining"  # until somebody has taken it over
+        if stage in self.seats:
+            self.admission.stepped(seat)
         self._changed()
         if all(seat.finished for seat in self.seats.values()):
             self.ended.set()
@@ -219,7 +221,7 @@ class Node:
         """Serve ``stage`` no longer; call at a step boundary only."""
         seat = self.seats.pop(stage)
         seat.close()
-        self.snapshots.withdraw(stage)
+        self.admission.closed(stage, reason)
         self.emit(ev.SeatClosed(stage=stage, reason=reason))
         self.statuses_changed()
 

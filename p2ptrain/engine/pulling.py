@@ -1,66 +1,54 @@
-"""The taking side of transfers: snapshots and the corpus, verified, from one donor or the next.
+"""The taking side of snapshots: does what ``core/download`` decides, for one stage at a time.
 
-    WantManifest -> StageManifest (size, leaves, root)
-    WantChunk x WINDOW -> Chunk, checked against its leaf
-    a donor fails, is silent or lies -> the next one; what was verified under the same root
-    stays
+    WantManifest -> StageManifest (size, leaves, root), from every donor
+    WantChunk    -> Chunk, from whoever would have it here first, checked against its leaf
+
+Chunks go straight to their place in the one buffer that the state takes; what is on its way
+is bounded by the machine.
 
 Invariants:
-    * every wait has a deadline; every chunk of state is checked before it counts;
+    * every wait has a deadline; every chunk is checked before it counts;
     * a size is believed only within the bound that the RunSpec gives;
-    * a donor whose bytes do not match its own leaves is named, and its link is closed.
+    * who is refused is named in an event; whose bytes do not match loses its link as well.
 
-Refused: several donors at once. One fills the joiner's link in most swarms; the window and
-the merge of answers would be the same code, so it can still come.
+Refused: a task for each donor. They would share the list of what is missing, and the
+decision whom to ask would be spread over them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias, assert_never
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from p2ptrain.core.merkle import leaf_digest, merkle_root
-from p2ptrain.errors import LinkError, MisbehaviourError, PeerError
-from p2ptrain.observe.events import FrameRefused
-from p2ptrain.run import corpus_root
-from p2ptrain.wire.limits import CHUNK_BYTES, CORPUS_BYTES, CORPUS_CHUNK_BYTES
-from p2ptrain.wire.messages import (
-    Chunk,
-    CorpusChunk,
-    NoSuch,
-    StageManifest,
-    WantChunk,
-    WantCorpus,
-    WantManifest,
-)
+from p2ptrain.core import transfer as t
+from p2ptrain.core.agreement import Position
+from p2ptrain.core.download import Download, Phase
+from p2ptrain.core.merkle import leaf_digest
+from p2ptrain.errors import InternalError, LinkError
+from p2ptrain.observe import events as ev
+from p2ptrain.wire.messages import Chunk, NoSuch, StageManifest, WantChunk, WantManifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from p2ptrain.engine.links import Links
     from p2ptrain.observe.events import Emit
-    from p2ptrain.units import Bytes, Digest, PeerId, Seconds, Stage
-
-MANIFEST_SECONDS = 30.0  # the donor saves its state first, behind what its device computes
-CHUNK_SECONDS = 30.0  # 4 MiB at 2 Mbit/s take 17 s; slower donors are not worth waiting for
-WINDOW = 4  # chunks asked for at a time: hides the round trip, costs 16 MiB
+    from p2ptrain.units import PeerId, Stage, Step
 
 STATE_BYTES_PER_ELEMENT = 64  # weights and optimizer state take 16 in fp32; room for more
 STATE_BYTES_EXTRA = 1 << 20  # names, shapes, the schedule
 
-_Key: TypeAlias = tuple[str, "PeerId", int, bytes]  # what, donor, stage / index / offset, root
-_Answer: TypeAlias = "StageManifest | memoryview"
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulled:
+    """A stage's state: where it stands, the last step record's peers, and who gave it."""
 
-@dataclass(slots=True, kw_only=True)
-class _Partial:
-    """What has arrived and been verified of the snapshot with ``root``."""
-
-    root: Digest
+    at: Position
+    members: tuple[tuple[PeerId, ...], ...]
     blob: bytearray
-    have: set[int] = field(default_factory=set)
+    sources: tuple[PeerId, ...]
 
 
 class Puller:
@@ -69,201 +57,139 @@ class Puller:
     def __init__(self, links: Links, emit: Emit) -> None:
         self._links = links
         self._emit = emit
-        self._waiting: dict[_Key, asyncio.Future[_Answer]] = {}
+        self._pulls: dict[Stage, _Pull] = {}
 
-    async def pull(
-        self, stage: Stage, donors: Sequence[PeerId], *, min_version: int = 0
-    ) -> tuple[StageManifest, bytearray]:
-        """The newest state of ``stage`` that a donor gives, verified.
+    async def pull(self, stage: Stage, donors: Sequence[PeerId], *, version: Step) -> Pulled:
+        """The state of ``stage`` that owners agree on, verified; see ``core/download``.
 
-        Raises:
-            LinkError: none of ``donors`` gave one; the reason names each and why.
-        """
-        partial: list[_Partial] = []
-        problems = []
-        for donor in donors:
-            try:
-                return await self._pull_from(donor, stage, min_version, partial)
-            except PeerError as error:
-                problems.append(self._blame(donor, error))
-        raise LinkError("; ".join(problems) or "nobody to take it from")
-
-    async def pull_corpus(self, donors: Sequence[PeerId], size_bytes: Bytes, root: str) -> bytes:
-        """The corpus of ``size_bytes`` whose BLAKE2b is ``root`` (see RunSpec.data).
-
-        It has one digest for the whole, so a wrong one costs a whole pull, from the donor
-        that is then named.
+        ``version``: the step that the run is at, as far as we know. Cancelled, it leaves
+        nothing behind; answers on their way are ignored.
 
         Raises:
-            LinkError: none of ``donors`` gave it, or it is too large to be pulled.
+            LinkError: there is none to be had; the reason says why, of every donor.
         """
-        if size_bytes > CORPUS_BYTES:
-            raise LinkError(f"a corpus of {size_bytes} bytes is not pulled; bring it with --data")
-        problems = []
-        for donor in donors:
-            try:
-                return await self._pull_corpus_from(donor, size_bytes, root)
-            except PeerError as error:
-                problems.append(self._blame(donor, error))
-        raise LinkError("; ".join(problems) or "nobody to take it from")
+        if stage in self._pulls:
+            raise InternalError(f"the state of stage {stage} is being pulled already")
+        most = STATE_BYTES_PER_ELEMENT * self._links.limits.elements(stage) + STATE_BYTES_EXTRA
+        download = Download(donors, version=version, most_bytes=most)
+        pull = self._pulls[stage] = _Pull(stage, download, self._links, self._emit)
+        try:
+            return await pull.run()
+        finally:
+            del self._pulls[stage]
 
     def heard(
         self,
         peer: PeerId,
-        message: StageManifest | NoSuch | Chunk | CorpusChunk,
+        message: StageManifest | NoSuch | Chunk,
         payload: memoryview | None,
     ) -> None:
         """An answer; one that nobody waits for (any more) changes nothing."""
-        key: _Key
-        answer: _Answer | None = payload
-        match message:
-            case NoSuch():
-                self._fail(peer, message.what, message.reason)
-                return
-            case StageManifest():
-                key, answer = ("snapshot", peer, message.stage, b""), message
-            case Chunk():
-                key = ("chunk", peer, message.index, message.root)
-            case CorpusChunk():
-                key = ("corpus", peer, message.offset, b"")
-            case _:
-                assert_never(message)
-        waiting = self._waiting.pop(key, None)
-        if waiting is not None and not waiting.done() and answer is not None:
-            waiting.set_result(answer)
+        pull = self._pulls.get(message.stage)
+        if pull is not None:
+            pull.heard(peer, message, payload)
 
     def lost(self, peer: PeerId) -> None:
         """The link to ``peer`` broke: who waits for it waits no longer."""
-        self._fail(peer, None, "the link broke")
+        for pull in list(self._pulls.values()):
+            pull.feed(t.Gone(peer, "the link broke"))
 
-    # --- one donor -----------------------------------------------------------------------
 
-    async def _pull_from(
-        self, donor: PeerId, stage: Stage, min_version: int, partial: list[_Partial]
-    ) -> tuple[StageManifest, bytearray]:
-        key: _Key = ("snapshot", donor, stage, b"")
-        asked = self._ask(key, WantManifest(stage=stage))
-        manifest = await self._answer(key, asked, MANIFEST_SECONDS)
-        assert isinstance(manifest, StageManifest)
-        self._check(manifest, donor, min_version)
-        if not partial or partial[0].root != manifest.root:
-            partial[:] = [_Partial(root=manifest.root, blob=bytearray(manifest.size_bytes))]
-        todo = [index for index in range(len(manifest.leaves)) if index not in partial[0].have]
-        await self._pull_all(
-            [
-                (
-                    ("chunk", donor, index, manifest.root),
-                    WantChunk(stage=stage, root=manifest.root, index=index),
-                )
-                for index in todo
-            ],
-            lambda key, chunk: _place(partial[0], manifest, key[2], chunk),
+class _Pull:
+    """One download with its buffer."""
+
+    def __init__(self, stage: Stage, download: Download, links: Links, emit: Emit) -> None:
+        self._stage, self._download = stage, download
+        self._links, self._emit = links, emit
+        self._changed = asyncio.Event()
+        self._manifests: dict[PeerId, StageManifest] = {}
+        self._members: tuple[tuple[PeerId, ...], ...] = ()
+        self._blob = bytearray()
+
+    async def run(self) -> Pulled:
+        download = self._download
+        self._perform(download.begin(now=_now()), b"")
+        while (due_at := download.due_at) is not None:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(due_at):
+                    await self._changed.wait()
+            except TimeoutError:
+                self._perform(download.tick(now=_now()), b"")
+        if download.phase is not Phase.DONE or download.snapshot is None:
+            raise LinkError(download.reason)
+        got = download.snapshot
+        return Pulled(
+            at=Position(epoch=got.epoch, step=got.version, chain=got.chain),
+            members=self._members,
+            blob=self._blob,
+            sources=download.sources,
         )
-        return manifest, partial[0].blob
 
-    async def _pull_corpus_from(self, donor: PeerId, size_bytes: Bytes, root: str) -> bytes:
-        blob = bytearray(size_bytes)
-
-        def place(key: _Key, piece: memoryview) -> None:
-            wanted = min(CORPUS_CHUNK_BYTES, size_bytes - key[2])
-            if len(piece) != wanted:
-                raise MisbehaviourError(
-                    f"gave {len(piece)} bytes of the corpus instead of {wanted}", peer=donor
-                )
-            blob[key[2] : key[2] + wanted] = piece
-
-        await self._pull_all(
-            [
-                (
-                    ("corpus", donor, offset, b""),
-                    WantCorpus(
-                        offset=offset, size_bytes=min(CORPUS_CHUNK_BYTES, size_bytes - offset)
-                    ),
-                )
-                for offset in range(0, size_bytes, CORPUS_CHUNK_BYTES)
-            ],
-            place,
-        )
-        if corpus_root(memoryview(blob)) != root:
-            raise MisbehaviourError("gave another corpus than the run pins", peer=donor)
-        return bytes(blob)
-
-    async def _pull_all(
-        self,
-        wants: Sequence[tuple[_Key, WantChunk | WantCorpus]],
-        place: Callable[[_Key, memoryview], None],
+    def heard(
+        self, peer: PeerId, message: StageManifest | NoSuch | Chunk, payload: memoryview | None
     ) -> None:
-        """Ask for all of ``wants``, at most WINDOW at a time, and place what comes."""
-        asked: deque[tuple[_Key, asyncio.Future[_Answer]]] = deque()
-        todo = deque(wants)
-        try:
-            while asked or todo:
-                while todo and len(asked) < WINDOW:
-                    key, want = todo.popleft()
-                    asked.append((key, self._ask(key, want)))
-                key, future = asked[0]
-                piece = await self._answer(key, future, CHUNK_SECONDS)
-                asked.popleft()
-                assert isinstance(piece, memoryview)
-                place(key, piece)
-        finally:
-            for key, future in asked:
-                self._waiting.pop(key, None)
-                if not future.cancel() and not future.cancelled():
-                    future.exception()  # retrieved: the first one has told
+        if isinstance(message, NoSuch):
+            self.feed(t.Denied(peer, message.reason))
+        elif isinstance(message, StageManifest):
+            self._manifests[peer] = message
+            self.feed(t.Offered(peer, _snapshot(message)))
+        elif payload is not None:
+            digest = leaf_digest(payload)
+            arrived = t.Arrived(peer, message.root, message.index, len(payload), digest)
+            self.feed(arrived, payload)
 
-    def _check(self, manifest: StageManifest, donor: PeerId, min_version: int) -> None:
-        """Believe a manifest only if it fits the run and itself."""
-        bound = STATE_BYTES_PER_ELEMENT * self._links.limits.elements(manifest.stage)
-        sound = (
-            manifest.chunk_bytes == CHUNK_BYTES
-            and 0 < manifest.size_bytes <= bound + STATE_BYTES_EXTRA
-            and len(manifest.leaves) == -(-manifest.size_bytes // CHUNK_BYTES)
-            and merkle_root(manifest.leaves) == manifest.root
-        )
-        if not sound:
-            raise MisbehaviourError("gave a manifest that does not fit itself", peer=donor)
-        if not manifest.available or manifest.version < min_version:
-            raise LinkError(f"has version {manifest.version}, want {min_version}", peer=donor)
+    def feed(self, event: t.Event, payload: memoryview | bytes = b"") -> None:
+        self._perform(self._download.handle(event, now=_now()), payload)
+        self._changed.set()
 
-    # --- waiting -------------------------------------------------------------------------
+    def _perform(self, actions: tuple[t.Action, ...], payload: memoryview | bytes) -> None:
+        for action in actions:
+            match action:
+                case t.AskSnapshot(peer, version):
+                    self._links.send(peer, WantManifest(stage=self._stage, version=version))
+                case t.AskChunk(peer, root, index):
+                    want = WantChunk(stage=self._stage, root=root, index=index)
+                    self._links.send(peer, want)
+                case t.Take(snapshot, owners):
+                    self._take(snapshot, owners)
+                case t.Keep(index):
+                    self._keep(index, payload)
+                case t.Refuse(peer, reason, lied):
+                    self._refuse(peer, reason, lied=lied)
+                case t.Warn(reason):
+                    self._emit(ev.Alarm(reason=f"stage {self._stage}: {reason}"))
 
-    def _ask(
-        self, key: _Key, want: WantManifest | WantChunk | WantCorpus
-    ) -> asyncio.Future[_Answer]:
-        future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
-        self._waiting[key] = future
-        self._links.send(key[1], want)
-        return future
+    def _take(self, snapshot: t.Snapshot, owners: tuple[PeerId, ...]) -> None:
+        if len(self._blob) != snapshot.size_bytes:  # else what is right there stays
+            self._blob = bytearray(snapshot.size_bytes)
+        told = Counter(self._manifests[owner].members for owner in owners)
+        self._members = told.most_common(1)[0][0]  # not under the root, so the most told
 
-    async def _answer(
-        self, key: _Key, future: asyncio.Future[_Answer], seconds: Seconds
-    ) -> _Answer:
-        try:
-            async with asyncio.timeout(seconds):
-                return await future
-        except TimeoutError:
-            raise LinkError(f"no answer within {seconds:.0f} s", peer=key[1]) from None
-        finally:
-            self._waiting.pop(key, None)
+    def _keep(self, index: int, payload: memoryview | bytes) -> None:
+        snapshot = self._download.snapshot
+        assert snapshot is not None
+        start = index * snapshot.chunk_bytes
+        self._blob[start : start + len(payload)] = payload
 
-    def _fail(self, peer: PeerId, what: str | None, reason: str) -> None:
-        for key in [key for key in self._waiting if key[1] == peer and what in (None, key[0])]:
-            waiting = self._waiting.pop(key)
-            if not waiting.done():
-                waiting.set_exception(LinkError(reason, peer=peer))
-
-    def _blame(self, donor: PeerId, error: PeerError) -> str:
-        if isinstance(error, MisbehaviourError):
-            self._emit(FrameRefused(peer=donor, reason=error.reason))
-            self._links.close_peer(donor, error.reason)
-        return f"{donor}: {error.reason}"
+    def _refuse(self, peer: PeerId, reason: str, *, lied: bool) -> None:
+        self._emit(ev.DonorRefused(peer=peer, stage=self._stage, reason=reason))
+        if lied:
+            self._emit(ev.FrameRefused(peer=peer, reason=reason))
+            self._links.close_peer(peer, reason)
 
 
-def _place(partial: _Partial, manifest: StageManifest, index: int, chunk: memoryview) -> None:
-    start = index * CHUNK_BYTES
-    wanted = min(CHUNK_BYTES, manifest.size_bytes - start)
-    if len(chunk) != wanted or leaf_digest(chunk) != manifest.leaves[index]:
-        raise MisbehaviourError(f"chunk {index} does not match its own leaf")
-    partial.blob[start : start + wanted] = chunk
-    partial.have.add(index)
+def _snapshot(manifest: StageManifest) -> t.Snapshot:
+    return t.Snapshot(
+        epoch=manifest.epoch,
+        version=manifest.version,
+        chain=manifest.chain,
+        size_bytes=manifest.size_bytes,
+        chunk_bytes=manifest.chunk_bytes,
+        leaves=manifest.leaves,
+        root=manifest.root,
+    )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

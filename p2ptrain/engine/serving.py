@@ -4,7 +4,8 @@ Serving needs no task: a chunk is handed to the donor's data lane, and the next 
 it has been written, so that a transfer takes its turns among the frames of training.
 
 Invariants: at most SENDING chunks are on their way, MOST_WAITING requests wait, KEPT
-snapshots of a stage are held; beyond: wait, refuse, drop the oldest.
+snapshots of a stage are held; beyond: wait, refuse, drop the one not asked for longest. One
+that nobody asks for goes after IDLE_SECONDS: a state is as large as the seat.
 
 The alternative, every replica serving from files, would need a disk on every peer.
 """
@@ -14,12 +15,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from p2ptrain.core.merkle import chunks, leaf_digest, merkle_root
+from p2ptrain.core.merkle import chunk_size, chunks, leaf_digest, merkle_root
 from p2ptrain.errors import LinkError
 from p2ptrain.units import Stage
-from p2ptrain.wire.limits import CHUNK_BYTES
 from p2ptrain.wire.messages import (
     Chunk,
     CorpusChunk,
@@ -36,18 +37,20 @@ if TYPE_CHECKING:
     from p2ptrain.core.agreement import Position
     from p2ptrain.engine.links import Links
     from p2ptrain.ports import Buffer, Corpus
-    from p2ptrain.units import PeerId
+    from p2ptrain.units import PeerId, Seconds, Step
     from p2ptrain.wire.messages import Data
 
 SENDING = 2  # chunks on their way: one being written, one ready
-MOST_WAITING = 64  # requests: a full window of sixteen joiners
+MOST_WAITING = 256  # requests: a full window of sixty-four joiners
 KEPT = 3  # snapshots of a stage: one being pulled may be two steps old
+IDLE_SECONDS = 60.0  # longer than a puller waits for any chunk
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Snapshot:
     manifest: StageManifest
     blob: memoryview
+    used_at: Seconds
 
 
 class Donor:
@@ -56,7 +59,7 @@ class Donor:
     def __init__(self, links: Links) -> None:
         self.corpus: Corpus | None = None
         self._links = links
-        self._held: dict[Stage, deque[_Snapshot]] = {}
+        self._held: dict[Stage, list[_Snapshot]] = {}
         self._requests: deque[tuple[PeerId, WantChunk | WantCorpus]] = deque()
         self._sending = 0
 
@@ -71,16 +74,9 @@ class Donor:
 
         The blob must not change any more. Gives way between the chunks it hashes.
         """
-        held = self._held.setdefault(stage, deque(maxlen=KEPT))
-        if any(
-            (one.manifest.epoch, one.manifest.version, one.manifest.chain)
-            == (at.epoch, at.step, at.chain)
-            for one in held
-        ):
-            return
         view = memoryview(blob).cast("B").toreadonly()
-        leaves = []
-        for chunk in chunks(view, CHUNK_BYTES):
+        chunk_bytes, leaves = chunk_size(len(view)), []
+        for chunk in chunks(view, chunk_bytes):
             leaves.append(leaf_digest(chunk))
             await asyncio.sleep(0)
         manifest = StageManifest(
@@ -90,23 +86,31 @@ class Donor:
             version=at.step,
             chain=at.chain,
             size_bytes=len(view),
-            chunk_bytes=CHUNK_BYTES,
+            chunk_bytes=chunk_bytes,
             leaves=tuple(leaves),
             root=merkle_root(leaves),
             members=members,
         )
-        held.append(_Snapshot(manifest=manifest, blob=view))
+        held = [one for one in self._held.get(stage, ()) if not _same(one.manifest, at)]
+        held.append(_Snapshot(manifest=manifest, blob=view, used_at=_now()))
+        self._held[stage] = sorted(held, key=attrgetter("used_at"))[-KEPT:]
 
-    def withdraw(self, stage: Stage) -> None:
-        """Serve no state of ``stage`` any more."""
-        self._held.pop(stage, None)
+    def holds(self, stage: Stage, version: Step) -> bool:
+        """Whether a snapshot of ``version`` or a later step can be given."""
+        return self._from(stage, version) is not None
+
+    def expire(self, now: Seconds) -> None:
+        """Drop what nobody has asked for lately."""
+        for stage, held in self._held.items():
+            self._held[stage] = [one for one in held if now - one.used_at < IDLE_SECONDS]
 
     def asked(self, peer: PeerId, request: WantManifest | WantChunk | WantCorpus) -> None:
         """Answer now, or queue for the data lane, or refuse."""
         if isinstance(request, WantManifest):
-            held = self._held.get(request.stage)
-            if held:
-                self._links.send(peer, held[-1].manifest)
+            snapshot = self._from(request.stage, request.version)
+            if snapshot is not None:
+                snapshot.used_at = _now()
+                self._links.send(peer, snapshot.manifest)
             else:
                 self._refuse(peer, request, "this peer holds no state of that stage")
         elif len(self._requests) < MOST_WAITING:
@@ -114,6 +118,11 @@ class Donor:
             self._serve()
         else:
             self._refuse(peer, request, "too many ask at once; try again")
+
+    def _from(self, stage: Stage, version: Step) -> _Snapshot | None:
+        """The first snapshot from ``version`` on: most likely the one that others give, too."""
+        fit = [one for one in self._held.get(stage, ()) if one.manifest.version >= version]
+        return min(fit, key=lambda one: one.manifest.version, default=None)
 
     def _serve(self) -> None:
         while self._sending < SENDING and self._requests:
@@ -147,9 +156,11 @@ class Donor:
             self._refuse(peer, request, "this peer does not hold those bytes")
             return None
         for snapshot in self._held.get(request.stage, ()):
-            start = request.index * CHUNK_BYTES
+            chunk_bytes = snapshot.manifest.chunk_bytes
+            start = request.index * chunk_bytes
             if snapshot.manifest.root == request.root and start < len(snapshot.blob):
-                chunk = snapshot.blob[start : start + CHUNK_BYTES]
+                snapshot.used_at = _now()
+                chunk = snapshot.blob[start : start + chunk_bytes]
                 return Chunk(stage=request.stage, root=request.root, index=request.index), (chunk,)
         self._refuse(peer, request, "this peer no longer holds that snapshot")
         return None
@@ -163,3 +174,11 @@ class Donor:
             what = "chunk" if isinstance(request, WantChunk) else "snapshot"
             stage = request.stage
         self._links.send(peer, NoSuch(what=what, stage=stage, reason=reason))
+
+
+def _same(manifest: StageManifest, at: Position) -> bool:
+    return (manifest.epoch, manifest.version, manifest.chain) == (at.epoch, at.step, at.chain)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

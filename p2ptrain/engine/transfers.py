@@ -4,7 +4,8 @@
             WantChunk    -> Chunk + payload, a few at a time       | NoSuch
             WantCorpus   -> CorpusChunk + payload, a few at a time | NoSuch
 
-This is where messages of transfers enter; ``serving`` gives, ``pulling`` takes.
+This is where messages of transfers enter; ``serving`` gives, ``pulling`` takes state,
+``corpora`` the corpus. Which snapshots there are to give, ``keeping`` decides.
 
 Invariant: a message that belongs to a transfer is taken here, whether anybody waits for it
 or not; an answer that comes too late changes nothing.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from p2ptrain.engine.corpora import CorpusPuller
 from p2ptrain.engine.pulling import Puller
 from p2ptrain.engine.serving import Donor
 from p2ptrain.wire.messages import (
@@ -31,9 +33,10 @@ if TYPE_CHECKING:
 
     from p2ptrain.core.agreement import Position
     from p2ptrain.engine.links import Links
+    from p2ptrain.engine.pulling import Pulled
     from p2ptrain.observe.events import Emit
     from p2ptrain.ports import Buffer, Corpus
-    from p2ptrain.units import Bytes, PeerId, Stage
+    from p2ptrain.units import Bytes, PeerId, Seconds, Stage, Step
     from p2ptrain.wire.messages import Control, Data
 
 
@@ -43,6 +46,7 @@ class Snapshots:
     def __init__(self, links: Links, emit: Emit) -> None:
         self._donor = Donor(links)
         self._puller = Puller(links, emit)
+        self._corpora = CorpusPuller(links, emit)
 
     def handle(
         self, peer: PeerId, message: Control | Data, payload: memoryview | None = None
@@ -51,8 +55,13 @@ class Snapshots:
         match message:
             case WantManifest() | WantChunk() | WantCorpus():
                 self._donor.asked(peer, message)
-            case StageManifest() | Chunk() | CorpusChunk():
+            case StageManifest() | Chunk():
                 self._puller.heard(peer, message, payload)
+            case CorpusChunk():
+                if payload is not None:
+                    self._corpora.heard(peer, message.offset, payload)
+            case NoSuch(what="corpus"):
+                self._corpora.failed(peer, message.reason)
             case NoSuch() if message.what != "sum":
                 self._puller.heard(peer, message, None)
             case _:
@@ -62,6 +71,7 @@ class Snapshots:
     def lost(self, peer: PeerId) -> None:
         """The link to ``peer`` broke: fail at once what waits for it."""
         self._puller.lost(peer)
+        self._corpora.failed(peer, "the link broke")
 
     async def offer(
         self,
@@ -76,23 +86,25 @@ class Snapshots:
         """
         await self._donor.offer(stage, at, members, blob)
 
-    def withdraw(self, stage: Stage) -> None:
-        """Serve no state of ``stage`` any more."""
-        self._donor.withdraw(stage)
+    def holds(self, stage: Stage, version: Step) -> bool:
+        """Whether a snapshot of ``version`` or a later step can be given."""
+        return self._donor.holds(stage, version)
+
+    def expire(self, now: Seconds) -> None:
+        """Drop what nobody has asked for lately."""
+        self._donor.expire(now)
 
     def offer_corpus(self, corpus: Corpus) -> None:
         """Serve the run's corpus."""
         self._donor.corpus = corpus
 
-    async def pull(
-        self, stage: Stage, donors: Sequence[PeerId], *, min_version: int = 0
-    ) -> tuple[StageManifest, bytearray]:
-        """The state of ``stage`` from the first of ``donors`` that gives it, verified.
+    async def pull(self, stage: Stage, donors: Sequence[PeerId], *, version: Step) -> Pulled:
+        """The state of ``stage`` that ``donors`` agree on, around step ``version``, verified.
 
         Raises:
-            LinkError: none gave one; the reason names each and why.
+            LinkError: there is none to be had; the reason says why, of every donor.
         """
-        return await self._puller.pull(stage, donors, min_version=min_version)
+        return await self._puller.pull(stage, donors, version=version)
 
     async def pull_corpus(self, donors: Sequence[PeerId], size_bytes: Bytes, root: str) -> bytes:
         """The run's corpus, verified against ``spec.data.root``.
@@ -100,4 +112,4 @@ class Snapshots:
         Raises:
             LinkError: none of ``donors`` gave it, or it is too large to be pulled.
         """
-        return await self._puller.pull_corpus(donors, size_bytes, root)
+        return await self._corpora.pull(donors, size_bytes, root)

@@ -88,12 +88,21 @@ class SeatClosed(Event, frozen=True, tag=True):
 
 
 class StateLoaded(Event, frozen=True, tag=True):
-    """A joiner has taken over a verified snapshot."""
+    """A joiner has taken over a verified snapshot; ``sources`` gave its chunks."""
 
     stage: Stage
     version: Step
     source: PeerId
     size_bytes: int
+    sources: tuple[PeerId, ...] = ()
+
+
+class DonorRefused(Event, frozen=True, tag=True):
+    """State of ``stage`` is not taken from ``peer`` (any more)."""
+
+    peer: PeerId
+    stage: Stage
+    reason: str
 
 
 class BusySaid(Event, frozen=True, tag=True):
@@ -273,6 +282,7 @@ AnyEvent: TypeAlias = (
     | SeatOpened
     | SeatClosed
     | StateLoaded
+    | DonorRefused
     | BusySaid
     | FrameSent
     | Sourced

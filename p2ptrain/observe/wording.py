@@ -37,7 +37,7 @@ def describe(event: ev.AnyEvent) -> Line:
     return logging.DEBUG, f"{type(event).__name__}: {', '.join(words)}"
 
 
-def _trouble(event: ev.AnyEvent) -> str | None:
+def _trouble(event: ev.AnyEvent) -> str | None:  # noqa: PLR0911 - one line an event
     match event:
         case ev.LinkRefused():
             return f"{short(event.peer)} was refused: {event.reason}"
@@ -45,6 +45,8 @@ def _trouble(event: ev.AnyEvent) -> str | None:
             return f"{short(event.peer)} broke the protocol: {event.reason}"
         case ev.Suspected():
             return f"{short(event.peer)} is silent since {event.silent_seconds:.1f} s"
+        case ev.DonorRefused():
+            return f"no state of stage {event.stage} from {short(event.peer)}: {event.reason}"
         case ev.Alarm():
             return event.reason
         case ev.FaultFired():
@@ -65,7 +67,8 @@ def _milestone(event: ev.AnyEvent) -> str | None:  # noqa: C901, PLR0911, PLR091
             return f"left stage {event.stage}: {event.reason}"
         case ev.StateLoaded():
             size = f"{event.size_bytes / 1e6:.1f} MB"
-            return f"stage {event.stage}: version {event.version}, {size}, {short(event.source)}"
+            sources = ", ".join(short(peer) for peer in event.sources or (event.source,))
+            return f"stage {event.stage}: version {event.version}, {size} from {sources}"
         case ev.Restored():
             return f"{short(event.peer)} is back"
         case ev.StepCommitted():

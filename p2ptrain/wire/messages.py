@@ -228,9 +228,13 @@ class WantSums(Message, frozen=True, tag=True):
 
 
 class WantManifest(Message, frozen=True, tag=True):
-    """Which snapshot of ``stage`` can you give?"""
+    """Give me the snapshot of ``stage`` at the beginning of step ``version``, or the next.
+
+    Who has not got so far answers when it has.
+    """
 
     stage: Stage
+    version: Step
 
 
 class StageManifest(Message, frozen=True, tag=True):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PEER = PeerId("peer")
 AT = Position(epoch=0, step=Step(3), chain=Chain(bytes(32)))
-MANIFEST = m.WantManifest(stage=Stage(1))
+MANIFEST = m.WantManifest(stage=Stage(1), version=Step(0))
 NO_SUM = m.NoSuch(what="sum", stage=Stage(1), reason="")
 
 

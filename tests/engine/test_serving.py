@@ -7,12 +7,11 @@ import asyncio
 import pytest
 
 from p2ptrain.core.agreement import Position
-from p2ptrain.core.merkle import leaf_digest
-from p2ptrain.engine.serving import KEPT, MOST_WAITING, SENDING, Donor
+from p2ptrain.core.merkle import CHUNK_LEAST_BYTES, leaf_digest
+from p2ptrain.engine.serving import IDLE_SECONDS, KEPT, MOST_WAITING, SENDING, Donor
 from p2ptrain.errors import LinkError
 from p2ptrain.sim.loop import run
 from p2ptrain.units import Chain, PeerId, Stage, Step
-from p2ptrain.wire.limits import CHUNK_BYTES
 from p2ptrain.wire.messages import (
     Chunk,
     Control,
@@ -25,7 +24,7 @@ from p2ptrain.wire.messages import (
 )
 
 ANN, STAGE = PeerId("ann"), Stage(1)
-BLOB = bytes(CHUNK_BYTES) + b"tail"
+BLOB = bytes(CHUNK_LEAST_BYTES) + b"tail"
 
 
 class Links:
@@ -57,7 +56,7 @@ async def donor_with(blob: bytes) -> tuple[Donor, Links, StageManifest]:
     links = Links()
     donor = Donor(links)  # type: ignore[arg-type]  # the two methods that it uses
     await donor.offer(STAGE, at(1), (), blob)
-    donor.asked(ANN, WantManifest(stage=STAGE))
+    donor.asked(ANN, WantManifest(stage=STAGE, version=Step(1)))
     manifest = links.said.pop()
     assert isinstance(manifest, StageManifest)
     return donor, links, manifest
@@ -100,7 +99,7 @@ def test_what_is_not_there_is_refused(index: int) -> None:
         donor, links, manifest = await donor_with(BLOB)
         donor.asked(ANN, WantChunk(stage=STAGE, root=manifest.root, index=index))
         donor.asked(ANN, WantChunk(stage=Stage(0), root=manifest.root, index=0))
-        donor.asked(ANN, WantManifest(stage=Stage(0)))
+        donor.asked(ANN, WantManifest(stage=Stage(0), version=Step(0)))
         donor.asked(ANN, WantCorpus(offset=0, size_bytes=10))
         assert [m.what for m in links.said if isinstance(m, NoSuch)] == [
             "chunk",
@@ -112,14 +111,48 @@ def test_what_is_not_there_is_refused(index: int) -> None:
     run(main())
 
 
-def test_old_snapshots_are_dropped_at_the_bound() -> None:
+def test_what_was_not_asked_for_longest_is_dropped_at_the_bound() -> None:
     async def main() -> None:
         donor, links, first = await donor_with(BLOB)
         for step in range(2, KEPT + 2):
+            await asyncio.sleep(1.0)
+            donor.asked(ANN, WantManifest(stage=STAGE, version=Step(2)))
             await donor.offer(STAGE, at(step), (), bytes((step,)) * 5)
+        links.said.clear()
+        assert donor.holds(STAGE, Step(2))
         donor.asked(ANN, WantChunk(stage=STAGE, root=first.root, index=0))
         (refused,) = links.said
         assert isinstance(refused, NoSuch)
         assert "no longer" in refused.reason
+
+    run(main())
+
+
+def test_what_nobody_asks_for_is_dropped_after_a_while() -> None:
+    async def main() -> None:
+        donor, _, manifest = await donor_with(BLOB)
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(IDLE_SECONDS - 1.0)
+        donor.asked(ANN, WantChunk(stage=STAGE, root=manifest.root, index=0))
+        await asyncio.sleep(2.0)
+        donor.expire(loop.time())
+        assert donor.holds(STAGE, Step(1))
+        await asyncio.sleep(IDLE_SECONDS)
+        donor.expire(loop.time())
+        assert not donor.holds(STAGE, Step(1))
+
+    run(main())
+
+
+def test_a_state_offered_again_replaces_itself() -> None:
+    async def main() -> None:
+        donor, links, _ = await donor_with(BLOB)
+        for _ in range(KEPT):
+            await donor.offer(STAGE, at(1), (), BLOB)
+        await donor.offer(STAGE, at(0), (), b"older")
+        donor.asked(ANN, WantManifest(stage=STAGE, version=Step(0)))
+        (manifest,) = links.said
+        assert isinstance(manifest, StageManifest)
+        assert manifest.version == 0
 
     run(main())

@@ -1,4 +1,4 @@
-"""Snapshots and the corpus move verified, from one donor or the next."""
+"""Snapshots and the corpus move verified, from several donors or the next."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from p2ptrain.core.agreement import Position
-from p2ptrain.core.merkle import merkle_root
+from p2ptrain.core.merkle import chunk_size
 from p2ptrain.engine.links import Links
+from p2ptrain.engine.serving import MOST_WAITING, SENDING
 from p2ptrain.engine.transfers import Snapshots
 from p2ptrain.errors import LinkError
 from p2ptrain.observe import events as ev
@@ -19,7 +20,7 @@ from p2ptrain.run import Cut, Model, RunSpec, corpus_root
 from p2ptrain.sim.loop import run
 from p2ptrain.sim.network import SimNetwork
 from p2ptrain.units import Chain, Digest, PeerId, RunId, Stage, Step
-from p2ptrain.wire.limits import CHUNK_BYTES, CORPUS_BYTES, FrameLimits
+from p2ptrain.wire.limits import CORPUS_BYTES, FrameLimits
 from p2ptrain.wire.messages import (
     Chunk,
     Heartbeat,
@@ -45,7 +46,8 @@ SPEC = RunSpec(
 LIMITS = FrameLimits(SPEC)
 STAGE = Stage(1)
 MEMBERS = ((ANN,), (BOB, EVE))
-BLOB = bytes(range(256)) * (2 * CHUNK_BYTES // 256) + b"the rest"
+BLOB = bytes(range(256)) * 3000 + b"the rest"
+CHUNKS = -(-len(BLOB) // chunk_size(len(BLOB)))
 
 
 def at(step: int) -> Position:
@@ -70,6 +72,7 @@ class Peer:
         self.peer = peer
         self.events: list[ev.AnyEvent] = []
         self.deaf = False
+        self.spoiled: PeerId | None = None  # whose chunks arrive with a wrong byte
         self.corrupt: Callable[[Control | Data], Control | Data] = lambda message: message
         self.links = Links(
             network.transport(peer),
@@ -92,10 +95,18 @@ class Peer:
             changed = self.corrupt(message)
             assert isinstance(changed, Chunk)
             message = changed
+            if peer == self.spoiled:
+                payload = memoryview(bytes(payload[:-1]) + b"!")
         self.snapshots.handle(peer, message, payload)
 
     def chunks_sent(self) -> int:
         return sum(isinstance(e, ev.FrameSent) and e.what == "chunk" for e in self.events)
+
+    def alarms(self) -> list[str]:
+        return [event.reason for event in self.events if isinstance(event, ev.Alarm)]
+
+    def refused(self) -> list[tuple[PeerId, str]]:
+        return [(e.peer, e.reason) for e in self.events if isinstance(e, ev.DonorRefused)]
 
     def blamed(self) -> list[tuple[PeerId, str]]:
         return [(e.peer, e.reason) for e in self.events if isinstance(e, ev.FrameRefused)]
@@ -122,35 +133,45 @@ def virtual(main: Callable[[], Coroutine[None, None, None]]) -> Callable[[], Non
 
 
 @virtual
-async def test_a_snapshot_arrives_whole_and_verified() -> None:
+async def test_a_snapshot_arrives_whole_and_verified_from_both_owners() -> None:
+    async with three() as (ann, bob, eve):
+        for donor in (bob, eve):
+            await donor.snapshots.offer(STAGE, at(7), MEMBERS, BLOB)
+        pulled = await ann.snapshots.pull(STAGE, [BOB, EVE], version=Step(7))
+        assert bytes(pulled.blob) == BLOB
+        assert pulled.at == at(7)
+        assert pulled.members == MEMBERS
+        assert pulled.sources == (BOB, EVE)
+        assert bob.chunks_sent() + eve.chunks_sent() == CHUNKS
+        assert min(bob.chunks_sent(), eve.chunks_sent()) > 1
+        assert ann.alarms() == []
+
+
+@virtual
+async def test_one_owner_is_enough_where_there_is_one_and_the_log_says_so() -> None:
     async with three() as (ann, bob, _):
         await bob.snapshots.offer(STAGE, at(7), MEMBERS, BLOB)
-        manifest, blob = await ann.snapshots.pull(STAGE, [BOB])
-        assert bytes(blob) == BLOB
-        assert (manifest.version, manifest.chain, manifest.epoch) == (7, at(7).chain, 0)
-        assert manifest.members == MEMBERS
-        assert merkle_root(manifest.leaves) == manifest.root
-        # A byte pattern of period 256 fills both whole chunks: equal, yet each is asked for.
-        assert bob.chunks_sent() == 3
+        pulled = await ann.snapshots.pull(STAGE, [BOB], version=Step(7))
+        assert bytes(pulled.blob) == BLOB
+        assert ann.alarms() == ["stage 1: only bob vouches for the state of 7"]
 
 
 @virtual
-async def test_the_newest_snapshot_is_told_and_an_older_one_still_served() -> None:
+async def test_the_first_snapshot_from_the_wanted_step_on_is_told() -> None:
     async with three() as (ann, bob, _):
-        for step in range(5):
+        for step in (2, 4, 6):
             await bob.snapshots.offer(STAGE, at(step), MEMBERS, bytes((step,)) * 10)
-            await bob.snapshots.offer(STAGE, at(step), MEMBERS, b"offered twice: ignored")
-        manifest, blob = await ann.snapshots.pull(STAGE, [BOB], min_version=4)
-        assert (manifest.version, bytes(blob)) == (4, bytes((4,)) * 10)
-        with pytest.raises(LinkError, match="has version 4, want 5"):
-            await ann.snapshots.pull(STAGE, [BOB], min_version=5)
-        bob.snapshots.withdraw(STAGE)
+        for wanted, given in ((3, 4), (4, 4), (5, 6)):
+            pulled = await ann.snapshots.pull(STAGE, [BOB], version=Step(wanted))
+            assert (pulled.at.step, bytes(pulled.blob)) == (given, bytes((given,)) * 10)
         with pytest.raises(LinkError, match="holds no state"):
-            await ann.snapshots.pull(STAGE, [BOB])
+            await ann.snapshots.pull(STAGE, [BOB], version=Step(7))
+        assert bob.snapshots.holds(STAGE, Step(6))
+        assert not bob.snapshots.holds(STAGE, Step(7))
 
 
 @virtual
-async def test_the_next_donor_takes_over_where_the_first_one_died() -> None:
+async def test_the_other_donor_takes_over_where_the_first_one_died() -> None:
     async with three() as (ann, bob, eve):
         for donor in (bob, eve):
             await donor.snapshots.offer(STAGE, at(7), MEMBERS, BLOB)
@@ -159,36 +180,33 @@ async def test_the_next_donor_takes_over_where_the_first_one_died() -> None:
         def hang_up_after_one(message: Control | Data) -> Control | Data:
             nonlocal seen
             seen += 1
-            if seen == 2:
+            if seen == 3:
                 ann.links.close_peer(BOB, "as if it had died")
             return message
 
         ann.corrupt = hang_up_after_one
-        _, blob = await ann.snapshots.pull(STAGE, [BOB, EVE])
-        assert bytes(blob) == BLOB
-        assert eve.chunks_sent() < 3  # what had been verified was kept
+        pulled = await ann.snapshots.pull(STAGE, [BOB, EVE], version=Step(7))
+        assert bytes(pulled.blob) == BLOB
+        assert eve.chunks_sent() < CHUNKS  # what had been verified was kept
         assert ann.blamed() == []
+        assert ann.refused() == [(BOB, "the link broke")]
 
 
 @virtual
-async def test_a_donor_that_lies_is_named_and_left() -> None:
+async def test_a_donor_that_sends_wrong_bytes_is_named_and_left() -> None:
     async with three() as (ann, bob, eve):
-        await bob.snapshots.offer(STAGE, at(7), MEMBERS, BLOB)
-        await eve.snapshots.offer(STAGE, at(7), MEMBERS, BLOB)
-        swap = {0: 2, 2: 0}
-
-        def misplace(message: Control | Data) -> Control | Data:
-            assert isinstance(message, Chunk)
-            return msgspec.structs.replace(message, index=swap.get(message.index, message.index))
-
-        ann.corrupt = misplace
-        with pytest.raises(LinkError, match="bob: chunk 0 does not match its own leaf"):
-            await ann.snapshots.pull(STAGE, [BOB])
-        ann.corrupt = lambda message: message
-        _, blob = await ann.snapshots.pull(STAGE, [EVE])
-        assert bytes(blob) == BLOB
-        assert ann.blamed() == [(BOB, "chunk 0 does not match its own leaf")]
+        for donor in (bob, eve):
+            await donor.snapshots.offer(STAGE, at(7), MEMBERS, BLOB)
+        ann.spoiled = BOB
+        pulled = await ann.snapshots.pull(STAGE, [BOB, EVE], version=Step(7))
+        assert bytes(pulled.blob) == BLOB
+        assert pulled.sources == (EVE,)
+        ((who, reason),) = ann.blamed()
+        assert who == BOB
+        assert "does not match its leaf" in reason
         assert BOB not in ann.links.peers()
+        with pytest.raises(LinkError, match="bob: chunk"):
+            await ann.snapshots.pull(STAGE, [BOB], version=Step(7))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +232,7 @@ def test_a_manifest_that_does_not_fit_is_refused(change: dict[str, object]) -> N
 
             ann.links.on_control = forge
             with pytest.raises(LinkError, match="does not fit itself"):
-                await ann.snapshots.pull(STAGE, [BOB])
+                await ann.snapshots.pull(STAGE, [BOB], version=Step(7))
             assert [peer for peer, _ in ann.blamed()] == [BOB]
 
     run(main(), ceiling_seconds=1000.0)
@@ -226,8 +244,8 @@ async def test_a_silent_donor_costs_a_deadline_and_no_more() -> None:
         bob.deaf = True
         await eve.snapshots.offer(STAGE, at(1), MEMBERS, b"state")
         began = asyncio.get_running_loop().time()
-        _, blob = await ann.snapshots.pull(STAGE, [BOB, EVE])
-        assert bytes(blob) == b"state"
+        pulled = await ann.snapshots.pull(STAGE, [BOB, EVE], version=Step(1))
+        assert bytes(pulled.blob) == b"state"
         assert 30.0 <= asyncio.get_running_loop().time() - began < 32.0
 
 
@@ -235,7 +253,7 @@ async def test_a_silent_donor_costs_a_deadline_and_no_more() -> None:
 async def test_nobody_to_ask() -> None:
     async with three() as (ann, _, __):
         with pytest.raises(LinkError, match="nobody to take it from"):
-            await ann.snapshots.pull(STAGE, [])
+            await ann.snapshots.pull(STAGE, [], version=Step(0))
 
 
 @virtual
@@ -244,10 +262,10 @@ async def test_a_cancelled_pull_leaves_nothing_behind() -> None:
         await bob.snapshots.offer(STAGE, at(7), MEMBERS, BLOB)
         for _ in range(2):
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.1):
-                    await ann.snapshots.pull(STAGE, [BOB])
-        _, blob = await ann.snapshots.pull(STAGE, [BOB])
-        assert bytes(blob) == BLOB
+                async with asyncio.timeout(0.01):
+                    await ann.snapshots.pull(STAGE, [BOB], version=Step(7))
+        pulled = await ann.snapshots.pull(STAGE, [BOB], version=Step(7))
+        assert bytes(pulled.blob) == BLOB
 
 
 @virtual
@@ -257,16 +275,16 @@ async def test_more_joiners_than_may_wait_are_told_to_come_back() -> None:
         ann.links.on_control = lambda _peer, message: refused.append(message)
         ann.links.on_data = lambda _peer, _message, _payload: None
         await bob.snapshots.offer(STAGE, at(7), MEMBERS, BLOB)
-        bob.snapshots.handle(ANN, WantManifest(stage=STAGE))
+        bob.snapshots.handle(ANN, WantManifest(stage=STAGE, version=Step(7)))
         await asyncio.sleep(1.0)
         (manifest,) = [each for each in refused if isinstance(each, StageManifest)]
-        for _ in range(100):
+        for _ in range(300):
             bob.snapshots.handle(ANN, WantChunk(stage=STAGE, root=manifest.root, index=2))
         await asyncio.sleep(30.0)
         told = [each for each in refused if isinstance(each, NoSuch)]
-        assert len(told) == 100 - 64 - 2
+        assert len(told) == 300 - MOST_WAITING - SENDING
         assert "too many" in told[0].reason
-        assert bob.chunks_sent() == 66
+        assert bob.chunks_sent() == MOST_WAITING + SENDING
 
 
 @virtual

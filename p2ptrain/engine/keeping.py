@@ -1,0 +1,98 @@
+"""Which snapshots this peer saves: those that somebody wants, at the step that it wants.
+
+A joiner asks several owners for the state at the beginning of one and the same step. An
+owner that is there saves it; one that is not there yet keeps the wish, and saves when that
+step begins; one that is past it saves what it has now. So owners need not know of each other
+to offer the same step, and nothing is saved that nobody asked for.
+
+Invariants:
+    * a snapshot is of the position that it says: one during which a step was taken is
+      thrown away and saved again;
+    * one wish for each peer and stage; a wish for a far step is refused, as are all when
+      the seat is given up or the run is over.
+
+Refused: saving at every commit. A copy of weights and optimizer state each step, for nobody.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p2ptrain.core.download import AHEAD_MOST
+from p2ptrain.wire.messages import NoSuch, WantManifest
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine
+
+    from p2ptrain.engine.links import Links
+    from p2ptrain.engine.seat import SeatRuntime
+    from p2ptrain.engine.transfers import Snapshots
+    from p2ptrain.units import PeerId, Stage, Step
+
+
+class Keeper:
+    """Snapshots of this peer's seats, on demand."""
+
+    def __init__(
+        self,
+        links: Links,
+        snapshots: Snapshots,
+        spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+    ) -> None:
+        self._links, self._snapshots, self._spawn = links, snapshots, spawn
+        self._wishes: dict[Stage, dict[PeerId, Step]] = {}
+        self._saving: set[Stage] = set()
+
+    def wanted(self, seat: SeatRuntime, peer: PeerId, message: WantManifest) -> None:
+        """``peer`` wants a snapshot of ``seat``: now, or when it gets there."""
+        if seat.finished:  # its weights are past its last position, and nothing follows
+            self._refuse(seat.stage, peer, "the run is complete")
+        elif seat.position is None:
+            self._refuse(seat.stage, peer, "this peer is loading that stage itself")
+        elif message.version > seat.position.step + AHEAD_MOST:
+            self._refuse(seat.stage, peer, f"this peer is at step {seat.position.step}")
+        else:
+            self._wishes.setdefault(seat.stage, {})[peer] = message.version
+            self.stepped(seat)
+
+    def stepped(self, seat: SeatRuntime) -> None:
+        """``seat`` may be further than before: who waits for that can be served."""
+        if seat.finished:
+            self.closed(seat.stage, "the run is complete")
+        elif self._due(seat) and seat.stage not in self._saving:
+            self._saving.add(seat.stage)
+            self._spawn(self._serve(seat))
+
+    def closed(self, stage: Stage, reason: str) -> None:
+        """Nothing will be saved of ``stage`` any more."""
+        for peer in self._wishes.pop(stage, {}):
+            self._refuse(stage, peer, reason)
+
+    async def _serve(self, seat: SeatRuntime) -> None:
+        """Answer what is due; cancelled or closed in between, nobody is answered."""
+        try:
+            while due := self._due(seat):
+                for peer, version in due:
+                    if self._snapshots.holds(seat.stage, version):
+                        del self._wishes[seat.stage][peer]
+                        want = WantManifest(stage=seat.stage, version=version)
+                        self._snapshots.handle(peer, want)
+                if self._due(seat):
+                    await self._save(seat)
+        finally:
+            self._saving.discard(seat.stage)
+
+    async def _save(self, seat: SeatRuntime) -> None:
+        at, members = seat.position, seat.stepper.members
+        blob = await seat.compute.save()
+        if at is not None and at == seat.position:  # no commit came between
+            await self._snapshots.offer(seat.stage, at, members, blob)
+
+    def _due(self, seat: SeatRuntime) -> list[tuple[PeerId, Step]]:
+        at = seat.position
+        wishes = self._wishes.get(seat.stage, {})
+        return [(p, v) for p, v in wishes.items() if at is not None and v <= at.step]
+
+    def _refuse(self, stage: Stage, peer: PeerId, reason: str) -> None:
+        self._links.send(peer, NoSuch(what="snapshot", stage=stage, reason=reason))

@@ -1,0 +1,111 @@
+"""What a new seat needs before it serves: the stage's state, probed, and at stage 0 the data.
+
+    at genesis   the initial weights, which everybody computes from the seed
+    later        donors' snapshot (several give, see core/download) -> load -> probe
+
+The probe is a forward pass over fixed input. A state that two owners hold can still be of
+no use *here*: another device, a fault of this machine's memory. Better found before the
+first microbatch than by its neighbours.
+
+Invariant: what does not load, verify or pass the probe is never served; the reason is told
+once, and it is tried again at the next look.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+from p2ptrain.core.chain import genesis_chain
+from p2ptrain.engine.seat import genesis
+from p2ptrain.errors import PeerError
+from p2ptrain.observe import events as ev
+from p2ptrain.units import Stage, Step
+
+if TYPE_CHECKING:
+    from p2ptrain.core.agreement import Position
+    from p2ptrain.engine.lifecycle import Node
+    from p2ptrain.engine.pulling import Pulled
+    from p2ptrain.ports import Corpus, StageCompute
+    from p2ptrain.units import PeerId
+
+DONORS_MOST = 6  # asked at once: more neither fill a line better nor vouch better
+
+
+class Loader:
+    """Loads what one node's seats need."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._told = ""
+
+    async def state(
+        self, stage: Stage, compute: StageCompute, *, fresh: bool
+    ) -> tuple[Position, tuple[tuple[PeerId, ...], ...]] | None:
+        """Where the stage stands, with its state loaded; None: not now.
+
+        ``fresh``: nobody was ever heard to be past the first step.
+        """
+        node = self._node
+        if fresh and all(view.version == 0 for view in node.roster.views()):
+            nobody = tuple(() for _ in range(node.spec.cut.stages))
+            return genesis(genesis_chain(node.run_id)), nobody
+        donors = self._donors(stage)
+        if not donors:
+            self.alarm(f"stage {stage} has no replica left to take its state from")
+            return None
+        try:
+            pulled = await node.snapshots.pull(stage, donors, version=self._version())
+            await compute.load(pulled.blob)
+            await compute.probe()
+        except PeerError as error:
+            self.alarm(f"no state for stage {stage}: {error.reason}")
+            return None
+        self._told = ""
+        self._tell(stage, pulled)
+        return pulled.at, pulled.members
+
+    async def corpus(self) -> Corpus | None:
+        """The run's data: ours, or pulled from a peer of stage 0."""
+        world, data = self._node.world, self._node.spec.data
+        if world.corpus is not None or world.corpus_from is None:
+            return world.corpus
+        donors = self._donors(Stage(0))
+        try:
+            blob = await self._node.snapshots.pull_corpus(donors, data.total_bytes, data.root)
+            return world.corpus_from(blob)
+        except PeerError as error:
+            self.alarm(f"no data for stage 0: {error.reason}")
+            return None
+
+    def alarm(self, reason: str) -> None:
+        """Once for each reason: it is tried again every look."""
+        if reason != self._told:
+            self._told = reason
+            self._node.emit(ev.Alarm(reason=reason))
+
+    def _donors(self, stage: Stage) -> list[PeerId]:
+        """Some of those who serve ``stage``: who is behind the run last, else drawn."""
+        node, version = self._node, self._version()
+        views = [
+            view
+            for view in node.roster.views()
+            if view.stage == stage and view.state != "joining" and view.peer != node.me
+        ]
+        ranked = [(view.version < version, node.rng.random(), view.peer) for view in views]
+        return [peer for _, _, peer in sorted(ranked)[:DONORS_MOST]]
+
+    def _version(self) -> Step:
+        """Where the run stands: the middle of what all say, so that one who lies moves nothing."""
+        versions = [v.version for v in self._node.roster.views() if v.state != "joining"]
+        return Step(statistics.median_low(versions)) if versions else Step(0)
+
+    def _tell(self, stage: Stage, pulled: Pulled) -> None:
+        loaded = ev.StateLoaded(
+            stage=stage,
+            version=pulled.at.step,
+            source=pulled.sources[0],
+            size_bytes=len(pulled.blob),
+            sources=pulled.sources,
+        )
+        self._node.emit(loaded)

@@ -1,0 +1,84 @@
+"""A joiner's state comes from those who serve the stage, and is tried before it is served."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from p2ptrain.errors import MisbehaviourError
+from p2ptrain.observe import events as ev
+from p2ptrain.sim.compute import CostModel, ToyCompute, ToyStage
+from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, crowd
+from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
+from p2ptrain.sim.world import SimWorld
+from p2ptrain.units import PeerId
+
+if TYPE_CHECKING:
+    from p2ptrain.run import RunSpec
+    from p2ptrain.units import Stage
+
+SPEC = toy_spec(stages=2, microbatches=6, steps=8)
+LATE = PeerPlan(peer=PeerId("late"), starts_at=8.0, speed=0.1)
+
+
+class Lame(ToyCompute):
+    """A device on which no loaded state works, the first ``times``."""
+
+    def __init__(self, *args: Any, times: int, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.times = times
+
+    async def open(self, stage: Stage) -> ToyStage:
+        seat = await super().open(stage)
+        lame = self
+
+        class LameStage(ToyStage):
+            async def probe(self) -> None:
+                lame.times -= 1
+                if lame.times >= 0:
+                    raise MisbehaviourError("gives no finite output here")
+
+        seat.__class__ = LameStage
+        return seat
+
+
+def simulate(times: int) -> SwarmResult:
+    def make(spec: RunSpec, plan: PeerPlan) -> ToyCompute:
+        cost = CostModel(seed=0)
+        if plan.peer == "late":
+            return Lame(spec, plan.peer, speed=plan.speed, cost=cost, times=times)
+        return ToyCompute(spec, plan.peer, speed=plan.speed, cost=cost)
+
+    peers = [*crowd(3, speeds=(0.1,)), LATE]
+    return SimWorld(Scenario(spec=SPEC, peers=peers, compute=make)).run()
+
+
+def of_late(result: SwarmResult, kind: type[ev.AnyEvent]) -> list[Any]:
+    return [e.event for e in result.entries if e.peer == "late" and isinstance(e.event, kind)]
+
+
+def test_a_state_that_fails_the_probe_is_not_served_and_loaded_again() -> None:
+    result = simulate(times=2)
+    assert result.holds
+    assert result.weights_digest == reference(SPEC, ToyCorpus(SPEC)).weights_digest
+    (alarm,) = [a for a in of_late(result, ev.Alarm) if "finite" in a.reason]  # told once
+    assert alarm.reason.startswith("no state for stage")
+    assert len(of_late(result, ev.StateLoaded)) == 1
+    assert len(of_late(result, ev.SeatOpened)) == 1
+
+
+def test_a_device_on_which_nothing_works_never_serves() -> None:
+    result = simulate(times=10**6)
+    assert result.weights_digest == reference(SPEC, ToyCorpus(SPEC)).weights_digest
+    assert of_late(result, ev.SeatOpened) == []
+    assert of_late(result, ev.StepCommitted) == []
+
+
+def test_a_step_that_ended_while_its_state_was_loaded_is_caught_up_with() -> None:
+    """Its sums went out while the joiner had no use for them: it asks, and loads once."""
+    result = simulate(times=0)
+    assert result.holds
+    (loaded,) = of_late(result, ev.StateLoaded)
+    commits = of_late(result, ev.StepCommitted)
+    assert [commit.step for commit in commits] == list(range(loaded.version, 8))
+    assert loaded.version not in {e.step for e in of_late(result, ev.SlotCounted)}
+    assert of_late(result, ev.SeatClosed) == []
