@@ -53,6 +53,7 @@ from p2ptrain.core.duties import (
     Located,
     Lost,
     Moved,
+    Owed,
     Ready,
     RecallFrame,
     Returned,
@@ -160,6 +161,8 @@ class Custody:
             case Returned():
                 self._owed = False
                 self.due_at = None if self.state is State.COUNTED else self.due_at
+            case Owed():
+                return self._owe(now)
             case LinkBroke() | Arrived() | Moved() | Found():
                 pass  # of an attempt that is over
             case _:
@@ -335,9 +338,9 @@ class Custody:
             return self._again("recalled", now, recalled=True)
         if held in ("queued", "computing"):
             self._hold(max(self._patience(peer), self._limits.answer_seconds), now)
-        else:  # if the step is over there, its sum is on its way to us
-            self._compute_done(now)
-        return ()
+            return ()
+        self._compute_done(now)  # if the step is over there, its sum is on its way to us
+        return (TellPath(peer),) if self._owed and held == "counted" else ()
 
     def _located_early(self, peer: PeerId, held: Held, now: Seconds) -> tuple[Action, ...]:
         """No seat has it from us yet: one that has it from another path is taken."""
@@ -417,6 +420,15 @@ class Custody:
     def _find_counter(self, now: Seconds) -> tuple[Action, ...]:
         self.due_at = now + self._limits.check_seconds if self._owed else None
         return (AskWhere(None),) if self._owed else ()
+
+    def _owe(self, now: Seconds) -> tuple[Action, ...]:
+        """The gradient came and is gone: its keeper took us to have it, or sent it elsewhere."""
+        self._owed = True
+        if self.state is State.COUNTED:
+            return self._find_counter(now)
+        if self.state is State.COMPUTED and self.holder is not None:
+            return (TellPath(self.holder),)
+        return ()
 
     def _uncounted(self, now: Seconds) -> tuple[Action, ...]:
         """It was counted by a seat that is lost, or was taken out again."""

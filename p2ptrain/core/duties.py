@@ -145,6 +145,11 @@ class Returned:
 
 
 @dataclass(frozen=True, slots=True)
+class Owed:
+    """The gradient of this forward is awaited (again): what it went into was taken out."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tallied:
     """Whether the microbatch stands in a live bitmap of the receiving stage."""
 
@@ -163,6 +168,7 @@ Event: TypeAlias = (
     | Lost
     | Found
     | Returned
+    | Owed
     | Tallied
 )
 

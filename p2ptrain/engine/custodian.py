@@ -116,9 +116,12 @@ class Custodian:
     ) -> None:
         """Look for a seat above while the forward is still computing; ``path`` ends with us.
 
-        ``returns``: its gradient will come back.
+        ``returns``: its gradient will come back. What is computed a second time (it was
+        subtracted here, and is needed after all) has its way already, but no gradient yet.
         """
         if (work, "forward") in self._duties:
+            if returns:
+                self._feed(work, "forward", c.Owed(), now)
             return
         self._paths[work] = path
         duty = Custody(

@@ -376,6 +376,20 @@ def test_where_a_counted_gradient_moved_is_remembered() -> None:
     assert custody.handle(d.Tallied(live=False), now=0.3) == (d.SendFrame(B, 0),)
 
 
+def test_a_gradient_that_was_taken_out_again_is_owed_again() -> None:
+    """Its keeper sent it elsewhere meanwhile, and waits to be told where the input is now."""
+    custody = computed()
+    custody.handle(d.Tallied(live=True), now=3.0)
+    custody.handle(d.Returned(), now=3.5)
+    assert custody.handle(d.Owed(), now=4.0) == (d.AskWhere(None),)
+    assert custody.handle(d.Located(B, "counted"), now=4.1) == (d.TellPath(B),)
+    assert custody.due_at is not None  # until it comes
+    not_tallied = computed()
+    not_tallied.handle(d.Returned(), now=3.5)
+    assert not_tallied.handle(d.Owed(), now=4.0) == (d.TellPath(A),)
+    assert not_tallied.handle(d.Located(A, "counted"), now=9.0) == (d.TellPath(A),)  # and again
+
+
 # --- every history ----------------------------------------------------------------------------
 
 PEERS = st.sampled_from([A, B, C])
@@ -384,6 +398,7 @@ ATTEMPTS = st.integers(0, 3)
 EVENTS = st.one_of(
     st.just(d.Ready()),
     st.just(d.Returned()),
+    st.just(d.Owed()),
     st.builds(
         d.Answered,
         PEERS,
@@ -442,7 +457,8 @@ class Watch:
             on_its_way = self.custody.state is d.State.SENT and self.custody.holder == item.peer
             if not (on_its_way and self.custody.attempt == item.attempt):
                 self.open_offers[item.peer, item.attempt] += 1
-        self.owed = self.owed and not isinstance(item, d.Returned)
+        if isinstance(item, d.Returned | d.Owed) and self.custody.what == "forward":
+            self.owed = isinstance(item, d.Owed)
         self.see(self.custody.handle(item, now=self.now))
 
 
@@ -469,7 +485,7 @@ def test_every_history_of_a_gradient_has_a_deadline_or_waits_to_be_told(
     watch = Watch(gradient())
     watch.see(watch.custody.start(now=0.0))
     for item in history:
-        if not isinstance(item, d.Answered | d.Ready):
+        if not isinstance(item, d.Answered | d.Ready | d.Owed):
             watch.step(item)
     watch.step(d.Tallied(live=True))
     assert watch.custody.state is d.State.COUNTED

@@ -151,6 +151,19 @@ def test_a_replay_asks_every_seat_what_it_has_and_tells_the_counter_its_path(
     assert seat.post.last(m.Repath).stage == 1
 
 
+def test_what_is_computed_a_second_time_asks_for_its_gradient_again(bench: MakeBench) -> None:
+    seat = sent(bench())
+    seat.custodian.hear(ABOVE, word(seat, m.Computed, service_seconds=0.1), 0.1)
+    seat.custodian.tallied("forward", 1 << WORK.slot, 0.2)
+    seat.custodian.gradient_back(WORK, 0.3)
+    seat.post.told.clear()
+    opened(seat, replay=True)
+    assert seat.post.last(m.Where).slot == WORK.slot
+    seat.custodian.hear(ABOVE, word(seat, m.Whereabouts, state="counted"), 0.4)
+    assert seat.post.last(m.Repath).slot == WORK.slot
+    assert len(seat.post.sent) == 1
+
+
 def test_a_recall_is_told_as_such(bench: MakeBench) -> None:
     seat = sent(bench())
     seat.custodian.hear(ABOVE, word(seat, m.Accepted, what="forward"), 0.1)
