@@ -245,3 +245,5 @@ def _decode(decoder: msgspec.msgpack.Decoder[M], body: Buffer) -> M:
         raise WireError(f"no message of protocol {PROTOCOL}: {error}") from error
     except UnicodeDecodeError as error:
         raise WireError(f"no message of protocol {PROTOCOL}: text that is no UTF-8") from error
+    except RecursionError as error:  # whatever stands before the tag is skipped, level by level
+        raise WireError(f"no message of protocol {PROTOCOL}: nested too deep") from error

@@ -136,6 +136,7 @@ def test_damage_is_refused_with_its_reason(offset: int, value: bytes, reason: st
         b"\x82\xa4type\xa7Leaving\xa6reason\xa2\xff\xfe",
         b"\x82\xa4type\xa7Leaving\xa6reason\xdb\xff\xff\xff\xff",
         b"\x82\xa4type\xa7Leaving\xa1x" + b"\x91" * 10_000,
+        b"\x82\xa1x" + b"\x91" * 10_000 + b"\xc0\xa4type\xa7Leaving",  # skipped to find the tag
         b"\x83\xa4type\xa8WantSums\xa2at\x93\x00\x01\xc4\x01x\xa6stages\xdd\xff\xff\xff\xff\x01",
     ],
 )
