@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Coroutine
 
-    from p2ptrain.engine.stepping import Done
+    from p2ptrain.engine.committing import Done
     from p2ptrain.engine.terms import NodeResult, World
     from p2ptrain.run import RunSpec
     from p2ptrain.units import PeerId, RunId, Seconds, Stage

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Coroutine
 
+    from p2ptrain.engine.committing import Done
     from p2ptrain.engine.custodian import Post
     from p2ptrain.engine.roster import Roster
-    from p2ptrain.engine.stepping import Done
     from p2ptrain.ports import Signer, StageCompute
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Chain, PeerId, RunId, Seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -19,7 +19,7 @@ from p2ptrain.core.routing import Router
 from p2ptrain.core.schedule import step_slots
 from p2ptrain.engine.custodian import Custodian
 from p2ptrain.engine.pipeline import Pipeline, Place
-from p2ptrain.engine.stepping import Done, Stepper
+from p2ptrain.engine.stepping import Stepper
 from p2ptrain.engine.worker import perform
 from p2ptrain.errors import MisbehaviourError
 from p2ptrain.observe import events as ev
@@ -29,6 +29,9 @@ from p2ptrain.sim.signer import SimSigner
 from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
 from p2ptrain.units import Chain, Digest, Microbatch, PeerId, RunId, Slot, Stage, Step
 from p2ptrain.wire import messages as m
+
+if TYPE_CHECKING:
+    from p2ptrain.engine.committing import Done
 
 ME, MATE, LIAR = PeerId("me"), PeerId("mate"), PeerId("liar")
 RUN = RunId("0" * 32)

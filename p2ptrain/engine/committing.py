@@ -1,0 +1,136 @@
+"""Taking a step: from the SUMs of all stages to new weights, a longer chain and a record.
+
+    SUMs known -> wait until nothing computes here -> compute steps -> chain -> events -> done
+
+What a committed step leaves behind (its sums; the whole integer sum lies in compute) is kept
+until the next commit, for seats that are one step behind.
+
+Invariants:
+    * compute steps only while the pipeline is frozen and quiet: no microbatch is computed
+      half with the old weights and half with the new;
+    * the chain grows by exactly what was applied, and the events say what was committed;
+    * cancelled, the seat is closing: its weights are not used again.
+
+Refused: stepping inside the round machine's handler. A step takes seconds of compute, and
+heartbeats and answers must not wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from p2ptrain.core.chain import next_chain, step_outcome
+from p2ptrain.core.ledger import mask_to_bytes
+from p2ptrain.core.schedule import step_slots
+from p2ptrain.observe import events as ev
+from p2ptrain.ports import Update
+from p2ptrain.wire.records import CommitRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from p2ptrain.core.agreement import Position, Sum
+    from p2ptrain.core.chain import StepOutcome
+    from p2ptrain.engine.pipeline import Pipeline
+    from p2ptrain.ports import StageCompute
+    from p2ptrain.run import RunSpec
+    from p2ptrain.units import Chain, Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A step that this seat has committed."""
+
+    at: Position
+    sums: tuple[Sum, ...]
+    outcome: StepOutcome
+    chain: Chain  # after it
+
+    def record(self) -> CommitRecord:
+        """What the directory is told of it."""
+        return CommitRecord(
+            epoch=self.at.epoch,
+            step=self.at.step,
+            chain=self.chain,
+            loss=self.outcome.loss,
+            val_loss=self.outcome.val_loss,
+        )
+
+
+class Committer:
+    """Takes the steps of one seat; ``committed`` is called after each."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        pipeline: Pipeline,
+        compute: StageCompute,
+        *,
+        emit: ev.Emit,
+        committed: Callable[[Done], None],
+    ) -> None:
+        self.last: Done | None = None  # what we can still give to seats one step behind
+        self._spec, self._pipeline, self._compute = spec, pipeline, compute
+        self._emit, self._committed = emit, committed
+        self._nominal_tokens = spec.batch.sequences * spec.model.context
+        self._became_quiet = asyncio.Event()
+        self._since: Seconds | None = None  # the last commit, or the beginning of the first step
+
+    def begin(self, now: Seconds) -> None:
+        """A step is taken up; its duration counts from the commit before it, if there was one."""
+        if self.last is None:
+            self._since = now
+
+    def quiet(self) -> None:
+        """Nothing is computing at this seat: a step that waits for that may be taken."""
+        self._became_quiet.set()
+
+    async def commit(self, at: Position, sums: tuple[Sum, ...]) -> None:
+        """Step from ``at`` with the SUMs of all stages.
+
+        Cancelled here, the seat is closing; its weights are not used again.
+        """
+        pipeline = self._pipeline
+        pipeline.frozen = True
+        while not pipeline.quiet:  # a job of this seat is being computed; it is wasted
+            self._became_quiet.clear()
+            await self._became_quiet.wait()
+        outcome = step_outcome(sums, self._nominal_tokens)
+        update = Update(step=at.step, tokens=outcome.tokens, norms=outcome.norms, skip=outcome.skip)
+        await self._compute.step(update)
+        chain = next_chain(at.chain, at.epoch, at.step, sums)
+        self.last = Done(at=at, sums=sums, outcome=outcome, chain=chain)
+        self._record(self.last, asyncio.get_running_loop().time())
+        self._committed(self.last)
+
+    def _record(self, done: Done, now: Seconds) -> None:
+        at, outcome, stage = done.at, done.outcome, self._compute.stage
+        own = done.sums[stage]
+        slots = step_slots(self._spec, at.step)
+        event = ev.StepCommitted(
+            epoch=at.epoch,
+            stage=stage,
+            step=at.step,
+            chain=done.chain,
+            digest=own.digest,
+            cover=own.cover,
+            expected=mask_to_bytes(slots.mask, slots.width),
+            loss=outcome.loss,
+            val_loss=outcome.val_loss,
+            skipped=outcome.skip,
+            tokens=outcome.tokens,
+            seconds=now - (self._since if self._since is not None else now),
+        )
+        activity = ev.Activity(
+            stage=stage,
+            step=at.step,
+            seconds=event.seconds,
+            computing_seconds=self._pipeline.computing_seconds,
+            offers=self._pipeline.offers,
+            busy=self._pipeline.busies,
+        )
+        self._since = now
+        self._emit(event)
+        self._emit(activity)

@@ -1,0 +1,162 @@
+"""A step is taken in quiet, once, with the sums that are told; its record says what was done."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from p2ptrain.core.agreement import Position, Sum, Tallies
+from p2ptrain.core.chain import genesis_chain, next_chain
+from p2ptrain.engine.committing import Committer, Done
+from p2ptrain.observe import events as ev
+from p2ptrain.sim import loop
+from p2ptrain.sim.toy import toy_spec
+from p2ptrain.units import Digest, PeerId, RunId, Stage, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from p2ptrain.ports import Update
+
+SPEC = toy_spec(stages=2, microbatches=4, steps=3)
+AT = Position(epoch=0, step=Step(0), chain=genesis_chain(RunId("0" * 32)))
+NEXT = msgspec.structs.replace(AT, step=Step(1))
+
+
+def sums(*, finite: bool = True) -> tuple[Sum, ...]:
+    whole = Sum(
+        at=AT,
+        stage=Stage(0),
+        digest=Digest(b"0" * 32),
+        norms=(1.0,),
+        finite=finite,
+        tallies=Tallies(),
+        cover=(),
+        members=(PeerId("me"),),
+        round=0,
+    )
+    tallies = Tallies(loss=1 << 40, tokens=64)
+    last = msgspec.structs.replace(whole, stage=Stage(1), norms=(2.0,), tallies=tallies)
+    return whole, last
+
+
+class Bench:
+    """A committer of stage 0 of 2, whose compute takes two seconds to step."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[float, Update]] = []
+        self.events: list[ev.AnyEvent] = []
+        self.done: list[Done] = []
+        self.pipeline: Any = SimpleNamespace(
+            frozen=False, quiet=True, computing_seconds=1.5, offers=3, busies=1
+        )
+        compute: Any = SimpleNamespace(stage=Stage(0), step=self.step)
+        self.committer = Committer(
+            SPEC, self.pipeline, compute, emit=self.events.append, committed=self.done.append
+        )
+
+    async def step(self, update: Update) -> None:
+        assert self.pipeline.frozen
+        assert self.pipeline.quiet
+        self.updates.append((now(), update))
+        await asyncio.sleep(2.0)
+
+    def play(self, scene: Callable[[], Coroutine[None, None, None]]) -> None:
+        loop.run(scene(), ceiling_seconds=1000.0)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def test_it_steps_with_what_all_stages_say_and_the_chain_grows_by_it() -> None:
+    bench = Bench()
+
+    async def scene() -> None:
+        bench.committer.begin(now())
+        await bench.committer.commit(AT, sums())
+
+    bench.play(scene)
+    ((_, update),) = bench.updates
+    assert (update.step, update.tokens, update.norms, update.skip) == (0, 64, (1.0, 2.0), False)
+    (done,) = bench.done
+    assert bench.committer.last is done
+    assert done.chain == next_chain(AT.chain, 0, Step(0), sums())
+    record = done.record()
+    assert (record.step, record.chain, record.loss) == (0, done.chain, done.outcome.loss)
+
+
+def test_a_sum_that_is_not_finite_skips_the_update_and_says_so() -> None:
+    bench = Bench()
+
+    async def scene() -> None:
+        bench.committer.begin(now())
+        await bench.committer.commit(AT, sums(finite=False))
+
+    bench.play(scene)
+    assert [update.skip for _, update in bench.updates] == [True]
+    assert [e.skipped for e in bench.events if isinstance(e, ev.StepCommitted)] == [True]
+
+
+def test_it_waits_until_nothing_computes_however_often_it_is_woken() -> None:
+    bench = Bench()
+
+    async def scene() -> None:
+        bench.committer.begin(now())
+        bench.pipeline.quiet = False
+        async with asyncio.TaskGroup() as group:
+            group.create_task(bench.committer.commit(AT, sums()))
+            await asyncio.sleep(1.0)
+            bench.committer.quiet()  # and busy again before the committer could look
+            await asyncio.sleep(1.0)
+            assert bench.pipeline.frozen
+            assert bench.updates == []
+            bench.pipeline.quiet = True
+            bench.committer.quiet()
+
+    bench.play(scene)
+    assert [began for began, _ in bench.updates] == [2.0]
+
+
+def test_a_seat_that_closes_meanwhile_has_not_stepped() -> None:
+    bench = Bench()
+
+    async def scene() -> None:
+        bench.committer.begin(now())
+        for quiet in (False, True):  # cancelled while it waits, and while compute steps
+            bench.pipeline.quiet = quiet
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(bench.committer.commit(AT, sums()))
+                await asyncio.sleep(1.0)
+                task.cancel()
+        assert len(bench.updates) == 1
+
+    bench.play(scene)
+    assert (bench.done, bench.events, bench.committer.last) == ([], [], None)
+
+
+def test_a_step_lasts_from_commit_to_commit_and_the_first_from_its_beginning() -> None:
+    bench = Bench()
+
+    async def scene() -> None:
+        await asyncio.sleep(5.0)
+        bench.committer.begin(now())
+        await asyncio.sleep(10.0)
+        await bench.committer.commit(AT, sums())
+        await asyncio.sleep(1.0)
+        bench.committer.begin(now())
+        await asyncio.sleep(3.0)
+        await bench.committer.commit(NEXT, sums())
+
+    bench.play(scene)
+    commits = [event for event in bench.events if isinstance(event, ev.StepCommitted)]
+    assert [(event.step, event.seconds) for event in commits] == [(0, 12.0), (1, 6.0)]
+    spent = [event for event in bench.events if isinstance(event, ev.Activity)]
+    assert [(event.seconds, event.computing_seconds) for event in spent] == [
+        (12.0, 1.5),
+        (6.0, 1.5),
+    ]
+    assert {(event.offers, event.busy) for event in spent} == {(3, 1)}
