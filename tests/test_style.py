@@ -33,7 +33,6 @@ LONG_FILES = {
     "p2ptrain/core/custody.py": "one machine, all its transitions in one file",
     "p2ptrain/core/download.py": "one machine, all its transitions in one file",
     "p2ptrain/core/step.py": "one machine, all its transitions in one file",
-    "p2ptrain/engine/pipeline.py": "one machine, all its transitions in one file",
     "p2ptrain/ports.py": "one vocabulary, mostly promises in prose",
 }
 

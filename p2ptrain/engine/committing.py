@@ -127,9 +127,9 @@ class Committer:
             stage=stage,
             step=at.step,
             seconds=event.seconds,
-            computing_seconds=self._pipeline.computing_seconds,
-            offers=self._pipeline.offers,
-            busy=self._pipeline.busies,
+            computing_seconds=self._pipeline.pace.computing_seconds,
+            offers=self._pipeline.answers.offers,
+            busy=self._pipeline.answers.busies,
         )
         self._since = now
         self._emit(event)

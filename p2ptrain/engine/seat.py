@@ -19,7 +19,8 @@ from p2ptrain.core.routing import Router
 from p2ptrain.core.schedule import step_slots
 from p2ptrain.core.sizes import boundary_bytes, microbatch_token_bytes
 from p2ptrain.engine.custodian import Custodian
-from p2ptrain.engine.pipeline import Pipeline, Place
+from p2ptrain.engine.items import Place
+from p2ptrain.engine.pipeline import Pipeline
 from p2ptrain.engine.sourcing import Sourcer
 from p2ptrain.engine.stepping import Stepper
 from p2ptrain.observe import events as ev
@@ -158,7 +159,7 @@ class SeatRuntime:
             stage=self.stage,
             state=self.state,
             version=self.version,
-            rate=self.pipeline.rate,
+            rate=self.pipeline.pace.rate,
             queue=self.pipeline.book.queue,
             parked=self.pipeline.book.parked,
         )
@@ -232,7 +233,7 @@ class SeatRuntime:
     def _parked_bound(self, total_slots: int) -> int:
         seats = self._around.roster.present(self.stage)
         rates = {seat.peer: seat.rate for seat in seats if seat.rate > 0}
-        own = self.pipeline.rate
+        own = self.pipeline.pace.rate
         known = bool(own) and len(rates) == len(seats)
         rates[self._around.signer.peer] = own
         return parked_bound(

@@ -15,7 +15,8 @@ from p2ptrain.core.agreement import Tallies
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from p2ptrain.engine.pipeline import Item, Pipeline
+    from p2ptrain.engine.items import Item
+    from p2ptrain.engine.pipeline import Pipeline
     from p2ptrain.ports import StageCompute
 
 
@@ -62,7 +63,7 @@ async def perform(pipeline: Pipeline, compute: StageCompute, item: Item) -> None
             await _forward(pipeline, compute, item)
     finally:
         pipeline.running -= 1
-    pipeline.computing_seconds += _now() - began
+    pipeline.pace.computing_seconds += _now() - began
     pipeline.on_change()
 
 
@@ -113,7 +114,7 @@ async def _backward(pipeline: Pipeline, compute: StageCompute, item: Item) -> No
     item.state = "computing"
     back = await compute.backward(item.work, item.tokens, item.given, item.gradient)
     now = _now()
-    pipeline.observe(item.forward_seconds + now - began)
+    pipeline.pace.observe(item.forward_seconds + now - began)
     pipeline.book.returned(item.work)
     pipeline.counts(item, Tallies(poisoned=int(back.poisoned)))
     if back.gradient is not None and item.sender is not None:
@@ -131,7 +132,7 @@ async def _last(pipeline: Pipeline, compute: StageCompute, item: Item) -> None:
         loss = await compute.loss(item.work, item.tokens, item.given)
         tallies = Tallies(loss=loss.loss, tokens=loss.tokens, poisoned=int(loss.poisoned))
         gradient = loss.gradient
-        pipeline.observe(_now() - began)
+        pipeline.pace.observe(_now() - began)
     pipeline.book.computed(item.work, parks=False)
     pipeline.computed(item)
     pipeline.counts(item, tallies)

@@ -14,7 +14,8 @@ from p2ptrain.core.offers import OfferBook
 from p2ptrain.core.routing import Router
 from p2ptrain.core.schedule import step_slots
 from p2ptrain.engine.custodian import Custodian
-from p2ptrain.engine.pipeline import Pipeline, Place
+from p2ptrain.engine.items import Place
+from p2ptrain.engine.pipeline import Pipeline
 from p2ptrain.sim.toy import ToyCorpus, toy_spec
 from p2ptrain.units import PeerId, RunId, Stage, Step
 

@@ -51,7 +51,10 @@ class Bench:
         self.events: list[ev.AnyEvent] = []
         self.done: list[Done] = []
         self.pipeline: Any = SimpleNamespace(
-            frozen=False, quiet=True, computing_seconds=1.5, offers=3, busies=1
+            frozen=False,
+            quiet=True,
+            pace=SimpleNamespace(computing_seconds=1.5),
+            answers=SimpleNamespace(offers=3, busies=1),
         )
         compute: Any = SimpleNamespace(stage=Stage(0), step=self.step)
         self.committer = Committer(

@@ -64,7 +64,7 @@ def test_an_offer_says_what_to_expect_and_the_frame_takes_its_slot(bench: MakeBe
     seat = bench()
     seat.pipeline.ask(BELOW, ask(seat, 3), 0.0)
     offer = seat.post.last(m.Offer)
-    assert offer.delay_seconds == 0.5 + seat.pipeline.service_seconds
+    assert offer.delay_seconds == 0.5 + seat.pipeline.pace.service_seconds
     assert offer.lease_seconds == seat.spec.limits.lease_seconds
     arrive(seat, 3)
     assert seat.post.last(m.Accepted).what == "forward"

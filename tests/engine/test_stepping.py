@@ -18,7 +18,8 @@ from p2ptrain.core.rounds import Phase
 from p2ptrain.core.routing import Router
 from p2ptrain.core.schedule import step_slots
 from p2ptrain.engine.custodian import Custodian
-from p2ptrain.engine.pipeline import Pipeline, Place
+from p2ptrain.engine.items import Place
+from p2ptrain.engine.pipeline import Pipeline
 from p2ptrain.engine.stepping import Stepper
 from p2ptrain.engine.worker import perform
 from p2ptrain.errors import MisbehaviourError

@@ -1,0 +1,65 @@
+"""What lies in a seat's pipeline, and where that pipeline stands: values.
+
+    queued -> computing -> parked -> (gradient) -> computing -> counted
+                  `--- evaluating, or at the last stage ---------^
+
+Invariant: an item is ``returned`` only while it is parked. A gradient may come before the
+forward has ended (of a replay); it waits in the item until then.
+
+Refused: a class per state. The frames and the sender stay the same all the way, and the
+worker would copy them at every transition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from p2ptrain.ports import Buffer
+    from p2ptrain.units import Bytes, Microbatch, PeerId, Seconds, Stage
+
+Held = Literal["none", "queued", "computing", "parked", "counted", "committed"]
+"""Where a microbatch stands here, for others: ``committed`` with its step."""
+
+
+@dataclass(slots=True)
+class Item:
+    """A microbatch at this seat. ``sender`` gets its gradient (None at stage 0)."""
+
+    work: Microbatch
+    state: Literal["queued", "computing", "parked", "counted"]
+    sender: PeerId | None
+    path: tuple[PeerId, ...]
+    tokens: Buffer
+    given: Buffer | None
+    replay: bool
+    gradient: Buffer | None = None
+    forward_seconds: Seconds = 0.0
+
+    @property
+    def returned(self) -> bool:
+        """Whether its gradient is back and waits to be computed."""
+        return self.state == "parked" and self.gradient is not None
+
+    @property
+    def age(self) -> tuple[int, bool, int]:
+        """Smallest is computed first: oldest step, then replays (all wait for them), then slot."""
+        return self.work.step, not self.replay, self.work.slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What a pipeline is told of its seat.
+
+    ``token_bytes``: of the token ids that come first in a frame. ``retained_bytes_each``:
+    what one microbatch leaves in the retention store, at most; ``retained_bound``: what
+    may lie there in all.
+    """
+
+    me: PeerId
+    stage: Stage
+    is_last: bool
+    token_bytes: Bytes
+    retained_bytes_each: Bytes
+    retained_bound: Bytes

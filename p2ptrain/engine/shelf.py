@@ -1,0 +1,102 @@
+"""The microbatches that lie at one seat, in every state, and whether one more fits.
+
+Invariants:
+    * a microbatch lies here at most once;
+    * what leaves before it is counted leaves the offer book, too: no place is held for
+      what is gone;
+    * there is room only if everything that is here or offered can leave its frames in the
+      retention store and be kept there to the step's end.
+
+Bounded by the offer book (queue and parked) and by the slots of a step (counted ones stay,
+so that they can be subtracted). Refused: a queue per state. An item moves five times, and
+the oldest of all states is wanted next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from p2ptrain.core.offers import OfferBook
+    from p2ptrain.engine.custodian import Custodian
+    from p2ptrain.engine.items import Held, Item, Place
+    from p2ptrain.units import Microbatch
+
+
+class Shelf:
+    """One seat's items by microbatch."""
+
+    def __init__(self, place: Place, book: OfferBook, custodian: Custodian) -> None:
+        self._place, self._book, self._custodian = place, book, custodian
+        self._items: dict[Microbatch, Item] = {}
+        self.get = self._items.get
+
+    def put(self, item: Item) -> None:
+        """The item lies here from now on; nothing of its microbatch may be here yet."""
+        assert item.work not in self._items
+        self._items[item.work] = item
+
+    def take(self, work: Microbatch) -> None:
+        """A counted item was subtracted: it is no longer here."""
+        del self._items[work]
+
+    def drop(self, work: Microbatch) -> None:
+        """An item that is not counted goes, and gives its place back."""
+        self._book.forget(work)
+        del self._items[work]
+
+    def drop_waiting(self, slots: int) -> None:
+        """Drop what of ``slots`` only waits; a gradient that is here is computed all the same."""
+        for work, item in list(self._items.items()):
+            waits = item.state in ("queued", "parked") and item.gradient is None
+            if waits and slots >> work.slot & 1:
+                self.drop(work)
+
+    def clear(self) -> None:
+        """The step is over."""
+        self._items.clear()
+
+    # --- what is here, and what still fits --------------------------------------------------
+
+    @property
+    def drained(self) -> bool:
+        """Whether all that is here is counted."""
+        return all(item.state == "counted" for item in self._items.values())
+
+    def has_room(self) -> bool:
+        """Whether one more fits, when all that is here or is offered has left its frames."""
+        open_items = sum(item.state != "counted" for item in self._items.values())
+        coming = open_items + self._book.reserved + 1
+        wanted = self._custodian.retained_bytes + coming * self._place.retained_bytes_each
+        return wanted <= self._place.retained_bound
+
+    def state(self, work: Microbatch) -> Held:
+        """What is here; a parked one whose gradient has come counts as being computed."""
+        item = self._items.get(work)
+        if item is None:
+            return "none"
+        returned = item.gradient is not None and item.state != "counted"
+        return "computing" if returned else item.state
+
+    def of(self, slots: int) -> list[Item]:
+        """The items of these slots, oldest first."""
+        return [self._items[work] for work in sorted(self._items) if slots >> work.slot & 1]
+
+    def oldest(self, passes: Callable[[Microbatch], bool]) -> Item | None:
+        """What may be computed first; see ``Item.age``. What ``passes`` parks nothing."""
+        may_start = self._book.may_start()
+        ready = (
+            item
+            for item in self._items.values()
+            if item.returned or (item.state == "queued" and (may_start or passes(item.work)))
+        )
+        return min(ready, key=lambda item: item.age, default=None)
+
+    def services_waiting(self) -> float:
+        """How many services wait here: a backward, about two forwards, is two thirds of one."""
+        items = self._items.values()
+        forwards = sum(item.state == "queued" for item in items)
+        backwards = sum(item.returned for item in items)
+        return forwards + backwards * 2 / 3
