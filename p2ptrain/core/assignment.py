@@ -193,6 +193,9 @@ def migrate(
 ) -> Migration | None:
     """Whether this peer should move a seat to the weakest stage, and after whom.
 
+    ``core/migration`` says when to ask. Who already loads another stage counts there alone:
+    where it still serves it may be about to leave.
+
     Look every 30 s or so, at a random phase. If there is an answer, wait
     :func:`migration_wait`, look again, and move only if the answer stands; announce the
     new seat as joining (the claim) before anything else. The rule is max-min: with V the
@@ -200,7 +203,7 @@ def migrate(
     seat and V_a - r >= (1 + hysteresis) V_b; the better its move lifts the lower of the
     two, the lower its rank.
     """
-    present = _present(view)
+    present = _as_claimed(view)
     sums = _sums(present, stages)
     weakest = Stage(min(sums, key=lambda stage: (sums[stage], stage)))
     serving = Counter(seat.stage for seat in present if seat.state == "serving")
@@ -227,6 +230,17 @@ def migration_wait(rank: int, *, rng: random.Random) -> Seconds:
     return MIGRATION_FIRST_SECONDS + rank * MIGRATION_RANK_SECONDS + jitter
 
 
+def stage_rates(view: Sequence[SeatView], *, stages: int) -> dict[int, float]:
+    """Microbatches per second of every stage, with who is on the way there."""
+    return _sums(_present(view), stages)
+
+
+def usual_rate(view: Iterable[SeatView]) -> float:
+    """The median of the measured rates; a seat without one is taken to be like that."""
+    known = [seat.rate for seat in view if 0.0 < seat.rate < math.inf]
+    return statistics.median(known) if known else UNKNOWN_RATE
+
+
 def _releases_first(serving: Sequence[SeatView], seat: SeatView, load: Counter[PeerId]) -> bool:
     """Whether others serve the stage, one of them at our version, and none goes before us."""
 
@@ -243,10 +257,16 @@ def _present(view: Iterable[SeatView]) -> list[SeatView]:
     return [seat for seat in view if seat.state != "draining"]
 
 
+def _as_claimed(view: Iterable[SeatView]) -> list[SeatView]:
+    """The seats as they will be when everybody who moves has moved."""
+    present = _present(view)
+    moving = {seat.peer for seat in present if seat.state == "joining"}
+    return [seat for seat in present if seat.state == "joining" or seat.peer not in moving]
+
+
 def _shares(seats: Sequence[SeatView]) -> list[tuple[SeatView, float]]:
     """Every seat with its part of its peer's time; an unmeasured rate counts as the usual."""
-    known = [seat.rate for seat in seats if 0.0 < seat.rate < math.inf]
-    usual = statistics.median(known) if known else UNKNOWN_RATE
+    usual = usual_rate(seats)
     load = Counter(seat.peer for seat in seats)
     rates = (seat.rate if 0.0 < seat.rate < math.inf else usual for seat in seats)
     return [(seat, rate / load[seat.peer]) for seat, rate in zip(seats, rates, strict=True)]

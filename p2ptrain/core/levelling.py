@@ -6,6 +6,10 @@ caution of a migration: everybody computes the same even layout from the same vi
 takes the place that it finds there for itself. Views differ for a moment only; the next
 look mends what they spoilt.
 
+In a run that is under way the same holds for who has only claimed a seat and loads nothing
+yet (``spread``): of fifty that come at once all have seen the same weakest stage. Seats that
+serve stay where they are; they move by ``migrate``, with all its caution.
+
 Invariants:
     * in one view the layouts of all peers agree, so nobody gets in another's way;
     * afterwards the fullest stage has at most one seat more than the emptiest;
@@ -17,7 +21,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from p2ptrain.core.assignment import Assignment
+from p2ptrain.core.assignment import Assignment, stage_rates, usual_rate
 from p2ptrain.units import Stage
 
 if TYPE_CHECKING:
@@ -62,6 +66,49 @@ def level(  # noqa: C901, PLR0912 - one pass over one layout, which its steps sh
         if mover == me:
             reason = f"stage {emptiest} has {load(emptiest) - 1} seats, stage {fullest} has more"
             return Assignment(stage=Stage(emptiest), reason=reason)
+
+
+def spread(view: Sequence[SeatView], me: PeerId, *, stages: int) -> Assignment | None:
+    """Where this peer, which has claimed one seat and serves none, must claim; None: stay.
+
+    The stages are filled up with all who have only claimed, the weakest first, each as fast
+    as is usual; so many stay at each stage, by hash, and the others go where some lack.
+    """
+    held: dict[PeerId, list[SeatView]] = {}
+    for seat in view:
+        if seat.stage < stages:
+            held.setdefault(seat.peer, []).append(seat)
+    claims = {
+        peer: seats[0].stage
+        for peer, seats in sorted(held.items())
+        if len(seats) == 1 and seats[0].state == "joining"
+    }
+    rest = [seat for seat in view if seat.peer not in claims and seat.stage < stages]
+    places = _places(rest, len(claims), stages)
+    leftover: list[PeerId] = []
+    for stage in range(stages):
+        here = [peer for peer, claim in claims.items() if claim == stage]
+        here.sort(key=lambda peer: _score(stage, peer))
+        leftover += here[places[stage] :]
+        places[stage] = max(0, places[stage] - len(here))
+    lacking = [Stage(stage) for stage in range(stages) for _ in range(places[stage])]
+    for stage, peer in zip(lacking, sorted(leftover), strict=True):
+        if peer == me:
+            reason = f"{len(claims)} come at once, and stage {stage} lacks some"
+            return Assignment(stage=stage, reason=reason)
+    return None
+
+
+def _places(rest: Sequence[SeatView], newcomers: int, stages: int) -> list[int]:
+    """How many of ``newcomers`` each stage gets, beside the seats of the ``rest``."""
+    rates, usual = stage_rates(rest, stages=stages), usual_rate(rest)
+    served = {seat.stage for seat in rest if seat.state != "draining"}
+    places = [0] * stages
+    for _ in range(newcomers):
+        weakest = min(range(stages), key=lambda s: (s in served or places[s] > 0, rates[s], s))
+        places[weakest] += 1
+        rates[weakest] += usual
+    return places
 
 
 def _score(stage: int, peer: PeerId) -> bytes:
