@@ -3,6 +3,7 @@
     Death      SIGKILL; p2pd must notice by itself that its peer is gone
     Halt       SIGSTOP to Python, to its p2pd, or to both; Thaw is SIGCONT
     Drag       SIGSTOP and SIGCONT in turns: a peer that gets a tenth of its time
+    Split      a file tells each peer whom it reaches; its streams and requests obey
     Arrival    a new process with a new identity, that joins by address alone
 
 Every blow that fell is written as a ``FaultFired`` event into ``faults.jsonl``, beside the
@@ -102,9 +103,13 @@ class Injector:
                 self._fired(what, f"stage {stage}", now)
             case c.BookDeath():
                 self._fired("bootstrap-death", "", now)
-                self._swarm.kill_bootstrap()
-            case c.Split() | c.Mend():
-                pass
+                self._swarm.launcher.kill_bootstrap()
+            case c.Split(peers=names):
+                cut_off = ",".join(sorted(self._swarm.launcher.split(self._swarm.living(), names)))
+                self._fired("partition", cut_off, now, f"{', '.join(names)} from the others")
+            case c.Mend():
+                self._swarm.launcher.mend(self._swarm.living())
+                self._fired("heal", "", now)
             case _:
                 assert_never(blow)
 
@@ -165,7 +170,8 @@ class Injector:
         entry = ev.Entry(at=now, peer=peer, event=ev.FaultFired(fault=fault, target=peer))
         self._sink(entry)
         self._swarm.hear(entry, now=now)
-        self._say(f"fault {fault}" + (f" on {name}" if name else "") + (detail and f" ({detail})"))
+        of = f" on {name}" if name and fault != "partition" else ""
+        self._say(f"fault {fault}{of}" + (detail and f" ({detail})"))
 
 
 def _stages(member: Member) -> str:

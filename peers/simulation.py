@@ -39,13 +39,14 @@ from peers.children import Children
 from peers.injector import Injector
 from peers.outcome import SwarmOutcome, read_outcome, together
 from peers.progress import Progress
-from peers.swarm import Swarm, SwarmOptions
+from peers.swarm import Swarm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from p2ptrain.units import Bytes, Seconds
     from peers.display import Display
+    from peers.launch import SwarmOptions
 
 FAULTS_FILE = "faults.jsonl"
 """What chaos did, as events, beside the peers' own."""
@@ -112,7 +113,8 @@ async def simulate(options: SimulationOptions, display: Display) -> Simulated:
         stages=options.swarm.spec.cut.stages, steps=options.swarm.spec.optimizer.steps
     )
     pause_seconds = longest_pause_seconds(options.chaos)
-    peers = replace(options.swarm, pause_seconds=pause_seconds)
+    severable = any(isinstance(fault, Partition) for fault in options.chaos.faults)
+    peers = replace(options.swarm, pause_seconds=pause_seconds, severable=severable)
     swarm = Swarm(peers, children, folder, progress)
     try:
         try:

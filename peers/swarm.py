@@ -1,27 +1,23 @@
 """A swarm of real peers on this machine: a bootstrap and N peer processes, watched.
 
-Every peer is the very program that a volunteer runs (``p2ptrain peer``), with its own
-identity, p2pd and folder; nothing is shared but the machine. They start two at a time,
-because twenty interpreters importing torch at once starve each other into timeouts.
+Peers start two at a time (see launch), because twenty interpreters importing torch at once
+starve each other into timeouts; others come later, when chaos invites them.
 
 Invariants: a peer that ends early by itself is told once and the others go on; a killed one
 is no trouble; if no peer says anything for ``STALL_SECONDS``, or none takes a step for
 ``NO_STEP_SECONDS``, the swarm is given up with an error instead of waited for.
 
-Refused: peers as tasks of one process (they would share an interpreter lock and a fate).
+Refused: to wait for ever, or to end at the first peer's error.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from p2ptrain.errors import InternalError
-from p2ptrain.run import to_toml
-from peers.member import Member
-from peers.progress import Progress, Tail
+from peers.launch import Launcher
 from peers.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -29,15 +25,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from p2ptrain.observe.events import Entry
-    from p2ptrain.run import RunSpec
     from p2ptrain.units import Bytes, Seconds
-    from peers.children import Child, Children
+    from peers.children import Children
+    from peers.launch import SwarmOptions
+    from peers.member import Member
+    from peers.progress import Progress
 
 STARTS_AT_ONCE = 2
 """Importing torch and hivemind takes a core for about 4 s; two cores are the least we expect."""
-
-START_SECONDS = 120.0
-"""From a process's start to its first event, on a machine that is busy with everything else."""
 
 STALL_SECONDS = 120.0
 """Silence of all peers; a step of the largest simulated model takes seconds."""
@@ -58,25 +53,6 @@ DRAIN_SECONDS = 20.0
 
 LOOK_SECONDS = 0.2
 """Files are looked at five times a second: cheap, and smooth enough for the eye."""
-
-ADDRESS = re.compile(r"--initial-peers (\S+)")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwarmOptions:
-    """How many peers, of which run. ``link`` shapes each peer's uplink (net/emulation).
-
-    ``program``: the arguments of Python that make it the ``p2ptrain`` command.
-    ``pause_seconds``: the longest time that planned faults may keep the whole run from stepping.
-    """
-
-    spec: RunSpec
-    peers: int
-    data: Path | None = None
-    link: str | None = None
-    memory_bytes: Bytes | None = None
-    program: tuple[str, ...] = ("-m", "p2ptrain")
-    pause_seconds: Seconds = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -102,15 +78,15 @@ class Swarm:
     troubles: list[str] = field(default_factory=list)
     peak_rss_bytes: Bytes = 0
     arrived: Callable[[Member, str, Seconds], None] = lambda _member, _why, _now: None
+    launcher: Launcher = field(init=False)
     _waiting: Waiting = field(init=False)
     _invited: list[Invitation] = field(default_factory=list)
-    _bootstrap: Child | None = None
-    _address: str = ""
     _leave_by: Seconds | None = None
     _heard_at: Seconds = 0.0
     _complete_at: Seconds | None = None
 
     def __post_init__(self) -> None:
+        self.launcher = Launcher(self.options, self.children, self.folder)
         self._waiting = Waiting(stages=self.progress.stages)
 
     async def run(self) -> AsyncGenerator[Progress, None]:
@@ -121,15 +97,12 @@ class Swarm:
         Raises:
             InternalError: a start failed, or the swarm fell silent or takes no step.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        run_file = self.folder / "run.toml"
-        run_file.write_text(to_toml(self.options.spec))
-        await self._start_bootstrap()
+        await self.launcher.start_bootstrap()
         loop = asyncio.get_running_loop()
         self._heard_at = self.progress.moved_at = loop.time()
         self._invited += [Invitation(at=loop.time()) for _ in range(self.options.peers)]
         while self._invited or any(self.living()):
-            await self._start_invited(run_file, loop.time())
+            await self._start_invited(loop.time())
             self.look(loop.time())
             yield self.progress
             if self._leave_by is not None and loop.time() > self._leave_by:
@@ -160,12 +133,6 @@ class Swarm:
         """Start one more peer at ``at``, or soon after."""
         self._invited.append(Invitation(at=at, why=why))
 
-    def kill_bootstrap(self) -> None:
-        """The address book dies; who comes later joins by a peer's address."""
-        if self._bootstrap is not None:
-            self._bootstrap.process.kill()
-            self._bootstrap = None
-
     def hear(self, entry: Entry, *, now: Seconds) -> None:
         """Take in what a peer, or whoever injects faults, has said."""
         self.progress.feed(entry, now=now)
@@ -187,9 +154,10 @@ class Swarm:
                 self.troubles.append(
                     f"{member.name} ended with code {code}: {member.child.last_words()}"
                 )
-        if self._bootstrap is not None and not self._bootstrap.alive and not self.leaving():
-            self.troubles.append(f"the bootstrap ended: {self._bootstrap.last_words()}")
-            self._bootstrap = None
+        bootstrap = self.launcher.bootstrap
+        if bootstrap is not None and not bootstrap.alive and not self.leaving():
+            self.launcher.bootstrap = None
+            self.troubles.append(f"the bootstrap ended: {bootstrap.last_words()}")
         self.peak_rss_bytes = max(self.peak_rss_bytes, self.children.peak_rss_bytes())
         self._send_latecomers_home(now)
         self._judge_patience(now)
@@ -230,63 +198,12 @@ class Swarm:
         ended = [m for m in self.members if m.child.process.returncode == 0 and m.result.exists()]
         return len({stage for m in ended for stage in m.seats}) == self.progress.stages
 
-    # --- starting ---------------------------------------------------------------------------
-
-    async def _start_bootstrap(self) -> None:
-        child = await self.children.start(
-            "bootstrap",
-            [
-                *self.options.program, "bootstrap", "--host-maddrs", "/ip4/127.0.0.1/tcp/0",
-                "--identity-path", str(self.folder / "bootstrap.key"), "--no-relay",
-            ],
-        )  # fmt: skip
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                while child.alive:
-                    found = ADDRESS.search(child.output())
-                    if found is not None:
-                        self._bootstrap, self._address = child, found[1]
-                        return
-                    await asyncio.sleep(LOOK_SECONDS)
-        except TimeoutError as error:
-            raise InternalError(f"the bootstrap did not come up: {child.last_words()}") from error
-        raise InternalError(f"the bootstrap failed: {child.last_words()}")
-
-    async def _start_invited(self, run_file: Path, now: Seconds) -> None:
+    async def _start_invited(self, now: Seconds) -> None:
         starting = sum(not member.events.exists() for member in self.living())
         due = [invitation for invitation in self._invited if invitation.at <= now]
         for invitation in due[: max(0, STARTS_AT_ONCE - starting)]:
             self._invited.remove(invitation)
-            member = await self._start_peer(len(self.members), run_file)
+            member = await self.launcher.start_peer(len(self.members), self.living())
+            self.members.append(member)
             if invitation.why is not None:
                 self.arrived(member, invitation.why, now)
-
-    async def _start_peer(self, number: int, run_file: Path) -> Member:
-        folder = self.folder / f"peer-{number}"
-        folder.mkdir(exist_ok=True)
-        arguments = [
-            *self.options.program, "peer", "--initial-peers", self._way_in(),
-            "--run", str(run_file), "--host-maddrs", "/ip4/127.0.0.1/tcp/0",
-            "--identity-path", str(folder / "identity"),
-            "--events", str(folder / "events.jsonl"), "--result", str(folder / "result.json"),
-        ]  # fmt: skip
-        optional = {
-            "--data": self.options.data,
-            "--link": self.options.link,
-            "--max-memory": self.options.memory_bytes,
-        }
-        for flag, value in optional.items():
-            arguments += [flag, str(value)] if value is not None else []
-        arguments.append("--no-relay")
-        child = await self.children.start(f"peer-{number}", arguments)
-        member = Member(child=child, tail=Tail(folder / "events.jsonl"), folder=folder)
-        self.members.append(member)
-        return member
-
-    def _way_in(self) -> str:
-        """The bootstrap's address or, when it is dead, that of a peer which serves."""
-        if self._bootstrap is None:
-            for member in self.living():
-                if member.seats and member.addresses:
-                    return member.addresses[0]
-        return self._address

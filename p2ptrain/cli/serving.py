@@ -99,6 +99,7 @@ class PeerFlags:
     checkpoint_dir: Path | None
     log_format: Literal["text", "json"]
     link: str | None
+    cut_file: Path | None
     events: Path | None
     result: Path | None
 
@@ -121,6 +122,7 @@ class PeerFlags:
 @option("--checkpoint-dir", type=ANY_PATH, help="Where to remember peers over restarts.")
 @option("--log-format", type=click.Choice(["text", "json"]), default="text")
 @option("--link", help="Emulate a line, like 200mbit,50ms.", hidden=True)
+@option("--cut-file", type=ANY_PATH, help="Play a partition by this file.", hidden=True)
 @option("--events", type=ANY_PATH, help="Write every event to a file.", hidden=True)
 @option("--result", type=ANY_PATH, help="Write the outcome to a file.", hidden=True)
 def peer(**given: Any) -> int:
@@ -146,6 +148,7 @@ def peer(**given: Any) -> int:
         initial_peers=flags.initial_peers,
         peerstore=(flags.checkpoint_dir or home()) / "peers.json",
         link=link,
+        cut=flags.cut_file,
     )
     options = PeerOptions(
         network=network,

@@ -25,12 +25,10 @@ from p2ptrain.data import pin
 from p2ptrain.errors import UserError
 from p2ptrain.net.emulation import parse_link
 from p2ptrain.run import RunSpec, preset
-from p2ptrain.sim.faults import Partition, parse
+from p2ptrain.sim.faults import parse
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from p2ptrain.sim.faults import FaultPlan
 
 DEFAULT_STEPS = 100
 """A preset's own length is for real runs; this shows learning within minutes on two cores."""
@@ -87,12 +85,11 @@ def simulate(**given: Any) -> int:
     if flags.virtual:
         return _virtual(flags, spec)
     chaos = parse(flags.chaos)
-    refuse_unsupported(chaos)
     if flags.peers > MOST_PEERS:
         raise UserError(f"--peers {flags.peers}: at most {MOST_PEERS} real ones; try --virtual")
+    from peers.launch import SwarmOptions  # noqa: PLC0415
     from peers.simulation import SimulationOptions  # noqa: PLC0415 -- only what runs
     from peers.summary import conduct  # noqa: PLC0415
-    from peers.swarm import SwarmOptions  # noqa: PLC0415
 
     options = SimulationOptions(
         swarm=SwarmOptions(
@@ -127,16 +124,6 @@ def simulated_spec(flags: SimulateFlags) -> RunSpec:
         stages = flags.stages or (preset(flags.preset) if flags.preset else RunSpec()).cut.stages
         given["sync.start_replicas"] = max(1, flags.peers // stages)  # begin with everybody there
     return resolve(flags.run_file, flags.preset, flags={**given, **pairs(flags.sets)}).spec
-
-
-def refuse_unsupported(plan: FaultPlan) -> None:
-    """What a plan may ask of virtual peers only.
-
-    Raises:
-        UserError: it asks for that.
-    """
-    if any(isinstance(fault, Partition) for fault in plan.faults):
-        raise UserError("--chaos partition needs --virtual: real lines cannot be cut yet")
 
 
 def _virtual(flags: SimulateFlags, spec: RunSpec) -> int:

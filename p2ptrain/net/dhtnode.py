@@ -38,6 +38,7 @@ from p2ptrain.units import PeerId
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from p2ptrain.net.partition import Cut
     from p2ptrain.ports import Signer
     from p2ptrain.units import Seconds
 
@@ -60,15 +61,18 @@ class InterruptibleP2P(P2P):  # type: ignore[misc]  # hivemind is untyped
         super().__init__()
         self._pending: set[asyncio.Task[Any]] = set()
         self._over = asyncio.Event()
+        self.cut: Cut | None = None
 
     async def call_protobuf_handler(self, *arguments: Any) -> Any:
-        """As hivemind's; raises P2PDaemonError once interrupted."""
+        """As hivemind's; raises P2PDaemonError once interrupted, waits at a played partition."""
         if self._over.is_set():
             raise P2PDaemonError("the directory is closed")
         task = asyncio.current_task()
         assert task is not None
         self._pending.add(task)
         try:
+            if self.cut is not None:
+                await self.cut.healed(str(arguments[0]))
             return await super().call_protobuf_handler(*arguments)
         except asyncio.CancelledError:
             if not self._over.is_set():

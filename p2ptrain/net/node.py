@@ -33,6 +33,7 @@ from p2ptrain.net.dhtnode import InterruptibleP2P
 from p2ptrain.net.directory import DhtDirectory
 from p2ptrain.net.emulation import EmulatedTransport
 from p2ptrain.net.listening import DaemonOptions, check_ports_free, with_ports
+from p2ptrain.net.partition import Cut, CutTransport
 from p2ptrain.net.peerstore import load_peers, save_peers
 from p2ptrain.net.scratch import scratch_folder
 from p2ptrain.net.transport import Libp2pTransport
@@ -65,13 +66,15 @@ class NetworkOptions:
     """``initial_peers``: multiaddresses to join through; empty starts a swarm of one's own.
 
     ``peerstore``: a file that remembers peers over restarts; also tried when joining.
-    ``link``: emulate such a line for everything that streams send.
+    ``link``: emulate such a line for everything that streams send. ``cut``: a file that says
+    whom a played partition keeps from us (see partition).
     """
 
     daemon: DaemonOptions = field(default_factory=DaemonOptions)
     initial_peers: tuple[str, ...] = ()
     peerstore: Path | None = None
     link: LinkShape | None = None
+    cut: Path | None = None
 
 
 class Network:
@@ -87,6 +90,9 @@ class Network:
             None if options.link is None else EmulatedTransport(self._streams, options.link, tasks)
         )
         self.transport: Transport = self._emulation or self._streams
+        self._cut = None if options.cut is None else Cut(options.cut)
+        if self._cut is not None:
+            self.transport = CutTransport(self.transport, self._cut)
         self.directory = DhtDirectory(identity.signer, tasks, learn=self._streams.learn)
         self._initial_peers = parse_peer_addresses(options.initial_peers)
         self._options = options
@@ -200,10 +206,13 @@ class Network:
             p2p_class=InterruptibleP2P,
         )
         self._daemon = daemon
+        daemon.p2p.cut = self._cut
         try:
             async with asyncio.TaskGroup() as life:
                 watch = life.create_task(daemon.watch())
                 others = [life.create_task(daemon.probe())]
+                if self._cut is not None:
+                    others.append(life.create_task(self._cut.watch()))
                 places = await daemon.control.identify()
                 self._daemon_options = with_ports(self._daemon_options, places)
                 await self.directory.attach(daemon.p2p, places)

@@ -71,7 +71,6 @@ def test_a_virtual_swarm_runs_at_once(capsys: pytest.CaptureFixture[str]) -> Non
         ("--peers 0", "--peers"),
         ("--peers 300", "at most 256 real ones; try --virtual"),
         ("--chaos kill=30%", "write kill=30%/min"),
-        ("--chaos partition=50%:20s", "partition needs --virtual"),
         ("--virtual --verify", "--verify is for real peers"),
         ("--virtual --chaos fire", "no fault 'fire'"),
         ("--link fast", "--link"),

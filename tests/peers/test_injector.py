@@ -18,8 +18,9 @@ from p2ptrain.units import Chain, Digest, PeerId, Stage, Step
 from peers.chaos import Chaos
 from peers.children import Children
 from peers.injector import Injector
+from peers.launch import SwarmOptions
 from peers.progress import Progress
-from peers.swarm import Swarm, SwarmOptions
+from peers.swarm import Swarm
 
 Program = Callable[..., tuple[str, ...]]
 

@@ -16,8 +16,8 @@ from rich.console import Console
 from p2ptrain.errors import InternalError, UserError
 from p2ptrain.run import Cut, RunSpec
 from peers.display import Display
+from peers.launch import SwarmOptions
 from peers.simulation import SimulationOptions, forget, simulate
-from peers.swarm import SwarmOptions
 
 Program = Callable[..., tuple[str, ...]]
 TWO_STAGES = RunSpec(cut=Cut(stages=2))

@@ -13,8 +13,8 @@ from p2ptrain.observe.report import build_report
 from p2ptrain.run import Cut, RunSpec, digest
 from peers import summary
 from peers.display import Display
+from peers.launch import SwarmOptions
 from peers.simulation import Reference, SimulationOptions, simulate
-from peers.swarm import SwarmOptions
 
 Program = Callable[..., tuple[str, ...]]
 SPEC = RunSpec(cut=Cut(stages=2), seed=4)

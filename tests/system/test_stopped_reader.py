@@ -16,8 +16,10 @@ from p2ptrain.observe import events as ev
 from p2ptrain.observe.sinks import read_entries
 from p2ptrain.run import Batch, Cut, Evaluation, Model, Optimizer, RunSpec, Sync, validate
 from peers.children import Children
+from peers.launch import SwarmOptions
+from peers.member import Member
 from peers.progress import Progress
-from peers.swarm import Member, Swarm, SwarmOptions
+from peers.swarm import Swarm
 
 pytestmark = [pytest.mark.net, pytest.mark.slow, pytest.mark.timeout(170)]
 
