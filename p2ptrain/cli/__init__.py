@@ -14,9 +14,10 @@ imports next to nothing, so that Ctrl-C is under control from the first moment.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, NoReturn
 
-from p2ptrain.cli.leaving import at_once, settled
+from p2ptrain.cli.leaving import at_once, leave
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,14 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["main", "run"]
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with its code."""
-    import gc  # noqa: PLC0415 -- see above
-    import sys  # noqa: PLC0415
-
-    code = settled(run(sys.argv[1:] if args is None else args))
-    gc.freeze()  # else the interpreter walks all of torch once more: a second of every leaving
-    sys.exit(code)
+    leave(run(sys.argv[1:] if args is None else args))
 
 
 def run(args: Sequence[str]) -> int:

@@ -2,10 +2,10 @@
 
 Intuition: for its first seconds a command only imports. An interrupt there is raised in the
 middle of somebody else's module, which prints it, swallows it or turns it into an
-ImportError. There is nothing to clean up yet, so no exception is needed at all. The same
-holds when the exit code is settled and only the interpreter's own farewell is left.
+ImportError. There is nothing to clean up yet, so no exception is needed at all. And once
+the exit code is settled, nothing of ours is left either.
 
-Invariant: outside these two times Ctrl-C raises KeyboardInterrupt, or means what the
+Invariant: between these two times Ctrl-C raises KeyboardInterrupt, or means what the
 running program says, as ever.
 
 Refused: dying of the signal itself; a supervisor then sees -2 where the page says 130.
@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,16 +36,17 @@ def at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def settled(code: int) -> int:
-    """Say what is still unsaid; from here on Ctrl-C only hurries the end. Return the exit code.
+def leave(code: int) -> NoReturn:
+    """Say what is still unsaid and end the process: with ``code``, or 1 if the words were lost.
 
-    It is ``code``, unless that is 0 and our last words went nowhere.
+    The interpreter's own farewell is left out. Every program has closed what it opened, and
+    that farewell waits for a thread in the middle of a long product, walks all of torch once
+    more (a second), and does not bear a Ctrl-C.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed
         try:
             stream.flush()
-        except OSError:  # a full disk, a reader who left: the interpreter must not try again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except OSError:  # a full disk, a reader who left
             code = code or UNSAID_EXIT
-    signal.signal(signal.SIGINT, lambda *_: os._exit(code))
-    return code
+    os._exit(code)

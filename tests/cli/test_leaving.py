@@ -45,11 +45,11 @@ def test_elsewhere_ctrl_c_is_an_exception_again() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_once_the_code_is_settled_ctrl_c_only_hurries() -> None:
+def test_the_end_waits_for_no_thread() -> None:
     program = (
-        "import os, signal, threading; from p2ptrain.cli.leaving import settled;"
+        "import threading; from p2ptrain.cli.leaving import leave;"
         "threading.Thread(target=threading.Event().wait).start();"  # one that would not end
-        "settled(7); os.kill(os.getpid(), signal.SIGINT)"
+        "leave(7)"
     )
     found = python(program)
     assert (found.returncode, found.stderr) == (7, "")
