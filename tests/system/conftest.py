@@ -81,9 +81,13 @@ class Program:
             self._news.wait_for(lambda: holds("\n".join(self._lines)), timeout=seconds)
         assert holds(self.output), f"it said:\n{self.output}"
 
+    def children(self) -> list[psutil.Process]:
+        """The processes that it has started."""
+        return psutil.Process(self._process.pid).children()
+
     def p2pd(self) -> psutil.Process:
         """Its libp2p daemon."""
-        (child,) = psutil.Process(self._process.pid).children()
+        (child,) = self.children()
         return child
 
     def ctrl_c(self) -> None:
