@@ -37,6 +37,7 @@ from p2ptrain.engine.terms import NodeOptions, NodeResult, World
 from p2ptrain.errors import DataError, P2PTrainError, UserError
 from p2ptrain.net.identity import Identity
 from p2ptrain.net.node import Network, NetworkOptions
+from p2ptrain.net.reach import check_reachable, own_ips
 from p2ptrain.observe import events as ev
 from p2ptrain.observe.sinks import JsonlSink, LogSink, fan_out, formatter, stamp
 from p2ptrain.observe.voice import Voice
@@ -155,6 +156,7 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
         identity = Identity.temporary() if path is None else Identity.open(path)
         stack.enter_context(identity)
         network = await stack.enter_async_context(Network.open(identity, options.network))
+        check_reachable(network.addresses(), options.network.initial_peers, machine=own_ips())
         if options.spec is None:
             run_id, spec = await fetch_spec(network.directory, options.run)
         else:
