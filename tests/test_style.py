@@ -33,6 +33,7 @@ LONG_FILES = {
     "p2ptrain/core/custody.py": "one machine, all its transitions in one file",
     "p2ptrain/core/download.py": "one machine, all its transitions in one file",
     "p2ptrain/core/step.py": "one machine, all its transitions in one file",
+    "p2ptrain/observe/events.py": "one vocabulary, a few lines an event",
     "p2ptrain/ports.py": "one vocabulary, mostly promises in prose",
 }
 

@@ -106,11 +106,15 @@ class Presence:
         self._changed = asyncio.Event()
         self._look = asyncio.Event()
         self._failures = 0
+        self._left = False
+        self._publishing = asyncio.Lock()
 
     # --- told by the engine ----------------------------------------------------------------
 
     def announce(self, statuses: Sequence[SeatStatus]) -> None:
         """These are our seats now. Cheap: call it whenever they may have changed."""
+        if self._left:
+            return  # a seat may still come to its step's end
         own = {status.stage: status for status in statuses}
         if self._shape(own) != self._shape(self._own):
             self._changed.set()
@@ -131,7 +135,7 @@ class Presence:
 
     async def withdraw(self) -> None:
         """Say that we have left; gives up quietly when the directory does not answer."""
-        self._own = {}
+        self._left, self._own = True, {}
         try:
             async with asyncio.timeout(WITHDRAW_SECONDS):
                 await self._publish_seats()
@@ -161,6 +165,10 @@ class Presence:
             await _wait(self._changed, wait)
 
     async def _publish_seats(self) -> None:
+        async with self._publishing:  # or an older word about a seat could come in last
+            await self._publish_each()
+
+    async def _publish_each(self) -> None:
         for stage in sorted(self._published | set(self._own)):
             status = self._own.get(stage)
             if status is None:

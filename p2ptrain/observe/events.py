@@ -263,6 +263,18 @@ class FaultFired(Event, frozen=True, tag=True):
     target: str
 
 
+class Remains(Event, frozen=True, tag=True):
+    """What was found of a peer a moment after its end (written by whoever runs peers).
+
+    ``tasks`` and ``streams`` that still lived; ``records`` in the directory that still say it
+    serves, of a peer that left in order (others cannot withdraw theirs).
+    """
+
+    tasks: int
+    streams: int
+    records: int
+
+
 class RunEnded(Event, frozen=True, tag=True):
     """The run is complete on this peer."""
 
@@ -298,6 +310,7 @@ AnyEvent: TypeAlias = (
     | Bounds
     | Alarm
     | FaultFired
+    | Remains
     | RunEnded
 )
 

@@ -17,12 +17,13 @@ nothing is at stake and a dozen at which everything is.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, assert_never, get_args
+
+import msgspec
 
 from p2ptrain.observe import events as ev
 from p2ptrain.sim.points import Watch
-from p2ptrain.units import PeerId
+from p2ptrain.units import PeerId, Seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from p2ptrain.sim.harm import Harm
     from p2ptrain.sim.world import Host, SimWorld
-    from p2ptrain.units import Seconds, Stage
+    from p2ptrain.units import Stage
 
 BlowKind: TypeAlias = Literal[
     "kill",
@@ -55,8 +56,7 @@ STAGGER_SECONDS = 2.0
 """Between the deaths of a stage's replicas down to the last: time to notice each."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blow:
+class Blow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``kind`` strikes whoever is the ``nth`` to reach ``point`` in the swarm.
 
     ``seconds``: how long it lasts (freeze, partition), or until a new peer takes the place of

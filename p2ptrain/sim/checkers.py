@@ -4,12 +4,13 @@ They see what an operator's log would show, never the engine's state, so that a 
 hide by corrupting what it is judged by, and the same checkers judge a virtual swarm and
 the event files of real peers.
 
-    I1 covers    every commit's cover is a disjoint partition of its step's slots, names
-                 only peers that said they counted them, and no step is left out
+    I1 covers    every commit's cover is a disjoint partition of its step's slots, each share
+                 is exactly what its peer's accumulator once was, and no step is left out
     I2 digests   one digest per (epoch, chain, step, stage), one chain per (epoch, step),
                  and, where there is a reference, its digests
     I3 progress  while every stage has a live replica, the next step commits in time
     I4 bounds    nothing is filled beyond its bound
+    I5 remains   see leftovers; I6 forgeries, where there is a forger: see witness
 
 A verdict says how many facts it rests on: a checker that saw nothing has shown nothing.
 
@@ -19,11 +20,12 @@ Refused: assertions inside the engine as the judge. They test what the engine be
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from p2ptrain.core.schedule import step_slots
 from p2ptrain.observe import events as ev
+from p2ptrain.sim.leftovers import check_leftovers
+from p2ptrain.sim.verdicts import Verdict, verdict
 from p2ptrain.units import PeerId
 
 if TYPE_CHECKING:
@@ -32,29 +34,10 @@ if TYPE_CHECKING:
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Chain, Digest, Seconds, Stage, Step
 
-Invariant: TypeAlias = Literal["I1", "I2", "I3", "I4"]
-
-SHOWN_PROBLEMS = 8
-"""Problems kept in a verdict: the first ones tell, the rest follow from them."""
-
 ABSENCE_BEGINS = frozenset({"kill", "freeze", "isolate"})
 ABSENCE_ENDS = frozenset({"thaw", "mend"})
 PARTITION_BEGINS = "partition"
 PARTITION_ENDS = "heal"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What one checker found. ``facts``: how many things it looked at."""
-
-    invariant: Invariant
-    facts: int
-    problems: tuple[str, ...]
-
-    @property
-    def holds(self) -> bool:
-        """Whether nothing spoke against the invariant."""
-        return not self.problems
 
 
 Commit: TypeAlias = "tuple[ev.Entry, ev.StepCommitted]"
@@ -73,37 +56,57 @@ def judge(
         check_digests(entries, reference=reference),
         check_progress(entries, stages=spec.cut.stages, patience_seconds=patience_seconds),
         check_bounds(entries),
+        check_leftovers(entries),
     )
 
 
 def check_covers(entries: Iterable[ev.Entry], spec: RunSpec) -> Verdict:
     """I1."""
     facts, problems = 0, []
-    counted: defaultdict[tuple[PeerId, Stage, Step], int] = defaultdict(int)
+    accounts = _Accounts()
     steps: defaultdict[Stage, set[Step]] = defaultdict(set)
     first_loaded: dict[Stage, Step] = {}
     for entry in entries:
         event = entry.event
-        if isinstance(event, ev.SlotCounted):
-            counted[entry.peer, event.stage, event.step] |= 1 << event.slot
-        elif isinstance(event, ev.SeatOpened):
+        accounts.note(entry.peer, event)
+        if isinstance(event, ev.SeatOpened):
             first_loaded.setdefault(event.stage, event.version)
         elif isinstance(event, ev.StepCommitted):
             facts += 1
             steps[event.stage].add(event.step)
-            problems += [f"{_name(entry, event)}: {text}" for text in _cover(event, spec, counted)]
+            problems += [f"{_name(entry, event)}: {text}" for text in _cover(event, spec, accounts)]
     for stage, seen in sorted(steps.items()):
         first = first_loaded.get(stage, min(seen))
         missing = [step for step in range(first, max(seen)) if step not in seen]
         problems += [f"stage {stage}: step {step} was never committed" for step in missing]
-    return _verdict("I1", facts, problems)
+    return verdict("I1", facts, problems)
 
 
-def _cover(
-    event: ev.StepCommitted,
-    spec: RunSpec,
-    counted: Mapping[tuple[PeerId, Stage, Step], int],
-) -> Iterator[str]:
+class _Accounts:
+    """What every accumulator was, one after another, as its owner's log tells."""
+
+    def __init__(self) -> None:
+        self._now: dict[tuple[PeerId, Stage], tuple[Step, int]] = {}
+        self._been: defaultdict[tuple[PeerId, Stage, Step], set[int]] = defaultdict(set)
+
+    def note(self, peer: PeerId, event: ev.AnyEvent) -> None:
+        """Take in one event of ``peer``."""
+        if isinstance(event, ev.SlotCounted | ev.Subtracted):
+            step, mask = self._now.get((peer, event.stage), (event.step, 0))
+            bit = 1 << event.slot
+            mask = mask if step == event.step else 0
+            mask = mask | bit if isinstance(event, ev.SlotCounted) else mask & ~bit
+            self._now[peer, event.stage] = (event.step, mask)
+            self._been[peer, event.stage, event.step].add(mask)
+        elif isinstance(event, ev.SeatOpened):  # anew: what was counted before is gone
+            self._now.pop((peer, event.stage), None)
+
+    def was(self, peer: PeerId, stage: Stage, step: Step, mask: int) -> bool:
+        """Whether the accumulator of ``peer`` once held exactly ``mask``."""
+        return not mask or mask in self._been[peer, stage, step]
+
+
+def _cover(event: ev.StepCommitted, spec: RunSpec, accounts: _Accounts) -> Iterator[str]:
     expected = int.from_bytes(event.expected, "little")
     if expected != step_slots(spec, event.step).mask:
         yield f"expects slots {expected:#x}, the step has {step_slots(spec, event.step).mask:#x}"
@@ -113,9 +116,8 @@ def _cover(
         if union & slots:
             yield f"slots {union & slots:#x} are counted twice"
         union |= slots
-        unsaid = slots & ~counted.get((share.peer, event.stage, event.step), 0)
-        if unsaid:
-            yield f"{share.peer} never counted slots {unsaid:#x}"
+        if not accounts.was(share.peer, event.stage, event.step, slots):
+            yield f"{share.peer} never held exactly slots {slots:#x}"
     if union != expected:
         yield f"covers slots {union:#x} of {expected:#x}"
 
@@ -140,7 +142,7 @@ def check_digests(
             right = reference.get((event.step, event.stage))
             if right != event.digest:
                 problems.append(f"{_name(entry, event)}: not the digest of the reference")
-    return _verdict("I2", facts, problems)
+    return verdict("I2", facts, problems)
 
 
 def check_progress(
@@ -153,7 +155,7 @@ def check_progress(
     watch = _ProgressWatch(stages, patience_seconds)
     for entry in entries:
         watch.see(entry)
-    return _verdict("I3", watch.facts, watch.problems)
+    return verdict("I3", watch.facts, watch.problems)
 
 
 class _ProgressWatch:
@@ -244,7 +246,7 @@ def check_bounds(entries: Iterable[ev.Entry]) -> Verdict:
             if fill > bound:
                 where = f"{entry.at:.3f} s, {entry.peer}, stage {event.stage}"
                 problems.append(f"{where}: {what} {fill} beyond {bound}")
-    return _verdict("I4", facts, problems)
+    return verdict("I4", facts, problems)
 
 
 def _commits(entries: Iterable[ev.Entry]) -> Iterator[Commit]:
@@ -255,10 +257,3 @@ def _commits(entries: Iterable[ev.Entry]) -> Iterator[Commit]:
 
 def _name(entry: ev.Entry, event: ev.StepCommitted) -> str:
     return f"{entry.at:.3f} s, {entry.peer}, stage {event.stage}, step {event.step}"
-
-
-def _verdict(invariant: Invariant, facts: int, problems: list[str]) -> Verdict:
-    shown = problems[:SHOWN_PROBLEMS]
-    if len(problems) > len(shown):
-        shown.append(f"and {len(problems) - len(shown)} more")
-    return Verdict(invariant=invariant, facts=facts, problems=tuple(shown))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from p2ptrain.errors import DirectoryError
 from p2ptrain.ports import Record
+from p2ptrain.wire.records import SeatRecord, decode_record
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -114,6 +115,17 @@ class SimTable:
                     owner=stored.owner, sequence=stored.sequence, value=stored.value
                 )
         return tuple(record for _, record in sorted(found.items()))
+
+    def serving(self, peer: PeerId) -> int:
+        """How many records say that ``peer`` has a seat; 0 while it could not withdraw them."""
+        if not self.answers(peer):
+            return 0
+        found = [
+            record[peer]
+            for key, record in self._tables[self._side.get(peer, 0)].items()
+            if peer in record and "/stage/" in key
+        ]
+        return sum(decode_record(each.value, SeatRecord).state != "gone" for each in found)
 
     def in_order(self, stored: Stored, judge: Signer, *, now: Seconds) -> bool:
         """Whether size, lifetime and signature are right; counts those that are not."""

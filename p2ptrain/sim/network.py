@@ -161,6 +161,11 @@ class SimNetwork:
             and self._side.get(one, 0) == self._side.get(other, 0)
         )
 
+    def streams_of(self, peer: PeerId) -> int:
+        """Ends of streams that ``peer`` has not closed."""
+        ends = (end for wire in self._wires.get(peer, ()) for end in wire.ends)
+        return sum(end.peer != peer and not end.closed for end in ends)
+
     def _rewire(self) -> None:
         for wire in [wire for wires in self._wires.values() for wire in wires]:
             if self.reachable(*wire.peers):

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from p2ptrain.observe.events import Entry
     from p2ptrain.ports import Compute, Corpus
     from p2ptrain.run import RunSpec
-    from p2ptrain.sim.checkers import Verdict
     from p2ptrain.sim.pipes import Link
+    from p2ptrain.sim.verdicts import Verdict
     from p2ptrain.units import Bytes, Seconds, Stage
 
 

@@ -22,9 +22,10 @@ draws behind it, and no shorter plan would still be the same story.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import msgspec
 
 from p2ptrain.observe import events as ev
 from p2ptrain.sim import loop
@@ -34,12 +35,12 @@ from p2ptrain.sim.points import POINTS
 from p2ptrain.sim.scenario import PeerPlan, Scenario
 from p2ptrain.sim.toy import toy_spec
 from p2ptrain.sim.world import SimWorld
-from p2ptrain.units import PeerId
+from p2ptrain.units import PeerId, Seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from p2ptrain.units import Seconds, Stage, Step
+    from p2ptrain.units import Stage, Step
 
 End: TypeAlias = Literal["trained", "violated", "stalled", "bereft", "crashed"]
 
@@ -57,8 +58,7 @@ FAULTS_MOST = 4
 """More than that at once in so short a run leave nobody to recover."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwarmPlan:
+class SwarmPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A random swarm. ``speeds``: one per peer, multiples of the toy's; so many peers."""
 
     seed: int
@@ -75,15 +75,14 @@ class SwarmPlan:
     blows: tuple[Blow, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What became of a plan. ``fired``: how often, by "kind at point"."""
 
     plan: SwarmPlan
     end: End
     reason: str
     event_log_hash: str
-    fired: Mapping[str, int] = field(default_factory=dict)
+    fired: dict[str, int] = {}
     seconds: Seconds = 0.0
 
     @property
@@ -154,9 +153,9 @@ class Swarm(SimWorld):
         super().emit(peer, event)
         self._striker.happened(peer, event)
         if isinstance(event, ev.FaultFired) and event.fault == "kill":
-            self.harm.later(BEREFT_SECONDS, self._look)
+            self.harm.later(BEREFT_SECONDS, self._give_up_if_bereft)
 
-    def _look(self) -> None:
+    def _give_up_if_bereft(self) -> None:
         if bereft_stages(self.entries, self._stages):
             self.abandon()
 
@@ -223,7 +222,7 @@ def run(plan: SwarmPlan) -> Outcome:
         end=end,
         reason=reason,
         event_log_hash=swarm.event_log_hash,
-        fired=swarm.fired,
+        fired=dict(swarm.fired),
         seconds=swarm.entries[-1].at if swarm.entries else 0.0,
     )
 

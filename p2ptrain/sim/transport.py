@@ -36,6 +36,7 @@ class SimStream:
 
     def __init__(self, peer: PeerId, outgoing: Pipe, incoming: Pipe) -> None:
         self._peer = peer
+        self.closed = False
         self._out = outgoing
         self._in = incoming
         incoming.on_end = outgoing.break_off
@@ -61,6 +62,7 @@ class SimStream:
 
     def shut(self, reason: str, *, flush: bool) -> None:
         """Close; without ``flush``, what has not left yet is lost."""
+        self.closed = True
         self._in.abandon("the stream is closed")
         self._out.finish(reason, flush=flush)
 

@@ -47,14 +47,18 @@ if TYPE_CHECKING:
 
     from p2ptrain.engine.terms import NodeOptions, NodeResult
     from p2ptrain.ports import Compute
-    from p2ptrain.sim.checkers import Verdict
     from p2ptrain.sim.pipes import Tap
     from p2ptrain.sim.scenario import PeerPlan
+    from p2ptrain.sim.verdicts import Verdict
     from p2ptrain.units import PeerId, Seconds, Stage
 
 DEPARTURE_SECONDS = 120.0
 """From the first finished peer until those that are still there are stopped: more than any
 linger, so that only peers which came too late to get any state are cut short."""
+
+REMAINS_SECONDS = 0.25
+"""From a peer's end until somebody looks for what is left of it: tasks that are cancelled end
+within a few turns, and it is before a restarted process takes the name over."""
 
 TAIL_EVENTS = 12
 """Events shown with an error: the last thing that went on."""
@@ -92,6 +96,7 @@ class SimWorld:
         self._changed = asyncio.Event()
         self._ended = False
         self._incarnations = 0
+        self._looks = 0  # for the remains of peers, still to be made
         self.harm = Harm(self)
         self.tap: Tap | None = None
         self._injector = Injector(self, self.harm, scenario.chaos, self.random("faults"))
@@ -151,6 +156,7 @@ class SimWorld:
         self.clock.thaw(peer)
         assert host.task is not None
         host.task.cancel()
+        self._look_later(host.peer, streams=0, left=False)
 
     def abandon(self) -> None:
         """Nothing more can come of this run: stop everybody."""
@@ -193,7 +199,21 @@ class SimWorld:
         self._results[peer] = await node.run()
         self.emit(peer, ev.PeerStopped(reason="the run is complete"))
         host.alive = False
+        self._look_later(peer, streams=self.network.streams_of(peer), left=True)
         self.network.kill(peer)
+
+    def _look_later(self, peer: PeerId, *, streams: int, left: bool) -> None:
+        """See after a moment what is left of a peer that has ended."""
+        self._looks += 1
+        context = self.network.context
+        self.clock.call_later(REMAINS_SECONDS, self._look, peer, streams, left, context=context)
+
+    def _look(self, peer: PeerId, streams: int, left: bool) -> None:  # noqa: FBT001 - a timer's
+        records = self.table.serving(peer) if left else 0
+        tasks = self.clock.tasks_of(peer)
+        self.emit(peer, ev.Remains(tasks=tasks, streams=streams, records=records))
+        self._looks -= 1
+        self._changed.set()
 
     def _options(self, plan: PeerPlan) -> NodeOptions:
         options = self.scenario.options
@@ -238,6 +258,7 @@ class SimWorld:
                 for host in self._living():
                     self._unfinished.append(host.peer)
                     self.kill(host.peer)
+            await self._until(lambda: not self._looks)
         return clock.time()
 
     async def _until(self, condition: Callable[[], object]) -> None:

@@ -196,6 +196,22 @@ async def test_leaving_is_told() -> None:
 
 
 @virtual
+async def test_who_has_left_is_not_announced_again() -> None:
+    """Neither by a look at the seats meanwhile, nor by what was being published."""
+    world = World()
+    ann = world.presence(ANN)
+    async with running(ann):
+        ann.announce([status(0), status(2)])
+        await asyncio.sleep(0.01)  # now it publishes
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(ann.withdraw())
+            await asyncio.sleep(0.3)
+            ann.announce([status(0), status(2)])
+        await asyncio.sleep(30.0)
+        assert world.table.serving(ANN) == 0
+
+
+@virtual
 async def test_a_restarted_peer_does_not_meet_its_own_ghost() -> None:
     world = World()
     old = world.presence(ANN)

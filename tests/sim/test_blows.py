@@ -49,8 +49,9 @@ def test_the_actor_of_the_point_is_struck_at_that_moment() -> None:
     assert swarm.run().holds
     assert swarm.fired == {"kill at plan arrived": 1}
     ((_, victim), *_) = faults(swarm)
-    last = [entry.event for entry in swarm.entries if entry.peer == PeerId(victim)][-2:]
-    assert isinstance(last[-1], ev.FaultFired)
+    said = [entry.event for entry in swarm.entries if entry.peer == PeerId(victim)]
+    assert isinstance(said[-2], ev.FaultFired)
+    assert said[-1] == ev.Remains(tasks=0, streams=0, records=0)
 
 
 def test_whoever_alone_serves_a_stage_is_spared() -> None:

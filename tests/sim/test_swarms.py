@@ -1,9 +1,10 @@
 """A seed gives a plan, a plan an outcome, and both the same ones every time."""
 
-import dataclasses
 import os
 import subprocess
 import sys
+
+from msgspec.structs import replace
 
 from p2ptrain.observe import events as ev
 from p2ptrain.sim.blows import Blow
@@ -40,10 +41,10 @@ def test_an_outcome_repeats_in_another_process_with_other_hashes() -> None:
 
 
 def test_a_lost_stage_is_no_stall_and_no_success() -> None:
-    calm = dataclasses.replace(draw(0), blows=())
+    calm = replace(draw(0), blows=())
     assert run(calm).end == "trained"
     loss = Blow(kind="stage-loss", point="committed", nth=len(calm.speeds) + 1, seconds=1.0)
-    outcome = run(dataclasses.replace(calm, blows=(loss,)))
+    outcome = run(replace(calm, blows=(loss,)))
     assert outcome.end == "bereft"
     assert "newest state of stage" in outcome.reason
     assert not outcome.failed
