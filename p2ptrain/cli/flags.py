@@ -68,13 +68,10 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Write ``--flag A B`` as ``--flag A --flag B``, then parse as ever."""
-        several = {
-            name
-            for option in self.params
-            if isinstance(option, click.Option) and option.multiple
-            for name in option.opts
-        }
-        return super().parse_args(ctx, spread(args, several))
+        options = [each for each in self.params if isinstance(each, click.Option)]
+        several = {name for each in options if each.multiple for name in each.opts}
+        valued = {name for each in options if not each.is_flag for name in each.opts}
+        return super().parse_args(ctx, spread(args, several, valued))
 
 
 class Group(click.Group):
@@ -93,27 +90,28 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def spread(args: Sequence[str], several: set[str]) -> list[str]:
+def spread(args: Sequence[str], several: set[str], valued: set[str]) -> list[str]:
     """Repeat each flag of ``several`` before every value that follows it.
 
     Raises:
-        click.UsageError: another flag follows where a value must (an empty shell variable).
+        click.UsageError: after one of ``valued``, which needs a value, another flag follows (an
+            empty shell variable).
     """
     result: list[str] = []
-    flag = ""
-    fresh = False
+    flag, wanting = "", ""
     for arg in args:
-        if arg.startswith("-"):
-            if flag and fresh:
-                raise click.UsageError(f"{flag} needs a value, but {arg} follows")
+        if arg.startswith("--" if wanting else "-"):
+            if wanting:
+                raise click.UsageError(f"{wanting} needs a value, but {arg} follows")
             name = arg.partition("=")[0].replace("_", "-")
-            flag, fresh = (name if name in several and "=" not in arg else ""), True
-            result.append(arg)
-        else:
-            if flag and not fresh:
-                result.append(flag)
-            fresh = False
-            result.append(arg)
+            alone = "=" not in arg
+            flag = name if name in several and alone else ""
+            wanting = name if name in valued and alone else ""
+        elif wanting:
+            wanting = ""
+        elif flag:
+            result.append(flag)
+        result.append(arg)
     return result
 
 

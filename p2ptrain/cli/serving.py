@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 import msgspec
 
-from p2ptrain.cli.flags import Size, option, pairs
+from p2ptrain.cli.flags import Command, Size, option, pairs
 from p2ptrain.cli.leaving import at_once
 from p2ptrain.cli.spec import ANY_PATH, data_option, preset_option, resolve, set_option, source_of
 from p2ptrain.data import pin
@@ -46,7 +46,7 @@ relay_option = click.option(
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @option("--port", type=click.IntRange(0, 65535), default=31337, show_default=True)
 @host_option
 @announce_option
@@ -104,7 +104,7 @@ class PeerFlags:
     result: Path | None
 
 
-@click.command()
+@click.command(cls=Command)
 @peers_option
 @click.option("--new-swarm", is_flag=True, help="Begin a run instead of joining one.")
 @option("--run", metavar="FILE|ID", help="A RunSpec, or the id of a run to join.")
@@ -167,7 +167,7 @@ def peer(**given: Any) -> int:
     return run(options, say=click.echo)
 
 
-@click.command()
+@click.command(cls=Command)
 @peers_option
 @option("--run", metavar="ID", help="Only this run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2ptrain.cli.flags import AnyPath, Group, option, pairs
+from p2ptrain.cli.flags import AnyPath, Command, Group, option, pairs
 from p2ptrain.errors import UserError
 from p2ptrain.run import PRESETS, Layered, digest, expected_efficiency, layered, to_toml
 from p2ptrain.run import preset as preset_named
@@ -33,7 +33,7 @@ set_option = click.option(
 data_option = option("--data", type=ANY_PATH, help="Text file, folder or jsonl to train on.")
 
 
-@click.command()
+@click.command(cls=Command)
 @preset_option
 @option("-o", "--output", type=ANY_PATH, default=Path("run.toml"), help="File, or - for stdout.")
 @data_option

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p2ptrain.cli.flags import Size, option, pairs
+from p2ptrain.cli.flags import Command, Size, option, pairs
 from p2ptrain.cli.spec import (
     ANY_PATH,
     data_option,
@@ -59,7 +59,7 @@ class SimulateFlags:
     as_json: bool
 
 
-@click.command()
+@click.command(cls=Command)
 @option("--peers", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--stages", type=click.IntRange(1), help="Pipeline stages; default: the RunSpec's.")
 @click.option("--steps", type=click.IntRange(1), help="Optimizer steps.")

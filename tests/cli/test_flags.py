@@ -41,14 +41,18 @@ def test_a_single_flag_does_not_swallow_what_follows() -> None:
 @given(st.lists(st.sampled_from(["--a x", "--a x y", "--b", "--b x", "--a=z", "y"])))
 def test_spreading_keeps_every_value_and_is_done_once(words: list[str]) -> None:
     args = " ".join(words).split()
-    once = spread(args, {"--a"})
-    assert spread(once, {"--a"}) == once
+    once = spread(args, {"--a"}, {"--a"})
+    assert spread(once, {"--a"}, {"--a"}) == once
     assert [arg for arg in once if arg in {"x", "y"}] == [arg for arg in args if arg in {"x", "y"}]
 
 
 def test_a_flag_whose_value_was_an_empty_variable_is_named() -> None:
     with pytest.raises(click.UsageError, match="--join needs a value, but --run follows"):
-        spread(["--join", "--run", "run.toml"], {"--join"})
+        spread(["--join", "--run", "run.toml"], {"--join"}, {"--join", "--run"})
+    with pytest.raises(click.UsageError, match="--run needs a value, but --join follows"):
+        spread(["--run", "--join", "x"], {"--join"}, {"--join", "--run"})
+    assert spread(["--seed", "-1"], set(), {"--seed"}) == ["--seed", "-1"]
+    assert spread(["--run=", "--json"], set(), {"--run"}) == ["--run=", "--json"]
 
 
 def test_the_environment_gives_what_the_flag_does_not() -> None:

@@ -92,6 +92,19 @@ def test_the_flags_reach_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert options.log_format == "json"
 
 
+def test_several_addresses_may_follow_one_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def run(options: peer.PeerOptions, **_: object) -> int:
+        seen.append(options.network.initial_peers)
+        return 0
+
+    monkeypatch.setattr(peer, "run", run)
+    other = SOMEBODY.replace("/tcp/1/", "/tcp/2/")
+    assert cli.run(["peer", "--initial-peers", SOMEBODY, other, "--device", "cpu"]) == 0
+    assert seen == [(SOMEBODY, other)]
+
+
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
@@ -107,6 +120,10 @@ def test_the_flags_reach_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("bootstrap --port 99999", "--port"),
         ("status", "give --initial-peers ADDRESS of a bootstrap"),
         ("status --initial-peers nonsense", "nonsense"),
+        ("peer --initial-peers --new-swarm", "--initial-peers needs a value, but --new-swarm"),
+        ("peer --run --new-swarm", "--run needs a value, but --new-swarm follows"),
+        ("bootstrap --identity-path --port 0", "--identity-path needs a value, but --port"),
+        ("status --run --json", "--run needs a value, but --json follows"),
         (f"status --initial-peers {SOMEBODY} --run mine", "32 hexadecimal digits"),
         (f"peer --join {SOMEBODY} --run=", "--run is empty"),
         (f"peer --join {SOMEBODY} --identity-path=", "the path is empty"),
