@@ -3,6 +3,7 @@
 #   make setup      the virtual environment with everything in it
 #   make simulate   a swarm of real peers on this machine (SIMULATE="--peers 8 --steps 50 ...")
 #   make test       style, types, layers, tests
+#   make soak       random simulated swarms, each from its seed, on all cores (SEEDS=20000)
 #   make bench      every measurement of benchmarks/ in short (BENCH=--long: for the record)
 #   make clean      remove what the above made
 
@@ -12,10 +13,12 @@ PIP_FLAGS ?= -qq
 SIMULATE  ?=
 PYTEST    ?=
 BENCH     ?=
+SEEDS     ?= 20000
+SOAK      ?=
 
 BIN := $(VENV)/bin
 
-.PHONY: setup simulate test bench clean
+.PHONY: setup simulate test soak bench clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -40,6 +43,9 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest $(PYTEST)
+
+soak: setup
+	$(BIN)/python -m peers.soak --seeds $(SEEDS) $(SOAK)
 
 bench: setup
 	$(BIN)/python -m benchmarks.bubble

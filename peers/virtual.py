@@ -17,10 +17,12 @@ import msgspec
 
 from p2ptrain.net.emulation import parse_link
 from p2ptrain.sim import faults
+from p2ptrain.sim.loop import SimulationError
 from p2ptrain.sim.pipes import Link
 from p2ptrain.sim.scenario import Scenario, SwarmResult, crowd
 from p2ptrain.sim.toy import toy_spec
 from p2ptrain.sim.world import SimWorld
+from peers.summary import source_commit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +66,16 @@ def run(options: VirtualOptions) -> SwarmResult:
         link=_link(options.link),
         chaos=faults.parse(options.chaos),
     )
-    return SimWorld(scenario).run()
+    try:
+        return SimWorld(scenario).run()
+    except SimulationError as error:
+        message = f"{error}; {again(spec.seed)}"
+        raise type(error)(message) from error
+
+
+def again(seed: int) -> str:
+    """What repeats a run that failed."""
+    return f"to see it again: seed {seed} at commit {source_commit()}"
 
 
 def summary(result: SwarmResult) -> Iterator[str]:
@@ -74,6 +85,8 @@ def summary(result: SwarmResult) -> Iterator[str]:
     yield f"weights   {result.weights_digest}"
     for name, count in result.faults.items():
         yield f"fault {name}: {count}"
+    if not result.holds:
+        yield again(result.seed)
     for verdict in result.verdicts:
         state = "holds" if verdict.holds else f"BROKEN: {verdict.problems[0]}"
         yield f"{verdict.invariant} {state} ({verdict.facts} facts)"
@@ -84,6 +97,7 @@ def as_json(options: VirtualOptions, result: SwarmResult) -> str:
     found = {
         "virtual": True,
         "seed": options.spec.seed,
+        "commit": source_commit(),
         "peers": options.peers,
         "stages": options.spec.cut.stages,
         "steps": options.spec.optimizer.steps,

@@ -106,8 +106,10 @@ class SwarmResult:
 
     ``tensors``: digest of every tensor at the end, by name. ``faults``: how many of each
     fired. ``seconds`` are virtual. ``unfinished``: peers that were stopped at the end.
+    ``seed``: the scenario's.
     """
 
+    seed: int
     entries: Sequence[Entry]
     event_log_hash: str
     tensors: Mapping[str, str]

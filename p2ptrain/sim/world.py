@@ -121,6 +121,7 @@ class SimWorld:
                 error.add_note(f"  {entry.at:.6f} {entry.peer} {entry.event}")
             raise
         return SwarmResult(
+            seed=scenario.seed,
             entries=self.entries,
             event_log_hash=self.event_log_hash,
             tensors=self._tensors(),

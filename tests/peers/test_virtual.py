@@ -1,11 +1,16 @@
 """The virtual swarm: one seed, one log; links and faults change it; checkers judge it."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 
 from p2ptrain.errors import UserError
 from p2ptrain.run import Batch, Cut, Evaluation, Optimizer, RunSpec
+from p2ptrain.sim.loop import StalledError
+from p2ptrain.sim.verdicts import Verdict
+from peers.summary import source_commit
 from peers.virtual import VirtualOptions, as_json, run, summary
 
 SPEC = RunSpec(
@@ -34,7 +39,16 @@ def test_the_result_can_be_read_by_people_and_programs() -> None:
     found = json.loads(as_json(options, result))
     assert found["verified"] is True
     assert found["weights_digest"] == result.weights_digest
-    assert found["verdicts"] == {"I1": [], "I2": [], "I3": [], "I4": []}
+    assert found["verdicts"] == {"I1": [], "I2": [], "I3": [], "I4": [], "I5": []}
+
+
+def test_a_failure_tells_seed_and_commit() -> None:
+    options = VirtualOptions(spec=SPEC, peers=4, chaos="stage-loss")
+    with pytest.raises(StalledError, match=f"seed 3 at commit {re.escape(source_commit())}"):
+        run(options)
+    verdict = Verdict(invariant="I1", facts=1, problems=("twice",))
+    result = dataclasses.replace(run(VirtualOptions(spec=SPEC, peers=3)), verdicts=(verdict,))
+    assert f"to see it again: seed 3 at commit {source_commit()}" in list(summary(result))
 
 
 @pytest.mark.parametrize(
