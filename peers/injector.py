@@ -38,6 +38,10 @@ DRAG_SECONDS = 0.5
 """One turn of running and standing still: long beside the kernel's slices, short beside the
 seconds of silence after which a peer is suspected."""
 
+WIDOW_SECONDS = 10.0
+"""A p2pd whose peer was killed goes within a second; a machine with more processes than cores
+may let it wait for its turn."""
+
 
 class Injector:
     """Strikes a swarm as ``chaos`` says. Call ``tick`` after each look at the swarm.
@@ -59,9 +63,11 @@ class Injector:
         self._steps, self._sink, self._say, self._tasks = steps, sink, say, tasks
         self._halted: dict[str, list[psutil.Process]] = {}
         self._drags: list[asyncio.Task[None]] = []
+        self._widows: list[tuple[Seconds, str, psutil.Process]] = []
 
     def tick(self, *, now: Seconds) -> None:
         """Strike what is due; nothing more once the run is complete or drained."""
+        self._look_for_widows(now)
         if self._swarm.leaving() or self._swarm.progress.ended:
             self.end(now=now)
             return
@@ -119,10 +125,20 @@ class Injector:
 
     def _kill(self, member: Member, now: Seconds) -> None:
         self._fired("kill", member, now, _stages(member))
+        with contextlib.suppress(psutil.Error):
+            for daemon in psutil.Process(member.child.process.pid).children():
+                self._widows.append((now + WIDOW_SECONDS, member.name, daemon))
         member.killed = True
         member.seats.clear()
         member.child.process.kill()
         self._resume(self._halted.pop(member.name, ()))  # a stopped p2pd could not notice
+
+    def _look_for_widows(self, now: Seconds) -> None:
+        for _, name, daemon in [widow for widow in self._widows if widow[0] <= now]:
+            with contextlib.suppress(psutil.Error):
+                if daemon.is_running() and daemon.status() != psutil.STATUS_ZOMBIE:
+                    self._swarm.troubles.append(f"p2pd outlived {name}, which was killed")
+        self._widows = [widow for widow in self._widows if widow[0] > now]
 
     def _halt(self, member: Member, part: c.Part, now: Seconds) -> None:
         try:

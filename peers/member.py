@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from p2ptrain.units import PeerId, Stage
+    from p2ptrain.units import PeerId, Seconds, Stage
     from peers.children import Child
     from peers.outcome import PeerOutcome
     from peers.progress import Tail
@@ -28,7 +28,8 @@ class Member:
     """A peer process and its files.
 
     ``failed``: it ended by itself with an error. ``killed``: chaos has killed it.
-    ``dismissed``: it came too late to take part and was sent home.
+    ``dismissed``: it came too late to take part and was sent home. ``joined_at``: by the
+    clock of the events.
     """
 
     child: Child
@@ -41,6 +42,7 @@ class Member:
     addresses: tuple[str, ...] = ()
     seats: dict[Stage, Step] = field(default_factory=dict)
     has_stepped: bool = False
+    joined_at: Seconds | None = None
 
     @property
     def events(self) -> Path:
@@ -80,7 +82,7 @@ class Member:
     def _note(self, entry: ev.Entry) -> None:
         match entry.event:
             case ev.PeerStarted(addresses=addresses):
-                self.peer, self.addresses = entry.peer, addresses
+                self.peer, self.addresses, self.joined_at = entry.peer, addresses, entry.at
             case ev.SeatOpened(stage=stage, version=version):
                 self.seats[stage] = version
             case ev.SeatClosed(stage=stage):

@@ -48,6 +48,10 @@ LATE_SECONDS = 40.0
 """When every stage has a peer that has ended in order: others linger 30 s for laggards, so
 whoever is not done by then will never be."""
 
+JOIN_SECONDS = 60.0
+"""A newcomer that was there so long before the end should have taken part: choosing a stage
+takes seconds, the state of a simulated model less."""
+
 DRAIN_SECONDS = 20.0
 """For peers that were asked to leave: a step of a simulated model takes a few seconds."""
 
@@ -97,7 +101,13 @@ class Swarm:
         Raises:
             InternalError: a start failed, or the swarm fell silent or takes no step.
         """
-        await self.launcher.start_bootstrap()
+        try:
+            await self.launcher.start_bootstrap()
+        except InternalError:
+            if not self.leaving():
+                raise  # else it was asked to go before it had come
+        if self.leaving():
+            return
         loop = asyncio.get_running_loop()
         self._heard_at = self.progress.moved_at = loop.time()
         self._invited += [Invitation(at=loop.time()) for _ in range(self.options.peers)]
@@ -180,6 +190,7 @@ class Swarm:
         if self._complete_at is None:
             if self._is_complete():
                 self._complete_at = now
+                self._tell_outsiders(now)
             return
         self._invited.clear()
         for member in self.living():
@@ -192,6 +203,14 @@ class Swarm:
                 member.dismissed = True
                 self.troubles.append(f"{member.name} did not finish with the others")
                 member.child.process.terminate()
+
+    def _tell_outsiders(self, now: Seconds) -> None:
+        for member in self.living():
+            if member.has_stepped or member.joined_at is None:
+                continue
+            if now - member.joined_at > JOIN_SECONDS:
+                waited = now - member.joined_at
+                self.troubles.append(f"{member.name} joined {waited:.0f} s ago, took no step")
 
     def _is_complete(self) -> bool:
         """Whether peers that have ended in order held every stage."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 FAKE = """
-import json, pathlib, signal, sys
+import json, pathlib, signal, subprocess, sys
 flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 if sys.argv[1] == "bootstrap":
     if {bootstrap!r} == "dies":
@@ -23,6 +23,8 @@ def say(**event):
     line = json.dumps(dict(at=0.0, peer="P%d" % number, event=event))
     with open(flags["--events"], "a") as log:
         print(line, file=log)
+if number in {daemonic!r}:
+    subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 if number not in {silent!r}:
     say(type="PeerStarted", run="r", addresses=[])
     say(type="SeatOpened", stage=number % 2, version=0, reason="hole")
@@ -42,11 +44,12 @@ outcome = dict(
 pathlib.Path(flags["--result"]).write_text(json.dumps(outcome))
 """
 
-MISBEHAVIOURS = ("failing", "hanging", "silent", "stepping", "odd")
+MISBEHAVIOURS = ("failing", "hanging", "silent", "stepping", "odd", "daemonic")
 
 
 def write_program(folder: Path, *, bootstrap: str = "lives", **numbers: object) -> tuple[str, ...]:
-    """``numbers``: tuples of the peers that are failing, hanging, silent, stepping or odd."""
+    """``numbers``: tuples of the peers that are failing, hanging, silent, stepping, odd or
+    daemonic (they leave a process behind when they are killed)."""
     script = folder / "fake.py"
     values = {name: numbers.pop(name, ()) for name in MISBEHAVIOURS} | {"bootstrap": bootstrap}
     assert not numbers

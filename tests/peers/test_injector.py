@@ -15,6 +15,7 @@ from p2ptrain.observe.sinks import MemorySink
 from p2ptrain.run import Cut, RunSpec
 from p2ptrain.sim.faults import parse
 from p2ptrain.units import Chain, Digest, PeerId, Stage, Step
+from peers import injector as module
 from peers.chaos import Chaos
 from peers.children import Children
 from peers.injector import Injector
@@ -127,6 +128,23 @@ async def test_a_killed_peer_is_no_trouble_and_another_comes(
         assert sum(it.swarm.progress.seats()) == 4
         identities = [member.folder / "identity" for member in it.swarm.members]
         assert len(set(identities)) == 5
+
+
+async def test_a_daemon_that_outlives_its_killed_peer_is_told(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WIDOW_SECONDS", 0.1)
+    plan = "kill=0.1%/min:min=1:respawn=never"
+    async with struck(tmp_path, program(hanging=HANGING, daemonic=HANGING), plan) as it:
+
+        def told() -> bool:
+            if serving(it.swarm, 4) and it.swarm.progress.step is None:
+                it.train(8)
+            return bool(it.swarm.troubles)
+
+        await it.until(told)
+        (dead,) = (member for member in it.swarm.members if member.killed)
+        assert it.swarm.troubles == [f"p2pd outlived {dead.name}, which was killed"]
 
 
 async def test_a_frozen_peer_stands_still_until_it_is_let_go(

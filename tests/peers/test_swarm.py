@@ -102,8 +102,27 @@ async def test_who_comes_too_late_is_sent_home_and_who_is_stuck_is_told(
     monkeypatch.setattr(module, "LATE_SECONDS", 0.3)
     some = program(stepping=(0, 1, 2), hanging=(2, 3))
     swarm = await watch(tmp_path, SwarmOptions(spec=RunSpec(), peers=4, program=some))
-    assert swarm.troubles == ["peer-2 did not finish with the others"]
+    assert "peer-2 did not finish with the others" in swarm.troubles
     assert [member.name for member in swarm.members if member.dismissed] == ["peer-2", "peer-3"]
+
+
+async def test_a_peer_that_never_takes_part_is_told(tmp_path: Path, program: Program) -> None:
+    some = program(stepping=(1, 2), hanging=(0,))  # scripts say that they joined at instant 0
+    children = Children(tmp_path)
+    options = SwarmOptions(spec=RunSpec(), peers=1, program=some)
+    swarm = Swarm(options, children, tmp_path, Progress(stages=2, steps=1))
+    clock = asyncio.get_running_loop().time
+    try:
+        async with asyncio.timeout(15), aclosing(swarm.run()) as looks:
+            async for _ in looks:
+                if len(swarm.members) == 1 and swarm.members[0].joined_at is not None:
+                    swarm.invite(at=clock(), why="join")
+                    swarm.invite(at=clock(), why="join")
+    finally:
+        await children.stop(grace_seconds=0.0)
+    (trouble,) = swarm.troubles
+    assert trouble.startswith("peer-0 joined ")
+    assert trouble.endswith(" s ago, took no step")
 
 
 async def test_a_bootstrap_that_ends_by_itself_is_told(
@@ -150,3 +169,24 @@ async def test_no_more_than_two_start_at_once(tmp_path: Path, program: Program) 
 
 def read(path: Path) -> str:
     return path.read_text()
+
+
+async def test_who_leaves_while_the_bootstrap_starts_starts_nobody(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = Children(tmp_path)
+    options = SwarmOptions(spec=RunSpec(), peers=2, program=program())
+    swarm = Swarm(options, children, tmp_path, Progress(stages=2, steps=1))
+    begin = children.start
+
+    async def interrupted(name: str, arguments: Sequence[str]) -> Child:
+        child = await begin(name, arguments)
+        swarm.leave()  # the signal ends it before it has said its address
+        await child.process.wait()
+        child.log.write_text("")
+        return child
+
+    monkeypatch.setattr(children, "start", interrupted)
+    assert [state async for state in swarm.run()] == []
+    assert swarm.members == []
+    await children.stop()
