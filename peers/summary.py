@@ -47,20 +47,33 @@ def conduct(options: SimulationOptions, *, as_json: bool) -> int:
         except (KeyboardInterrupt, asyncio.CancelledError):
             display.say("ended at once; every process is gone")
             return INTERRUPTED_EXIT
-        entries = merge_entries(simulated.events)
-        report = build_report(entries, facts(options, simulated))
-        steps = min(report.steps, options.swarm.spec.optimizer.steps)  # the last only evaluates
-        report = msgspec.structs.replace(report, steps=steps)
-        troubles = list(faults(simulated, report))
-        for line in [*words(report), *(f"trouble: {trouble}" for trouble in troubles)]:
-            display.say(line)
-        for line in keep(options, simulated, report, entries, in_trouble=bool(troubles)):
-            display.say(line)
+        try:
+            report, troubles = tell(options, simulated, display)
+        except KeyboardInterrupt:
+            if options.report is None:
+                forget(simulated.folder)
+            raise
     if as_json:
         click.echo(msgspec.json.encode(report))
     if simulated.interrupted:
         return INTERRUPTED_EXIT
     return FAILED_EXIT if troubles else 0
+
+
+def tell(
+    options: SimulationOptions, simulated: Simulated, display: Display
+) -> tuple[Report, list[str]]:
+    """Report and say how it went; return the report and what went wrong."""
+    entries = merge_entries(simulated.events)
+    report = build_report(entries, facts(options, simulated))
+    steps = min(report.steps, options.swarm.spec.optimizer.steps)  # the last only evaluates
+    report = msgspec.structs.replace(report, steps=steps)
+    troubles = list(faults(simulated, report))
+    for line in [*words(report), *(f"trouble: {trouble}" for trouble in troubles)]:
+        display.say(line)
+    for line in keep(options, simulated, report, entries, in_trouble=bool(troubles)):
+        display.say(line)
+    return report, troubles
 
 
 def facts(options: SimulationOptions, simulated: Simulated) -> Facts:

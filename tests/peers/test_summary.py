@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,3 +99,16 @@ def test_lost_and_doubled_microbatches_are_troubles(program: Program) -> None:
 
 def test_the_commit_is_this_trees() -> None:
     assert summary.source_commit()
+
+
+def test_an_interrupted_report_leaves_no_folder(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(summary, "build_report", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        summary.conduct(options(program()), as_json=False)
+    assert list(tmp_path.glob("p2ptrain-simulate-*")) == []
