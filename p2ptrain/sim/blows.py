@@ -26,10 +26,9 @@ from p2ptrain.sim.points import Watch
 from p2ptrain.units import PeerId, Seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from random import Random
 
-    from p2ptrain.sim.harm import Harm
     from p2ptrain.sim.world import Host, SimWorld
     from p2ptrain.units import Stage
 
@@ -45,6 +44,7 @@ BlowKind: TypeAlias = Literal[
     "bootstrap-death",
     "last-replica",
     "stage-loss",
+    "forge",
 ]
 
 BLOW_KINDS: tuple[BlowKind, ...] = get_args(BlowKind)
@@ -72,11 +72,14 @@ class Blow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Striker:
     """Waits for the points of its blows and strikes."""
 
-    def __init__(self, world: SimWorld, harm: Harm, blows: Sequence[Blow], rng: Random) -> None:
+    def __init__(
+        self, world: SimWorld, blows: Sequence[Blow], rng: Random, forge: Callable[[Host], None]
+    ) -> None:
         self.watch = Watch(self._reached)
         self.fired: Counter[str] = Counter()
         self._world = world
-        self._harm = harm
+        self._harm = world.harm
+        self._forge = forge
         self._rng = rng
         self._waiting = list(blows)
         self._times: Counter[str] = Counter()
@@ -142,6 +145,8 @@ class Striker:
                 harm.directory_down()
             case "last-replica" | "stage-loss":
                 self._lose(blow.kind, host)
+            case "forge":
+                self._forge(host)
             case _:
                 assert_never(blow.kind)
         return True

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from p2ptrain.sim.swarms import Outcome, SwarmPlan
 
+STAGES_LEAST, MICROBATCHES_LEAST = 2, 4
+"""As drawn; below there are other stories than the one that failed."""
+
 RUNS_MOST = 200
 """About two minutes: a plan has some thirty parts."""
 
@@ -70,12 +73,12 @@ def _smaller(plan: SwarmPlan) -> Iterator[SwarmPlan]:
 def _smaller_swarms(plan: SwarmPlan) -> Iterator[SwarmPlan]:
     if plan.steps > 1:
         yield replace(plan, steps=plan.steps - 1)
-    if len(plan.speeds) > plan.stages * plan.replicas:
+    if len(plan.speeds) > plan.stages * plan.replicas:  # fewer is another story: several seats
         for index in reversed(range(len(plan.speeds))):
             yield replace(plan, speeds=plan.speeds[:index] + plan.speeds[index + 1 :])
     if plan.replicas > 1:
         yield replace(plan, replicas=plan.replicas - 1)
-    if plan.microbatches > 1:
+    if plan.microbatches >= 2 * MICROBATCHES_LEAST:
         yield replace(plan, microbatches=plan.microbatches // 2)
-    if plan.stages > 1:
+    if plan.stages > STAGES_LEAST:
         yield replace(plan, stages=plan.stages - 1)

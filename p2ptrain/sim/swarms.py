@@ -29,18 +29,24 @@ import msgspec
 
 from p2ptrain.observe import events as ev
 from p2ptrain.sim import loop
+from p2ptrain.sim.bereavement import bereft_stages
 from p2ptrain.sim.blows import Blow, BlowKind, Striker
+from p2ptrain.sim.forger import Forger
 from p2ptrain.sim.pipes import Link
 from p2ptrain.sim.points import POINTS
 from p2ptrain.sim.scenario import PeerPlan, Scenario
+from p2ptrain.sim.signer import SimSigner
 from p2ptrain.sim.toy import toy_spec
+from p2ptrain.sim.witness import Witness
 from p2ptrain.sim.world import SimWorld
-from p2ptrain.units import PeerId, Seconds
+from p2ptrain.units import PeerId, Seconds, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from p2ptrain.units import Stage, Step
+    from p2ptrain.sim.points import Side
+    from p2ptrain.sim.verdicts import Verdict
+    from p2ptrain.sim.world import Host
 
 End: TypeAlias = Literal["trained", "violated", "stalled", "bereft", "crashed"]
 
@@ -119,7 +125,7 @@ def draw(seed: int) -> SwarmPlan:
 
 
 _RARE: tuple[BlowKind, ...] = (
-    *("join", "leave", "reset", "slow", "partition", "restart"),
+    *("join", "leave", "reset", "slow", "partition", "restart", "forge"),
     *("last-replica", "stage-loss", "bootstrap-death"),
 )
 
@@ -145,15 +151,45 @@ class Swarm(SimWorld):
     def __init__(self, plan: SwarmPlan) -> None:
         super().__init__(_scenario(plan))
         self._stages = plan.stages
-        self._striker = Striker(self, self.harm, plan.blows, self.random("blows"))
+        self._striker = Striker(self, plan.blows, self.random("blows"), self._forge)
+        self._forger: Forger | None = None
+        self._witness: Witness | None = None
         self.tap = self._striker.watch.heard
+        if any(blow.kind == "forge" for blow in plan.blows):
+            nobody = SimSigner(PeerId("witness"), seed=plan.seed)
+            self._witness = Witness(nobody, self._now)
+            self.tap = self._hear_all
 
     def emit(self, peer: PeerId, event: ev.AnyEvent) -> None:
         """Also what the blows wait for."""
         super().emit(peer, event)
         self._striker.happened(peer, event)
-        if isinstance(event, ev.FaultFired) and event.fault == "kill":
-            self.harm.later(BEREFT_SECONDS, self._give_up_if_bereft)
+        if isinstance(event, ev.FaultFired):
+            if event.fault == "kill":
+                self.harm.later(BEREFT_SECONDS, self._give_up_if_bereft)
+            elif event.fault == "thaw" and self._witness is not None:
+                self._witness.thawed(peer)
+
+    def judge(self) -> tuple[Verdict, ...]:
+        """Also what the witness says, if there was a forger."""
+        heard = () if self._witness is None else (self._witness.judge(),)
+        return (*super().judge(), *heard)
+
+    def _now(self) -> Seconds:
+        return self.clock.time()  # there is a clock once the run has begun
+
+    def _hear_all(self, side: Side, ends: tuple[PeerId, PeerId], data: bytes | memoryview) -> None:
+        assert self._witness is not None
+        self._witness.heard(side, ends, data)
+        self._striker.watch.heard(side, ends, data)
+
+    def _forge(self, host: Host) -> None:
+        assert self._witness is not None
+        self.harm.fired("forge", host.peer)
+        if self._forger is None:
+            self._forger = Forger(self, self.run_id, self._witness)
+        stage = min(host.stages, default=Stage(0))
+        self.spawn(self._forger.visit(host.peer, stage, self.clock.time()))
 
     def _give_up_if_bereft(self) -> None:
         if bereft_stages(self.entries, self._stages):
@@ -231,35 +267,3 @@ def _innermost(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"
-
-
-def bereft_stages(entries: Sequence[ev.Entry], stages: int) -> list[Stage]:
-    """The stages whose newest state nobody who lives has, as the log tells."""
-    newest: dict[Stage, Step | int] = {}
-    held: dict[Stage, dict[PeerId, Step | int]] = {}
-    for entry in entries:
-        event = entry.event
-        match event:
-            case ev.SeatOpened(stage=stage, version=version):
-                held.setdefault(stage, {})[entry.peer] = version
-            case ev.StepCommitted(stage=stage, step=step):
-                held.setdefault(stage, {})[entry.peer] = step + 1
-                newest[stage] = max(newest.get(stage, 0), step + 1)
-            case ev.SeatClosed(stage=stage):
-                held.get(stage, {}).pop(entry.peer, None)
-            case ev.PeerStopped():
-                _forget(held, entry.peer)
-            case ev.FaultFired(fault="kill", target=target):
-                _forget(held, PeerId(target))
-            case _:
-                pass
-    return [
-        stage
-        for stage, version in sorted(newest.items())
-        if stage < stages and version > max(held.get(stage, {}).values(), default=0)
-    ]
-
-
-def _forget(held: dict[Stage, dict[PeerId, Step | int]], peer: PeerId) -> None:
-    for versions in held.values():
-        versions.pop(peer, None)

@@ -43,7 +43,7 @@ from p2ptrain.sim.signer import SimSigner
 from p2ptrain.sim.toy import ToyCorpus, reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from p2ptrain.engine.terms import NodeOptions, NodeResult
     from p2ptrain.ports import Compute
@@ -88,7 +88,7 @@ class SimWorld:
         self.network: SimNetwork
         self.clock: loop.VirtualTimeLoop
         self._make = scenario.compute or toy_compute(CostModel(seed=scenario.seed))
-        self._run_id = digest(scenario.spec)
+        self.run_id = digest(scenario.spec)
         self._log = blake2b(digest_size=32)
         self._results: dict[PeerId, NodeResult] = {}
         self._unfinished: list[PeerId] = []
@@ -164,6 +164,10 @@ class SimWorld:
         for host in self._living():
             self.kill(host.peer)
 
+    def spawn(self, job: Coroutine[None, None, None]) -> None:
+        """Let something go on beside the peers; it must end by itself."""
+        self._group.create_task(job, context=self.network.context.copy())
+
     def emit(self, peer: PeerId, event: ev.AnyEvent) -> None:
         """Write to the one event log of the world."""
         entry = ev.Entry(at=self.clock.time(), peer=peer, event=event)
@@ -182,7 +186,7 @@ class SimWorld:
             self.network.set_link(peer, host.plan.link)
         signer = SimSigner(peer, seed=self.scenario.seed)
         host.node = node = Node(
-            self._run_id,
+            self.run_id,
             spec,
             World(
                 transport=self.network.transport(peer),
@@ -196,7 +200,7 @@ class SimWorld:
             rng=self.random(f"node/{peer}/{incarnation}"),
             options=self._options(host.plan),
         )
-        self.emit(peer, ev.PeerStarted(run=self._run_id, addresses=()))
+        self.emit(peer, ev.PeerStarted(run=self.run_id, addresses=()))
         self._results[peer] = await node.run()
         self.emit(peer, ev.PeerStopped(reason="the run is complete"))
         host.alive = False

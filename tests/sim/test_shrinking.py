@@ -18,7 +18,15 @@ def stub(plan: SwarmPlan) -> Outcome:
 
 
 def large() -> SwarmPlan:
-    plan = replace(draw(1), stages=2, replicas=1, steps=6, speeds=(1.0, 0.5) * 6, corruption=0.1)
+    plan = replace(
+        draw(1),
+        stages=3,
+        replicas=2,
+        steps=6,
+        microbatches=16,
+        speeds=(1.0, 0.5) * 6,
+        corruption=0.1,
+    )
     return replace(plan, blows=(INNOCENT, GUILTY, INNOCENT))
 
 
@@ -26,7 +34,8 @@ def test_only_what_matters_is_left() -> None:
     shortest = shrink(stub(large()), runner=stub).plan
     assert shortest.blows == (GUILTY,)
     assert (shortest.steps, len(shortest.speeds)) == (3, 5)
-    assert (shortest.corruption, shortest.microbatches, shortest.replicas) == (0.0, 1, 1)
+    assert shortest.stages == 2
+    assert (shortest.corruption, shortest.microbatches, shortest.replicas) == (0.0, 4, 1)
 
 
 def test_the_number_of_runs_is_bounded() -> None:

@@ -8,10 +8,7 @@ from msgspec.structs import replace
 
 from p2ptrain.observe import events as ev
 from p2ptrain.sim.blows import Blow
-from p2ptrain.sim.swarms import bereft_stages, draw, run
-from p2ptrain.units import Chain, Digest, PeerId, Stage, Step
-
-A, B = PeerId("a"), PeerId("b")
+from p2ptrain.sim.swarms import Swarm, draw, run
 
 PROGRAM = "from p2ptrain.sim.swarms import draw, run; print(run(draw(3)).event_log_hash)"
 
@@ -50,36 +47,12 @@ def test_a_lost_stage_is_no_stall_and_no_success() -> None:
     assert not outcome.failed
 
 
-def opened(peer: PeerId, version: int) -> ev.Entry:
-    event = ev.SeatOpened(stage=Stage(0), version=Step(version), reason="hole")
-    return ev.Entry(at=0.0, peer=peer, event=event)
-
-
-def committed(peer: PeerId, step: int) -> ev.Entry:
-    event = ev.StepCommitted(
-        epoch=0,
-        stage=Stage(0),
-        step=Step(step),
-        chain=Chain(bytes(32)),
-        digest=Digest(bytes(32)),
-        cover=(),
-        expected=b"",
-        loss=None,
-        val_loss=None,
-        skipped=False,
-        tokens=0,
-        seconds=1.0,
-    )
-    return ev.Entry(at=1.0, peer=peer, event=event)
-
-
-def killed(peer: PeerId) -> ev.Entry:
-    return ev.Entry(at=2.0, peer=peer, event=ev.FaultFired(fault="kill", target=peer))
-
-
-def test_who_is_behind_does_not_hold_the_newest_state() -> None:
-    both = [opened(A, 0), opened(B, 0), committed(A, 0)]
-    assert bereft_stages([*both, killed(A)], 1) == [0]
-    assert bereft_stages([*both, killed(B)], 1) == []
-    assert bereft_stages([*both, committed(B, 0), killed(A)], 1) == []
-    assert bereft_stages([*both, killed(A), opened(A, 1)], 1) == []
+def test_a_forger_comes_lies_and_is_not_believed() -> None:
+    lie = Blow(kind="forge", point="counting", nth=12, seconds=1.0)
+    swarm = Swarm(replace(draw(0), blows=(lie,)))
+    swarm.run()
+    (heard,) = [verdict for verdict in swarm.judge() if verdict.invariant == "I6"]
+    assert heard.holds
+    assert heard.facts >= 3
+    refused = [e.event.reason for e in swarm.entries if isinstance(e.event, ev.FrameRefused)]
+    assert "a bitmap with a wrong signature" in refused
