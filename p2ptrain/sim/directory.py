@@ -116,8 +116,11 @@ class SimTable:
                 )
         return tuple(record for _, record in sorted(found.items()))
 
-    def serving(self, peer: PeerId) -> int:
-        """How many records say that ``peer`` has a seat; 0 while it could not withdraw them."""
+    def serving(self, peer: PeerId, incarnation: int) -> int:
+        """How many records say that this start of ``peer`` has a seat.
+
+        What an earlier start left expires by itself; while nobody answers, none count.
+        """
         if not self.answers(peer):
             return 0
         found = [
@@ -125,7 +128,8 @@ class SimTable:
             for key, record in self._tables[self._side.get(peer, 0)].items()
             if peer in record and "/stage/" in key
         ]
-        return sum(decode_record(each.value, SeatRecord).state != "gone" for each in found)
+        seats = [decode_record(each.value, SeatRecord) for each in found]
+        return sum(seat.state != "gone" and seat.incarnation == incarnation for seat in seats)
 
     def in_order(self, stored: Stored, judge: Signer, *, now: Seconds) -> bool:
         """Whether size, lifetime and signature are right; counts those that are not."""

@@ -157,7 +157,7 @@ class SimWorld:
         self.clock.thaw(peer)
         assert host.task is not None
         host.task.cancel()
-        self._look_later(host.peer, streams=0, left=False)
+        self._look_later(host.peer, streams=0, left=None)
 
     def abandon(self) -> None:
         """Nothing more can come of this run: stop everybody."""
@@ -204,17 +204,17 @@ class SimWorld:
         self._results[peer] = await node.run()
         self.emit(peer, ev.PeerStopped(reason="the run is complete"))
         host.alive = False
-        self._look_later(peer, streams=self.network.streams_of(peer), left=True)
+        self._look_later(peer, streams=self.network.streams_of(peer), left=incarnation)
         self.network.kill(peer)
 
-    def _look_later(self, peer: PeerId, *, streams: int, left: bool) -> None:
-        """See after a moment what is left of a peer that has ended."""
+    def _look_later(self, peer: PeerId, *, streams: int, left: int | None) -> None:
+        """See after a moment what is left of a peer that has ended; ``left``: in order, as."""
         self._looks += 1
         context = self.network.context
         self.clock.call_later(REMAINS_SECONDS, self._look, peer, streams, left, context=context)
 
-    def _look(self, peer: PeerId, streams: int, left: bool) -> None:  # noqa: FBT001 - a timer's
-        records = self.table.serving(peer) if left else 0
+    def _look(self, peer: PeerId, streams: int, left: int | None) -> None:
+        records = 0 if left is None else self.table.serving(peer, left)
         tasks = self.clock.tasks_of(peer)
         self.emit(peer, ev.Remains(tasks=tasks, streams=streams, records=records))
         self._looks -= 1

@@ -208,7 +208,7 @@ async def test_who_has_left_is_not_announced_again() -> None:
             await asyncio.sleep(0.3)
             ann.announce([status(0), status(2)])
         await asyncio.sleep(30.0)
-        assert world.table.serving(ANN) == 0
+        assert world.table.serving(ANN, 1) == 0
 
 
 @virtual
