@@ -82,7 +82,7 @@ class _Threaded:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)  # a product may take a minute
 
 
 class _Inline:
@@ -285,5 +285,5 @@ class TorchCompute:
         return seat
 
     def close(self) -> None:
-        """End the computing thread after the call that it is in, if any."""
+        """End the computing thread after the call that it is in, if any; wait for neither."""
         self._turns.close()

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from p2ptrain.compute.executor import TorchCompute
+from p2ptrain.compute.stage import StageState
 from p2ptrain.core.sizes import microbatch_token_bytes
 from p2ptrain.errors import UserError
 from p2ptrain.run import Batch, Cut, Model, RunSpec
@@ -53,7 +54,29 @@ async def test_the_thread_ends_with_close() -> None:
     alive = [t for t in threading.enumerate() if t.name.startswith("compute")]
     assert len(alive) == 1
     compute.close()
+    alive[0].join(timeout=10)
     assert not alive[0].is_alive()
+
+
+@pytest.mark.asyncio
+async def test_closing_waits_for_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def endless(*_: object) -> bytes:
+        begun.set()
+        assert gate.wait(timeout=10)
+        return b""
+
+    monkeypatch.setattr(StageState, "forward", endless)
+    compute = TorchCompute(SPEC, device="cpu")
+    seat = await compute.open(FIRST)
+    async with asyncio.TaskGroup() as group:
+        call = group.create_task(seat.forward(WORK, TOKENS, None))
+        await asyncio.to_thread(begun.wait, 10)
+        compute.close()
+        assert not gate.is_set()
+        gate.set()
+    assert call.result() == b""
 
 
 def test_memory_is_counted_with_the_graphs_that_are_kept() -> None:
