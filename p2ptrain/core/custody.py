@@ -205,7 +205,7 @@ class Custody:
     def _rest(self, now: Seconds) -> tuple[Action, ...]:
         """Wait until the first seat may be asked again."""
         assert self._router is not None
-        at = self._router.retry_at()
+        at = self._router.retry_at(now=now)
         soonest = now + (self._limits.retry_seconds if at is None else ASK_GAP_SECONDS)
         latest = now + self._limits.idle_seconds
         self.state, self.due_at = State.IDLE, min(max(at or 0.0, soonest), latest)

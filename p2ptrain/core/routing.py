@@ -42,6 +42,7 @@ NEWEST_WEIGHT = 0.2  # of a sample in the estimate: ten samples replace nine ten
 UNKNOWN_SERVICE_SECONDS = 1.0  # of a seat without a rate, where no seat has one
 SERVICE_MIN_SECONDS = 1e-4  # nobody computes faster; a false claim of it takes all turns
 SERVICE_MAX_SECONDS = 600.0  # nobody slower is of use; keeps one wild sample from ruling
+ALONE_SECONDS = 1.0  # leave a seat alone at least so long; an Ask is cheap, a standstill not
 BUSY_MAX_SECONDS = 5.0  # a seat may not send us away for longer than this at a time
 
 
@@ -75,7 +76,14 @@ class _Seat:
     clock: Seconds  # virtual: the sum of service times of the turns it has had
     backoff: Backoff
     measured: bool = False
-    away_until: Seconds = -math.inf
+    busy_until: Seconds = -math.inf
+    shunned_until: Seconds = -math.inf  # after a timeout
+    alone_until: Seconds = -math.inf  # ... where nobody else can be asked
+
+    @property
+    def resort_at(self) -> Seconds:
+        """When it may be asked if nobody else can."""
+        return max(self.busy_until, self.alone_until)
 
 
 class Router:
@@ -112,12 +120,11 @@ class Router:
                 seat.service = service
 
     def choose(self, *, exclude: Collection[PeerId] = (), now: Seconds) -> Choice | None:
-        """Give the next turn; None if no seat can be asked now (see `retry_at`)."""
-        open_seats = {
-            peer: seat
-            for peer, seat in self._seats.items()
-            if peer not in exclude and seat.away_until <= now
-        }
+        """Give the next turn; None if no seat can be asked now (see `retry_at`).
+
+        Who has timed out is asked before its pause is over if there is nobody else.
+        """
+        open_seats = {peer: seat for peer, seat, at in self._returns(exclude, now) if at <= now}
         if not open_seats:
             return None
         for seat in open_seats.values():
@@ -155,20 +162,27 @@ class Router:
             self._feed(seat, service_seconds)
             seat.measured = True
             seat.backoff.succeeded()
+            seat.shunned_until = seat.alone_until = -math.inf
 
     def timed_out(self, peer: PeerId, waited: Seconds, *, now: Seconds) -> None:
-        """``peer`` has not answered for so long: believe it slower, and leave it alone."""
+        """``peer`` has not answered for so long: believe it slower, and leave it alone.
+
+        What was under way when its pause began fails with it, and makes it no longer.
+        """
         seat = self._seats.get(peer)
-        if seat is not None:
-            self._feed(seat, max(seat.service, waited))
-            seat.away_until = max(seat.away_until, now + seat.backoff.failed())
+        if seat is None:
+            return
+        self._feed(seat, max(seat.service, waited))
+        if seat.shunned_until <= now:
+            seat.shunned_until = now + seat.backoff.failed()
+            seat.alone_until = min(seat.shunned_until, now + ALONE_SECONDS)
 
     def busy(self, peer: PeerId, retry_seconds: Seconds, *, now: Seconds) -> None:
         """``peer`` has no room: do not ask it before then. No harm to its estimate."""
         seat = self._seats.get(peer)
         if seat is not None:
             pause = min(max(retry_seconds, 0.0), BUSY_MAX_SECONDS)
-            seat.away_until = max(seat.away_until, now + pause)
+            seat.busy_until = max(seat.busy_until, now + pause)
 
     def expected(self, peer: PeerId) -> Seconds:
         """Estimated seconds per microbatch of ``peer`` (a stranger: the usual)."""
@@ -178,10 +192,20 @@ class Router:
         services = [other.service for other in self._seats.values()]
         return statistics.median(services) if services else UNKNOWN_SERVICE_SECONDS
 
-    def retry_at(self, *, exclude: Collection[PeerId] = ()) -> Seconds | None:
+    def retry_at(self, *, exclude: Collection[PeerId] = (), now: Seconds) -> Seconds | None:
         """When the first seat can be asked again; None: there is none to wait for."""
-        times = (seat.away_until for peer, seat in self._seats.items() if peer not in exclude)
-        return min(times, default=None)
+        return min((at for _, _, at in self._returns(exclude, now)), default=None)
+
+    def _returns(
+        self, exclude: Collection[PeerId], now: Seconds
+    ) -> list[tuple[PeerId, _Seat, Seconds]]:
+        """When each seat may be asked again."""
+        seats = [(peer, seat) for peer, seat in self._seats.items() if peer not in exclude]
+        alone = all(seat.shunned_until > now for _, seat in seats)
+        return [
+            (peer, seat, seat.resort_at if alone else max(seat.busy_until, seat.shunned_until))
+            for peer, seat in seats
+        ]
 
     def _draw(self, seats: Mapping[PeerId, _Seat]) -> PeerId | None:
         if not seats:

@@ -438,10 +438,16 @@ class StepMachine:
         if not own:
             self.sums[total.stage] = total
             return self._conclude()
-        self._told = total
-        listed = sorted(total.members, key=lambda peer: (peer not in self._live, peer))
-        holders = dict.fromkeys((sender, *listed))
+        return self._on_own_sum(sender, total, now)
+
+    def _on_own_sum(self, sender: PeerId, total: Sum, now: Seconds) -> tuple[Action, ...]:
+        """Somebody of our stage has it: fetch it, if any holder lives."""
+        alive = self._live.union({sender} & set(total.members))
+        holders = dict.fromkeys(peer for peer in (sender, *sorted(total.members)) if peer in alive)
         self._holders = [peer for peer in holders if peer != self._me]
+        if not self._holders:
+            return ()  # it died with them; the stage counts again what they had counted
+        self._told = total
         if self.phase is Phase.REDUCING and self.plan and self.plan.ballot.round == total.round:
             return ()  # the same reduction ends here any moment: R fetches would choke the sender
         if self._mine.subtracting:

@@ -27,8 +27,6 @@ from p2ptrain.observe import events as ev
 from p2ptrain.units import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from p2ptrain.core.assignment import Assignment
     from p2ptrain.engine.lifecycle import Node
     from p2ptrain.units import PeerId, Seconds
@@ -48,7 +46,6 @@ class Admission:
         self._covered_looks = 0
         self._shape: tuple[tuple[PeerId, Stage], ...] = ()
         self._hole_since: Seconds | None = None
-        self._told = False
         self._furthest = 0  # the highest version ever heard of: a run is never begun anew
         self._behind_since: dict[Stage, Seconds] = {}
         self._loader = Loader(node)
@@ -66,28 +63,17 @@ class Admission:
             if self._furthest > last_step(node.spec):
                 node.come_to_end()
             elif node.draining:
-                self._leave_in_vain()
+                node.parting.leave_in_vain()
             elif not node.seats:
                 await self._take_first()
             else:
                 await self._adjust()
             node.presence.announce([seat.status() for seat in node.seats.values()])
             self._start_when_covered()
+            node.parting.look()
             node.snapshots.expire(asyncio.get_running_loop().time())
             self._catch_up(asyncio.get_running_loop().time())
             await asyncio.sleep(node.options.assign_seconds)
-
-    def may_leave(self, seat: SeatRuntime, members: Collection[PeerId]) -> bool:
-        """Whether to leave this seat at the step boundary: others serve it, or nobody could.
-
-        Only ``members``, who took this step with us, hold the state that it gave: somebody who
-        has just come may be steps behind, and would find nobody to catch up from.
-        """
-        node = self._node
-        here = any(v.peer in members and v.peer != node.me for v in node.roster.serving(seat.stage))
-        if node.draining:
-            return here or not self._heirs()
-        return seat.state == "draining" and len(node.seats) > 1 and here
 
     def give_state(self, seat: SeatRuntime, peer: PeerId, message: m.WantManifest) -> None:
         """A joiner wants our state: as of a step that it names (see keeping)."""
@@ -103,36 +89,6 @@ class Admission:
         What has been saved is given on, while somebody asks: a download need not start anew.
         """
         self._keeper.closed(stage, reason)
-
-    # --- leaving ----------------------------------------------------------------------------
-
-    def _served(self, stage: Stage) -> bool:
-        """Whether another peer serves ``stage``, to stay."""
-        return any(view.peer != self._node.me for view in self._node.roster.serving(stage))
-
-    def _heirs(self) -> bool:
-        """Whether anybody else in the run stays."""
-        me = self._node.me
-        return any(v.peer != me and v.state != "draining" for v in self._node.roster.views())
-
-    def _leave_in_vain(self) -> None:
-        """Draining: say once that we must stay; go in mid-step when all others go as well."""
-        node = self._node
-        if not node.seats:  # the last one fell behind, and others serve its stage
-            node.ended.set()
-        elif not self._heirs():
-            gone = set(range(node.spec.cut.stages)) - {view.stage for view in node.roster.views()}
-            if gone:  # the step cannot end
-                node.ended.set()
-        elif not self._told:
-            alone = [str(stage) for stage in sorted(node.seats) if not self._served(stage)]
-            self._told = bool(alone)
-            if alone:
-                reason = (
-                    f"only this peer serves stage {', '.join(alone)}: staying until another does, "
-                    f"{node.options.drain_seconds:.0f} s at most"
-                )
-                node.emit(ev.Alarm(reason=reason))
 
     # --- looking ----------------------------------------------------------------------------
 
@@ -255,7 +211,7 @@ class Admission:
         """A seat that missed a commit asks for its sums; one far behind loads state again."""
         node = self._node
         for stage, seat in list(node.seats.items()):
-            if seat.position is None or seat.finished:
+            if seat.position is None or seat.finished or seat.parting:
                 continue
             mates = [v for v in node.roster.present(stage) if v.version > seat.version]
             if not mates:

@@ -5,13 +5,14 @@ the stage above, gradients to the stage below), performs what the machines retur
 keeps every frame of the step, so that a lost seat is replayed from here.
 
 Invariants:
-    * a frame is retained from the moment it is encoded until its step has committed;
+    * a frame is retained from the moment it is encoded until the stage that gets it has
+      committed the step: one custodian a step, the last one kept by engine/past;
     * nothing here awaits: messages go to bounded queues, frames to the post's tasks.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from p2ptrain.core import duties as c
 from p2ptrain.core.custody import Custody, Way
@@ -22,47 +23,14 @@ from p2ptrain.units import Microbatch, Stage
 from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from p2ptrain.core.agreement import Position
     from p2ptrain.core.routing import Router
+    from p2ptrain.engine.post import Post
     from p2ptrain.ports import Buffer
     from p2ptrain.units import PeerId, Seconds
 
 
 WAYS: tuple[c.What, c.What] = ("forward", "gradient")
-
-
-class Post(Protocol):
-    """How a seat speaks to others; ours among them, by the same way."""
-
-    def tell(self, peer: PeerId, message: m.Control) -> None:
-        """Queue a control message; never blocks."""
-        ...
-
-    def tell_all(self, peers: Iterable[PeerId], message: m.Control) -> None:
-        """Queue one message for several peers."""
-        ...
-
-    def ship(
-        self,
-        peer: PeerId,
-        message: m.Data,
-        payload: tuple[Buffer, ...],
-        failed: Callable[[Seconds], None],
-        *,
-        tries: int = 1,
-    ) -> None:
-        """Send a data frame in a task of its own; ``failed`` is called if it did not go out."""
-        ...
-
-    def seats(self, stage: Stage) -> tuple[PeerId, ...]:
-        """Live peers that serve ``stage``, sorted; us among them."""
-        ...
-
-    def everyone(self) -> tuple[PeerId, ...]:
-        """Every peer with a seat that we know of, us among them."""
-        ...
 
 
 class Custodian:
@@ -76,12 +44,13 @@ class Custodian:
         emit: ev.Emit,
         *,
         limits: c.CustodyLimits | None = None,
+        delays: Delays | None = None,
     ) -> None:
         self.stage = stage
         self.retained_bytes = 0
         self.due_at: Seconds | None = None
         self._router = router
-        self._delays = Delays()
+        self.delays = delays or Delays()
         self._post = post
         self._emit = emit
         self._limits = limits or c.CustodyLimits()
@@ -91,9 +60,14 @@ class Custodian:
         self._paths: dict[Microbatch, tuple[PeerId, ...]] = {}
 
     def begin(self, at: Position) -> None:
-        """A new step: everything of the last one has been counted and committed."""
+        """Take up a step; what is here is of none that anybody still needs."""
         self._at = at
         self.clear()
+
+    def next(self) -> Custodian:
+        """The custodian of the next step; what has been learnt of delays goes with it."""
+        common = (self.stage, self._router, self._post, self._emit)
+        return Custodian(*common, limits=self._limits, delays=self.delays)
 
     def clear(self) -> None:
         """Let go of every frame."""
@@ -102,6 +76,28 @@ class Custodian:
         self._paths.clear()
         self.retained_bytes = 0
         self.due_at = None
+
+    # --- after the step --------------------------------------------------------------------
+
+    def conclude(self, now: Seconds) -> None:
+        """Every stage has counted everything; nobody looks for who did."""
+        for (work, what), duty in sorted(self._duties.items(), key=lambda entry: entry[0]):
+            self._feed(work, what, c.Returned(), now)
+            if duty.state is not c.State.COUNTED:
+                self._feed(work, what, c.Tallied(live=True), now)
+
+    def count_out(self, what: c.What, mask: int, now: Seconds) -> None:
+        """What the receiving stage had counted of ``mask`` is lost with the seat that had."""
+        for work, which in sorted(self._duties):
+            if which == what and mask >> work.slot & 1:
+                self._feed(work, what, c.Tallied(live=False), now)
+
+    def release(self, what: c.What) -> None:
+        """Let go of the frames of one direction: their receivers need them no more."""
+        for work, which in [key for key in self._duties if key[1] == what]:
+            del self._duties[work, which]
+            frame = self._frames.pop((work, which), ())
+            self.retained_bytes -= sum(len(part) for part in frame)
 
     # --- what the seat says ---------------------------------------------------------------
 
@@ -127,7 +123,7 @@ class Custodian:
         duty = Custody(
             work,
             self._limits,
-            way=Way(router=self._router, delays=self._delays),
+            way=Way(router=self._router, delays=self.delays),
             replay=replay,
             returns=returns,
         )

@@ -26,7 +26,7 @@ from p2ptrain.wire import messages as m
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from p2ptrain.engine.custodian import Post
+    from p2ptrain.engine.post import Post
     from p2ptrain.engine.seat import SeatRuntime
     from p2ptrain.units import PeerId, Seconds
 
@@ -58,11 +58,11 @@ class Dispatcher:
         match message:
             case m.Offer() | m.Busy():
                 if (seat := self._seats.get(Stage(message.stage - 1))) is not None:
-                    seat.custodian.answered(peer, message, now)
+                    seat.custodian_of(message.at).answered(peer, message, now)
             case m.Accepted() | m.Computed() | m.Whereabouts():
                 for near in (message.stage - 1, message.stage + 1):
                     if (seat := self._seats.get(Stage(near))) is not None:
-                        seat.custodian.hear(peer, message, now)
+                        seat.custodian_of(message.at).hear(peer, message, now)
             case m.Repath():
                 if (seat := self._seats.get(Stage(message.stage + 1))) is not None:
                     seat.pipeline.repath(peer, message, now)

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from p2ptrain.core.agreement import Ballot, Plan, Sum
     from p2ptrain.core.step import StepMachine
     from p2ptrain.engine.committing import Committer
-    from p2ptrain.engine.custodian import Post
     from p2ptrain.engine.gossip import Gossip
     from p2ptrain.engine.pipeline import Pipeline
+    from p2ptrain.engine.post import Post
     from p2ptrain.ports import StageCompute, Whole
     from p2ptrain.units import PeerId, Seconds, Stage
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from p2ptrain.core.agreement import Position
     from p2ptrain.core.schedule import StepSlots
-    from p2ptrain.engine.custodian import Post
     from p2ptrain.engine.pipeline import Pipeline
+    from p2ptrain.engine.post import Post
     from p2ptrain.ports import Signer
     from p2ptrain.run import RunSpec
     from p2ptrain.units import PeerId, Seconds

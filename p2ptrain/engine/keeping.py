@@ -50,8 +50,8 @@ class Keeper:
             self._refuse(seat.stage, peer, "the run is complete")
         elif seat.position is None:
             self._refuse(seat.stage, peer, "this peer is loading that stage itself")
-        elif message.version > seat.position.step + AHEAD_MOST:
-            self._refuse(seat.stage, peer, f"this peer is at step {seat.position.step}")
+        elif message.version > seat.version + AHEAD_MOST:
+            self._refuse(seat.stage, peer, f"this peer is at step {seat.version}")
         else:
             self._wishes.setdefault(seat.stage, {})[peer] = message.version
             self.stepped(seat)
@@ -84,15 +84,14 @@ class Keeper:
             self._saving.discard(seat.stage)
 
     async def _save(self, seat: SeatRuntime) -> None:
-        at, members = seat.position, seat.stepper.members
+        at, members = seat.standing()
         blob = await seat.compute.save()
-        if at is not None and at == seat.position:  # no commit came between
+        if (at, members) == seat.standing():  # no commit came between
             await self._snapshots.offer(seat.stage, at, members, blob)
 
     def _due(self, seat: SeatRuntime) -> list[tuple[PeerId, Step]]:
-        at = seat.position
         wishes = self._wishes.get(seat.stage, {})
-        return [(p, v) for p, v in wishes.items() if at is not None and v <= at.step]
+        return [(peer, version) for peer, version in wishes.items() if version <= seat.version]
 
     def _refuse(self, stage: Stage, peer: PeerId, reason: str) -> None:
         self._links.send(peer, NoSuch(what="snapshot", stage=stage, reason=reason))

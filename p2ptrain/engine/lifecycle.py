@@ -21,7 +21,6 @@ import asyncio
 import itertools
 from typing import TYPE_CHECKING
 
-from p2ptrain.core.agreement import Position
 from p2ptrain.core.chain import genesis_chain
 from p2ptrain.core.schedule import last_step
 from p2ptrain.engine.admission import Admission
@@ -30,16 +29,16 @@ from p2ptrain.engine.farewell import linger, sum_up
 from p2ptrain.engine.links import Links
 from p2ptrain.engine.mail import Mail
 from p2ptrain.engine.neighbourhood import Neighbourhood
+from p2ptrain.engine.parting import Parting
 from p2ptrain.engine.presence import Announcer, Presence
 from p2ptrain.engine.reception import Reception
 from p2ptrain.engine.roster import Roster
-from p2ptrain.engine.seat import SeatRuntime, Surroundings
+from p2ptrain.engine.surroundings import Surroundings
 from p2ptrain.engine.terms import NodeOptions
 from p2ptrain.engine.timer import Timer
 from p2ptrain.engine.transfers import Snapshots
 from p2ptrain.engine.worker import Worker
 from p2ptrain.observe import events as ev
-from p2ptrain.units import Step
 from p2ptrain.wire import framing
 from p2ptrain.wire import messages as m
 from p2ptrain.wire.limits import FrameLimits
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from p2ptrain.engine.committing import Done
+    from p2ptrain.engine.seat import SeatRuntime
     from p2ptrain.engine.terms import NodeResult, World
     from p2ptrain.run import RunSpec
     from p2ptrain.units import PeerId, RunId, Seconds, Stage
@@ -78,8 +78,7 @@ class Node:
         self.ended = asyncio.Event()
         self._incarnation = incarnation
         self.rng = rng
-        self._beats = 0
-        self._sequence = itertools.count(1)
+        self._beats, self._sequence = 0, itertools.count(1)
         self.draining = False
         self._group: asyncio.TaskGroup | None = None
         self._near = Neighbourhood(
@@ -115,6 +114,7 @@ class Node:
         reception.attend()
         if world.corpus is not None:
             self.snapshots.offer_corpus(world.corpus)
+        self.parting = Parting(self)
         self.admission = Admission(self)
 
     # --- life -------------------------------------------------------------------------------
@@ -197,25 +197,28 @@ class Node:
         """A seat of ours has stepped; what comes next is decided here."""
         seat = self.seats[stage]
         at = done.at
-        seat.version = Step(at.step + 1)
+        seat.stepped(done)
         self.presence.committed(stage, done.record())
         if at.step >= last_step(self.spec):
             seat.finished = True
             seat.stop()
             self.statuses_changed()  # who lingers for us need not
-        elif self.admission.may_leave(seat, done.sums[stage].members):
-            self.close_seat(stage, "drained" if self.draining else "given away")
+        elif self.parting.may_part(seat):
+            seat.part()
+            self.statuses_changed()
         else:
-            members = tuple(tuple(whole.members) for whole in done.sums)
-            position = Position(epoch=at.epoch, step=seat.version, chain=done.chain)
-            seat.begin(position, members)
-            if self.draining:
-                seat.state = "draining"  # until somebody has taken it over
+            self.go_on(seat)
         if stage in self.seats:
             self.admission.stepped(seat)
         self._changed()
         if all(seat.finished for seat in self.seats.values()):
             self.ended.set()
+
+    def go_on(self, seat: SeatRuntime) -> None:
+        """Have a seat that has stepped take up its next step."""
+        seat.begin(*seat.standing())
+        if self.draining:
+            seat.state = "draining"  # until somebody has taken it over
 
     def close_seat(self, stage: Stage, reason: str) -> None:
         """Serve ``stage`` no longer; call at a step boundary only."""
@@ -241,9 +244,9 @@ class Node:
 
     def _give_state(self, peer: PeerId, message: m.WantManifest) -> bool:
         seat = self.seats.get(message.stage)
-        if seat is not None:
+        if seat is not None and not seat.parting:
             self.admission.give_state(seat, peer, message)
-        return seat is not None
+        return seat is not None and not seat.parting
 
     # --- time -------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.chain import genesis_chain
-from p2ptrain.engine.seat import genesis
+from p2ptrain.engine.surroundings import genesis
 from p2ptrain.errors import PeerError
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Stage, Step

@@ -25,7 +25,7 @@ RESEND_SECONDS = 1.0  # longer than it takes to open a link again
 
 
 class Mail:
-    """Implements ``custodian.Post`` over the links."""
+    """Implements ``post.Post`` over the links."""
 
     def __init__(
         self,

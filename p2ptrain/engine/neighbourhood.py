@@ -89,7 +89,8 @@ class Neighbourhood:
                 self.refresh(now)
         elif news == "versions" and peer in self._near:
             for seat in self._seats.values():
-                seat.stepper.advanced(peer, [status.stage for status in message.seats], now)
+                if seat.position is not None:
+                    seat.advanced(peer, [status.stage for status in message.seats], now)
         return news != "nothing"
 
     def left(self, peer: PeerId, now: Seconds) -> None:
@@ -113,7 +114,7 @@ class Neighbourhood:
         """The link to ``peer`` broke: a hint, not a verdict."""
         self._membership.link_lost(peer, now=now)
         for seat in self._seats.values():
-            seat.custodian.link_down(peer, now)
+            seat.link_down(peer, now)
 
     # --- what it means for our seats --------------------------------------------------------
 

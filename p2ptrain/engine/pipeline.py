@@ -41,10 +41,12 @@ if TYPE_CHECKING:
     from p2ptrain.core.offers import OfferBook
     from p2ptrain.core.schedule import StepSlots
     from p2ptrain.engine.answers import BusyReason
-    from p2ptrain.engine.custodian import Custodian, Post
+    from p2ptrain.engine.custodian import Custodian
     from p2ptrain.engine.items import Place
+    from p2ptrain.engine.past import Past
+    from p2ptrain.engine.post import Post
     from p2ptrain.ports import Corpus
-    from p2ptrain.units import PeerId, Seconds
+    from p2ptrain.units import Bytes, PeerId, Seconds
     from p2ptrain.wire import messages as m
 
 
@@ -70,10 +72,12 @@ class Pipeline:
         self.counted = 0  # the bits of what this seat's accumulator holds
         self.tallies = Tallies()
         self.pace = Pace()
-        self._shelf = Shelf(place, book, custodian)
+        self.past: Past | None = None  # the last step, while another stage may need it
+        self._shelf = Shelf(place, book, lambda: self.retained_bytes)
         self.answers = Answers(
             place.stage, self.pace, post=post, emit=emit, held=self._shelf.state, backlog=backlog
         )
+        self.answers.keeps = self._keeps
         self.frozen = False
         self.draining = False
         self.corpus: Corpus | None = None
@@ -98,6 +102,21 @@ class Pipeline:
         self.book.set_parked_bound(parked_bound)
         self.custodian.begin(at)
         self.frozen = False
+
+    def custodian_of(self, at: Position) -> Custodian:
+        """Who keeps the frames of the step at ``at``, if it is the last one or this."""
+        past = self.past
+        return past.custodian if past is not None and at == past.at else self.custodian
+
+    @property
+    def retained_bytes(self) -> Bytes:
+        """Frames that are kept here, of this step and the last."""
+        before = self.past.retained_bytes if self.past is not None else 0
+        return self.custodian.retained_bytes + before
+
+    def _keeps(self, at: Position, work: Microbatch) -> bool:
+        past = self.past
+        return past is not None and at == past.at and bool(past.counted >> work.slot & 1)
 
     @property
     def quiet(self) -> bool:
@@ -211,14 +230,12 @@ class Pipeline:
 
     def repath(self, peer: PeerId, message: m.Repath, now: Seconds) -> None:
         """The stage below replays this microbatch: its gradient goes to ``peer``."""
-        if message.at != self.at:
-            return
         work = Microbatch(message.at.step, message.slot)
         item = self._shelf.get(work)
-        if item is not None:
+        if message.at == self.at and item is not None:
             item.sender = peer
             item.path = (*item.path[:-1], peer)
-        self.custodian.repath(peer, work, now)
+        self.custodian_of(message.at).repath(peer, work, now)
 
     # --- work -------------------------------------------------------------------------------
 

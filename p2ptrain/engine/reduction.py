@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from p2ptrain.core.agreement import Plan, Position, Sum
-    from p2ptrain.engine.custodian import Post
+    from p2ptrain.engine.post import Post
     from p2ptrain.ports import Buffer, StageCompute, Whole
     from p2ptrain.units import PeerId, Seconds
 

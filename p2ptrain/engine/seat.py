@@ -1,7 +1,8 @@
 """One seat, assembled: what it computes, whom it serves, where it stands.
 
     joining --state loaded--> serving --(step boundary)--> closed
-                                 `--- drain: no new offers, leave at the boundary
+                                 `--- drain: no new offers; at the boundary it *parts*: it counts
+                                      no more, but answers for its last step until a mate is through
 
 A seat is wired here and nowhere else; pipeline, custodian, stepper and sourcer know each
 other only through what they are given.
@@ -10,54 +11,29 @@ other only through what they are given.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from p2ptrain.core.agreement import Position
 from p2ptrain.core.offers import OfferBook, parked_bound
 from p2ptrain.core.routing import Router
 from p2ptrain.core.schedule import step_slots
-from p2ptrain.core.sizes import boundary_bytes, microbatch_token_bytes
 from p2ptrain.engine.custodian import Custodian
-from p2ptrain.engine.items import Place
+from p2ptrain.engine.past import Past
 from p2ptrain.engine.pipeline import Pipeline
 from p2ptrain.engine.sourcing import Sourcer
 from p2ptrain.engine.stepping import Stepper
+from p2ptrain.engine.surroundings import place_of
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Stage, Step
 from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Collection
 
     from p2ptrain.engine.committing import Done
-    from p2ptrain.engine.custodian import Post
-    from p2ptrain.engine.roster import Roster
-    from p2ptrain.ports import Signer, StageCompute
-    from p2ptrain.run import RunSpec
-    from p2ptrain.units import Chain, PeerId, RunId, Seconds
-    from p2ptrain.wire.limits import FrameLimits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What all seats of a peer share."""
-
-    run: RunId
-    spec: RunSpec
-    incarnation: int
-    signer: Signer
-    limits: FrameLimits
-    post: Post
-    roster: Roster
-    emit: ev.Emit
-    rng: random.Random
-    wake: Callable[[], None]  # there may be work to compute
-    spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
-    backlog: Callable[[], Seconds]  # of all seats of this peer
-    committed: Callable[[Stage, Done], None]
-    next_seq: Callable[[], int]  # of bitmaps: a stage left and taken again goes on counting
+    from p2ptrain.engine.surroundings import Surroundings
+    from p2ptrain.ports import StageCompute
+    from p2ptrain.units import PeerId, Seconds
 
 
 class SeatRuntime:
@@ -69,14 +45,14 @@ class SeatRuntime:
         self.state: Literal["joining", "serving", "draining"] = "joining"
         self.version = Step(0)
         self.finished = False
+        self.parting = False
         self._around = around
         spec, me = around.spec, around.signer.peer
         self.router = Router(around.rng)
-        self.custodian = Custodian(self.stage, self.router, around.post, around.emit)
         self.pipeline = Pipeline(
-            _place(spec, me, self.stage),
+            place_of(spec, me, self.stage),
             OfferBook(spec.limits, parked_bound=1),
-            self.custodian,
+            Custodian(self.stage, self.router, around.post, around.emit),
             post=around.post,
             emit=around.emit,
             backlog=around.backlog,
@@ -107,14 +83,13 @@ class SeatRuntime:
     def begin(self, at: Position, members: tuple[tuple[PeerId, ...], ...]) -> None:
         """Take up a step at ``at``. ``members``: peers of the last step record, per stage."""
         now = _now()
-        self.state, self.version = "serving", at.step
+        self.state, self.version, self.parting = "serving", at.step, False
         self._step_seconds, self._began = (now - self._began) if at.step else 0.0, now
         slots = step_slots(self._around.spec, at.step)
         self._sample()
         if self._sourcer is not None:
             self._sourcer.stop()  # what is pending belongs to the last step
         self.pipeline.begin(at, slots, parked_bound=self._parked_bound(slots.width))
-        self.refresh_router()
         self.stepper.begin(at, members, now)
         if at.step > 0:
             self.start_sourcing()
@@ -136,16 +111,44 @@ class SeatRuntime:
         self._sourcer.begin(at, slots, members, now=now, last_seconds=self._step_seconds)
         self.refresh_sources(now)
 
+    def stepped(self, done: Done) -> None:
+        """The step is committed: its frames are kept until the stages beside us are through."""
+        self.version = Step(done.at.step + 1)
+        past = Past(done, self.pipeline.custodian, self.pipeline.counted, self._around.roster)
+        self.pipeline.past, self.pipeline.custodian = past, past.custodian.next()
+        past.begin(_now())
+
     def stop(self) -> None:
         """The run is over for this seat, or the seat is given away: take nothing more."""
         self.pipeline.draining = self.pipeline.frozen = True
-        self.custodian.clear()  # all of it is counted, or this seat's account is closed
         if self._sourcer is not None:
             self._sourcer.stop()
+
+    def part(self) -> None:
+        """Count no more; answer for the last step until :attr:`may_close`."""
+        self.stop()
+        self.state, self.parting = "draining", True
+
+    def standing(self) -> tuple[Position, tuple[tuple[PeerId, ...], ...]]:
+        """Where the weights stand: the position, and the peers of the last step record."""
+        last = self.stepper.last
+        if last is None or self.position != last.at:
+            assert self.position is not None
+            return self.position, self.stepper.members
+        at = Position(epoch=last.at.epoch, step=self.version, chain=last.chain)
+        return at, tuple(tuple(whole.members) for whole in last.sums)
+
+    @property
+    def may_close(self) -> bool:
+        """Whether a seat that parts is needed no more."""
+        past = self.pipeline.past
+        return past is None or (past.settled and past.handed_over(self._around.signer.peer))
 
     def close(self) -> None:
         """Give the seat up, in the middle of a step or not; it says nothing more."""
         self.stop()
+        self.pipeline.custodian.clear()
+        self.pipeline.past = None
         self.stepper.close()
 
     @property
@@ -169,18 +172,37 @@ class SeatRuntime:
     def roster_changed(self, now: Seconds) -> None:
         """Who lives or serves has changed."""
         self.refresh_router()
-        self.custodian.seats_changed(now)
+        for custodian in self._custodians():
+            custodian.seats_changed(now)
+        self.look_back(now)
         self.stepper.refresh_live(now)
         self.refresh_sources(now)
+
+    def advanced(self, peer: PeerId, stages: Collection[Stage], now: Seconds) -> None:
+        """``peer``, which serves ``stages``, has stepped."""
+        self.stepper.advanced(peer, stages, now)
+        self.look_back(now)
+        if self.stage + 1 in stages:
+            self.refresh_router()
+
+    def look_back(self, now: Seconds) -> None:
+        """Who lives, or how far they are, has changed: see who still needs our last step."""
+        if self.pipeline.past is not None:
+            self.pipeline.past.refresh(now)
 
     def refresh_router(self) -> None:
         """Tell the router who serves the next stage, and how fast.
 
-        A draining seat is asked only where nobody else is left: it serves to the step's end.
+        A draining seat is asked only where nobody else counts: it serves to the step's end,
+        and a newcomer may be behind.
         """
-        roster, stage = self._around.roster, Stage(self.stage + 1)
-        above = roster.serving(stage) or roster.present(stage)
-        self.router.set_seats({seat.peer: seat.rate for seat in above})
+        roster, stage, at = self._around.roster, Stage(self.stage + 1), self.position
+        if at is None or stage >= self._around.spec.cut.stages:
+            return
+        count = roster.at(stage, at, self.stepper.members[stage])
+        above = [seat for seat in roster.serving(stage) if seat.peer in count]
+        above = above or [seat for seat in roster.present(stage) if seat.peer in count]
+        self.router.set_seats({s.peer: s.rate for s in above or roster.present(stage)})
 
     def refresh_sources(self, now: Seconds) -> None:
         """Stage 0: see what is ours to take from the data."""
@@ -192,31 +214,50 @@ class SeatRuntime:
     def lost(self, peer: PeerId, now: Seconds) -> None:
         """``peer`` is gone, or has restarted."""
         self.roster_changed(now)
-        self.custodian.lost(peer, now)
+        if self.pipeline.past is not None:
+            self.pipeline.past.lost(peer, now)
+        self.pipeline.custodian.lost(peer, now)
 
     def found(self, peer: PeerId, now: Seconds) -> None:
         """``peer`` was suspected falsely."""
         self.roster_changed(now)
-        self.custodian.found(peer, now)
+        for custodian in self._custodians():
+            custodian.found(peer, now)
+
+    def link_down(self, peer: PeerId, now: Seconds) -> None:
+        """The link to ``peer`` broke: what was on its way may not have arrived."""
+        for custodian in self._custodians():
+            custodian.link_down(peer, now)
 
     @property
     def due_at(self) -> Seconds | None:
         """When :meth:`tick` must run next."""
         sourced = None if self._sourcer is None else self._sourcer.due_at
-        first = self.custodian.due_at
-        for time in (self.stepper.due_at, self.pipeline.book.due_at, sourced):
+        past = self.pipeline.past
+        first = self.pipeline.custodian.due_at
+        before = None if past is None else past.custodian.due_at
+        for time in (self.stepper.due_at, self.pipeline.book.due_at, sourced, before):
             if time is not None and (first is None or time < first):
                 first = time
         return first
 
     def tick(self, now: Seconds) -> None:
         """Act on every deadline that has passed."""
-        self.custodian.tick(now)
+        for custodian in self._custodians():
+            custodian.tick(now)
         self.stepper.tick(now)
         self.pipeline.book.expire(now=now)
         sourcer = self._sourcer
         if sourcer is not None and sourcer.due_at is not None and now >= sourcer.due_at:
             self.refresh_sources(now)
+
+    def custodian_of(self, at: Position) -> Custodian:
+        """Who keeps our frames of the step at ``at``."""
+        return self.pipeline.custodian_of(at)
+
+    def _custodians(self) -> tuple[Custodian, ...]:
+        past, current = self.pipeline.past, self.pipeline.custodian
+        return (current,) if past is None else (past.custodian, current)
 
     # --- small things -----------------------------------------------------------------------
 
@@ -247,7 +288,7 @@ class SeatRuntime:
 
     def _sample(self) -> None:
         """Emit the fill beside its bounds whenever it reaches a new maximum."""
-        book, retained = self.pipeline.book, self.custodian.retained_bytes
+        book, retained = self.pipeline.book, self.pipeline.retained_bytes
         fill = (book.queue, book.parked, retained)
         if any(now > before for now, before in zip(fill, self._highest, strict=True)):
             queue, parked, held = (max(a, b) for a, b in zip(fill, self._highest, strict=True))
@@ -262,26 +303,6 @@ class SeatRuntime:
                 retained_bound=self._around.spec.limits.retained_bytes,
             )
             self._around.emit(bounds)
-
-
-def _place(spec: RunSpec, me: PeerId, stage: Stage) -> Place:
-    """What the seat's pipeline must know. A microbatch leaves a forward, a gradient, or both."""
-    last, tokens = spec.cut.stages - 1, microbatch_token_bytes(spec)
-    forward = tokens + boundary_bytes(spec, stage) if stage < last else 0
-    gradient = boundary_bytes(spec, stage - 1) if stage > 0 else 0
-    return Place(
-        me=me,
-        stage=stage,
-        is_last=stage == last,
-        token_bytes=tokens,
-        retained_bytes_each=forward + gradient,
-        retained_bound=spec.limits.retained_bytes,
-    )
-
-
-def genesis(chain: Chain) -> Position:
-    """The position of a run's first step."""
-    return Position(epoch=0, step=Step(0), chain=chain)
 
 
 def _now() -> Seconds:

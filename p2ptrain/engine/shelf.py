@@ -20,16 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from p2ptrain.core.offers import OfferBook
-    from p2ptrain.engine.custodian import Custodian
     from p2ptrain.engine.items import Held, Item, Place
-    from p2ptrain.units import Microbatch
+    from p2ptrain.units import Bytes, Microbatch
 
 
 class Shelf:
-    """One seat's items by microbatch."""
+    """One seat's items by microbatch. ``retained``: what lies in the retention store now."""
 
-    def __init__(self, place: Place, book: OfferBook, custodian: Custodian) -> None:
-        self._place, self._book, self._custodian = place, book, custodian
+    def __init__(self, place: Place, book: OfferBook, retained: Callable[[], Bytes]) -> None:
+        self._place, self._book, self._retained = place, book, retained
         self._items: dict[Microbatch, Item] = {}
         self.get = self._items.get
 
@@ -69,7 +68,7 @@ class Shelf:
         """Whether one more fits, when all that is here or is offered has left its frames."""
         open_items = sum(item.state != "counted" for item in self._items.values())
         coming = open_items + self._book.reserved + 1
-        wanted = self._custodian.retained_bytes + coming * self._place.retained_bytes_each
+        wanted = self._retained() + coming * self._place.retained_bytes_each
         return wanted <= self._place.retained_bound
 
     def state(self, work: Microbatch) -> Held:

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from p2ptrain.core.agreement import Ack, Bitmap, Go, Position
     from p2ptrain.core.duties import What
     from p2ptrain.engine.committing import Done
-    from p2ptrain.engine.custodian import Post
     from p2ptrain.engine.pipeline import Pipeline
+    from p2ptrain.engine.post import Post
     from p2ptrain.observe import events as ev
     from p2ptrain.ports import Buffer, Signer, StageCompute
     from p2ptrain.run import RunSpec

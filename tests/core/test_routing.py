@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from p2ptrain.core.routing import BUSY_MAX_SECONDS, Choice, Quote, Router
+from p2ptrain.core.routing import ALONE_SECONDS, BUSY_MAX_SECONDS, Choice, Quote, Router
 from p2ptrain.units import PeerId
 
 ANN, BOB, EVE = PeerId("ann"), PeerId("bob"), PeerId("eve")
@@ -33,7 +33,7 @@ def turns(made: Router, count: int) -> Counter[PeerId]:
 def test_nobody_to_ask() -> None:
     made = router({})
     assert made.choose(now=0.0) is None
-    assert made.retry_at() is None
+    assert made.retry_at(now=0.0) is None
 
 
 def test_a_single_seat_has_no_alternative() -> None:
@@ -116,7 +116,7 @@ def test_a_busy_seat_is_left_alone_shortly_and_thought_no_worse_of() -> None:
     assert made.expected(ANN) == 1.0
     assert turns_at(made, 12.0, 10)[ANN] == pytest.approx(5, abs=1)
     made.busy(ANN, math.inf, now=20.0)
-    assert made.retry_at(exclude=[BOB]) == 20.0 + BUSY_MAX_SECONDS
+    assert made.retry_at(exclude=[BOB], now=20.0) == 20.0 + BUSY_MAX_SECONDS
 
 
 def turns_at(made: Router, now: float, count: int) -> Counter[PeerId]:
@@ -129,7 +129,7 @@ def test_a_timeout_feeds_the_estimate_and_opens_a_backoff() -> None:
     assert made.expected(ANN) == pytest.approx(3.0)
     assert choice(made, now=0.1) == Choice(first=BOB, alternative=None)
     assert made.choose(exclude=[BOB], now=0.1) is None
-    again = made.retry_at(exclude=[BOB])
+    again = made.retry_at(exclude=[BOB], now=0.1)
     assert again is not None
     assert 0.0 < again <= 0.5
     assert choice(made, now=again, exclude=(BOB,)).first == ANN
@@ -142,16 +142,46 @@ def test_a_quick_timeout_never_makes_a_seat_look_faster() -> None:
 
 
 def test_repeated_timeouts_back_off_further_until_an_answer() -> None:
-    made = router({ANN: 1.0})
-    ends = []
-    for _ in range(4):
-        made.timed_out(ANN, 1.0, now=0.0)
-        ends.append(made.retry_at() or 0.0)
-    assert ends == sorted(ends)
-    assert ends[-1] >= 2.0
+    made = router({ANN: 1.0, BOB: 1.0})
+    for turn, most in enumerate((0.5, 1.0, 2.0, 4.0)):
+        assert most / 2 <= away(made, 100.0 * turn) <= most
     made.observed(ANN, 1.0)
-    made.timed_out(ANN, 1.0, now=100.0)
-    assert 100.0 < (made.retry_at() or 0.0) <= 100.5
+    assert away(made, 900.0) <= 0.5
+
+
+def away(made: Router, start: float) -> float:
+    """How long ANN is left alone after a timeout, in the upper half of what it may be."""
+    made.timed_out(ANN, 1.0, now=start)
+    return next(
+        seconds / 8
+        for seconds in range(1, 800)
+        if choice(made, now=start + seconds / 8).alternative is not None
+    )
+
+
+def test_what_was_under_way_when_a_seat_was_given_up_on_makes_the_pause_no_longer() -> None:
+    made = router({ANN: 1.0, BOB: 1.0})
+    for _ in range(8):
+        made.timed_out(ANN, 1.0, now=0.0)
+    assert choice(made, now=0.5).alternative is not None
+
+
+def test_an_answer_ends_the_pause() -> None:
+    made = router({ANN: 1.0, BOB: 1.0})
+    made.timed_out(ANN, 1.0, now=0.0)
+    made.observed(ANN, 1.0)
+    assert choice(made, now=0.0).alternative is not None
+
+
+def test_where_nobody_else_is_left_a_seat_is_asked_again_soon() -> None:
+    made = router({ANN: 1.0})
+    for turn in range(10):
+        made.timed_out(ANN, 1.0, now=40.0 * turn)
+    assert made.choose(now=360.2) is None
+    again = made.retry_at(now=360.2)
+    assert again is not None
+    assert again <= 360.0 + ALONE_SECONDS
+    assert choice(made, now=again).first == ANN
 
 
 def test_seats_that_are_gone_are_not_asked_and_strangers_change_nothing() -> None:

@@ -538,12 +538,21 @@ def test_whoever_hears_of_the_sum_fetches_it_and_falls_back_on_its_members() -> 
 
 def test_a_counting_seat_freezes_to_fetch_and_thaws_if_nobody_gives() -> None:
     seat = machine(BOB, ANN)
+    seat.handle(Live(frozenset({ANN, BOB, EVE})), now=0.0)
     told = total(STAGE)
     assert seat.handle(Received(ANN, told), now=1.0) == (Freeze(), FetchSum(ANN, told))
     assert seat.due_at == 5.0
     assert seat.tick(now=5.0) == (FetchSum(EVE, told),)
     assert seat.handle(FetchFailed(EVE, "gone"), now=6.0) == ()
     assert seat.tick(now=7.0) == (Unfreeze(),)
+    assert seat.phase is Phase.COUNTING
+
+
+def test_a_sum_that_died_with_its_holders_is_no_reason_to_stop_counting() -> None:
+    seat = machine(BOB, ANN)
+    seat.handle(Live(frozenset({BOB})), now=0.0)
+    neighbour = PeerId("of another stage")
+    assert seat.handle(Received(neighbour, total(STAGE)), now=1.0) == ()
     assert seat.phase is Phase.COUNTING
 
 

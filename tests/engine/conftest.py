@@ -40,7 +40,7 @@ class Sent:
 
 @dataclass
 class MemoryPost:
-    """Implements ``custodian.Post``; what was said lies in ``told`` and ``sent``."""
+    """Implements ``post.Post``; what was said lies in ``told`` and ``sent``."""
 
     serving: dict[int, tuple[PeerId, ...]] = field(default_factory=dict)
     told: list[tuple[PeerId, Any]] = field(default_factory=list)

@@ -42,12 +42,15 @@ def dispatcher(calls: list[str], post: Any) -> Dispatcher:
     """Of a peer with seats of the stages 0, 1 and 2."""
 
     def seat(stage: int) -> Any:
-        parts = {part: Recorder(f"{stage}.{part}", calls) for part in ("pipeline", "custodian")}
+        custodian = Recorder(f"{stage}.custodian", calls)
         stepper = Recorder(f"{stage}.stepper", calls)
         stepper.reducer = Recorder(f"{stage}.reducer", calls)  # type: ignore[attr-defined]
         stepper.known_sums = lambda at: SUMS if at == AT and stage == 1 else {}  # type: ignore[attr-defined]
         return SimpleNamespace(
-            **parts, stepper=stepper, refresh_sources=lambda _now: calls.append(f"{stage}.sources")
+            pipeline=Recorder(f"{stage}.pipeline", calls),
+            custodian_of=lambda _at: custodian,
+            stepper=stepper,
+            refresh_sources=lambda _now: calls.append(f"{stage}.sources"),
         )
 
     return Dispatcher({Stage(stage): seat(stage) for stage in range(3)}, post)

@@ -45,6 +45,14 @@ class Seat:
         self.position = None if step is None else at(step)
         self.saves = 0
 
+    @property
+    def version(self) -> Step:
+        return self.standing()[0].step
+
+    def standing(self) -> tuple[Position, tuple[tuple[PeerId, ...], ...]]:
+        assert self.position is not None
+        return self.position, self.stepper.members
+
     async def save(self) -> bytes:
         self.saves += 1
         assert self.position is not None

@@ -41,12 +41,12 @@ class Street:
         def told(what: str) -> Callable[..., None]:
             return lambda *_: self.calls.append(f"{stage}.{what}")
 
-        stepper = {name: told(name) for name in ("advanced", "restarted", "greet")}
+        stepper = {name: told(name) for name in ("restarted", "greet")}
+        own = ("lost", "found", "roster_changed", "advanced", "link_down")
         return SimpleNamespace(
             position="somewhere",
             stepper=SimpleNamespace(**stepper),
-            custodian=SimpleNamespace(link_down=told("link_down")),
-            **{name: told(name) for name in ("lost", "found", "roster_changed")},
+            **{name: told(name) for name in own},
         )
 
     def beat(self, peer: PeerId, stage: int, *, version: int = 0, now: float = 0.0) -> bool:

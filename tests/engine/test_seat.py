@@ -11,7 +11,8 @@ import pytest
 
 from p2ptrain.core.chain import genesis_chain
 from p2ptrain.engine.roster import Roster
-from p2ptrain.engine.seat import SeatRuntime, Surroundings, genesis
+from p2ptrain.engine.seat import SeatRuntime
+from p2ptrain.engine.surroundings import Surroundings, genesis
 from p2ptrain.observe import events as ev
 from p2ptrain.sim import loop
 from p2ptrain.sim.compute import ToyCompute
@@ -138,10 +139,10 @@ def test_it_takes_over_what_a_dead_mate_was_to_source(play: Any) -> None:
 def test_its_fill_is_shown_at_every_new_maximum(play: Any) -> None:
     async def scene(seat: SeatRuntime, _: Roster, events: list[ev.AnyEvent]) -> None:
         begun(seat).start_sourcing()
-        seat.custodian.open_forward(
+        seat.pipeline.custodian.open_forward(
             next(iter_works(seat)), (ME,), replay=False, returns=True, now=0.0
         )
-        seat.custodian.forward_ready(next(iter_works(seat)), (b"x" * 10,), 0.0)
+        seat.pipeline.custodian.forward_ready(next(iter_works(seat)), (b"x" * 10,), 0.0)
         seat.pipeline.on_change()
         seat.pipeline.on_change()
         bounds = [event for event in events if isinstance(event, ev.Bounds)]

@@ -48,7 +48,7 @@ class Bench:
         )
         self.custodian: Any = SimpleNamespace(retained_bytes=0)
         self.book = OfferBook(LIMITS, parked_bound=parked)
-        self.shelf = Shelf(place, self.book, self.custodian)
+        self.shelf = Shelf(place, self.book, lambda: self.custodian.retained_bytes)
 
     def put(self, slot: int, state: Any = "queued", gradient: bytes | None = None) -> Item:
         """An item that came the usual way, with its place in the book."""

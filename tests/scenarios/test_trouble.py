@@ -364,3 +364,32 @@ def test_trouble_repeats_exactly_in_another_process_and_differs_by_seed() -> Non
     )
     assert done.stdout.strip() == here["log_hash"](4)
     assert here["log_hash"](5) != here["log_hash"](4)
+
+
+# --- the last step of a dead seat -----------------------------------------------------------
+
+
+def publishes(stage: int, step: int) -> Callable[[ev.Entry], bool]:
+    return lambda entry: (
+        isinstance(entry.event, ev.SumPublished)
+        and (entry.event.stage, entry.event.step) == (stage, step)
+    )
+
+
+def kill_the_publisher(world: SimWorld, entry: ev.Entry) -> PeerId:
+    world.kill(entry.peer)
+    return entry.peer
+
+
+@pytest.mark.parametrize("after", [0.0, 0.03, 0.06])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_sum_that_all_stages_have_heard_of_and_nobody_holds_is_counted_again(
+    play: Play, cue: MakeCue, stage: int, after: float
+) -> None:
+    """The others commit; what the dead one had counted is replayed from their last step."""
+    link = Link(latency_seconds=0.02, rate_bytes_per_second=200_000.0)
+    result = play(
+        Scenario(spec=SPEC, peers=placed(2, 2, 2), link=link),
+        cue("kill", publishes(stage, 1), kill_the_publisher, after),
+    )
+    assert trained(result)

@@ -1,0 +1,51 @@
+"""How the seats of a peer speak to others; ours among them, by the same way.
+
+The one thing that pipelines, custodians, gossip and reductions ask of the network: they
+name peers and messages, and never see a link. `engine/mail` implements it.
+
+Refused: handing the links themselves on. Every part would then decide anew what a broken
+link means, and the tests of each would need a network.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from p2ptrain.ports import Buffer
+    from p2ptrain.units import PeerId, Seconds, Stage
+    from p2ptrain.wire import messages as m
+
+
+class Post(Protocol):
+    """How a seat speaks to others; ours among them, by the same way."""
+
+    def tell(self, peer: PeerId, message: m.Control) -> None:
+        """Queue a control message; never blocks."""
+        ...
+
+    def tell_all(self, peers: Iterable[PeerId], message: m.Control) -> None:
+        """Queue one message for several peers."""
+        ...
+
+    def ship(
+        self,
+        peer: PeerId,
+        message: m.Data,
+        payload: tuple[Buffer, ...],
+        failed: Callable[[Seconds], None],
+        *,
+        tries: int = 1,
+    ) -> None:
+        """Send a data frame in a task of its own; ``failed`` is called if it did not go out."""
+        ...
+
+    def seats(self, stage: Stage) -> tuple[PeerId, ...]:
+        """Live peers that serve ``stage``, sorted; us among them."""
+        ...
+
+    def everyone(self) -> tuple[PeerId, ...]:
+        """Every peer with a seat that we know of, us among them."""
+        ...
