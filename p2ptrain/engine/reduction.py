@@ -66,7 +66,8 @@ class Reducer:
         self._expect(plan.at, plan.ballot, frozenset(_wanted(plan, self._me)))
 
     def _expect(self, at: Position, ballot: Ballot, wanted: frozenset[Wanted]) -> None:
-        if (at, ballot) != (self._at, self._ballot):
+        # a sum is fetched from one holder after the other under one and the same ballot
+        if (at, ballot, wanted) != (self._at, self._ballot, self._wanted):
             self._at, self._ballot, self._wanted = at, ballot, wanted
             self._holder = None
             self._parts.clear()

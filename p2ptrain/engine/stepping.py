@@ -294,6 +294,7 @@ class Stepper:
         if self.last is not None and at == self.last.at:
             return self.last.sums[self.stage]
         machine = self.machine
-        if machine is not None and at == machine.at and machine.phase is r.Phase.NORM:
+        whole = (r.Phase.NORM, r.Phase.COMMITTED)  # it may still be stepping
+        if machine is not None and at == machine.at and machine.phase in whole:
             return machine.sums.get(self.stage)
         return None

@@ -216,6 +216,24 @@ async def test_a_finished_sum_can_be_fetched() -> None:
 
 
 @pytest.mark.asyncio
+async def test_after_one_that_has_no_sum_the_next_is_believed() -> None:
+    """Both are asked under one and the same ballot."""
+    wires = Wires()
+    source = Sums([])
+    source.whole = list(range(7))
+    whole = announced(repr(list(range(7))).encode())
+    holder, fetcher = wires.add(C, source), wires.add(B, Sums([0] * 7))
+    asyncio.get_running_loop().call_soon(fetcher.refused, A)
+    with pytest.raises(LinkError):
+        await fetcher.fetch(A, whole, deadline_seconds=1.0)
+    async with asyncio.TaskGroup() as group:
+        job = group.create_task(fetcher.fetch(C, whole, deadline_seconds=1.0))
+        await asyncio.sleep(0)
+        await holder.serve(B, whole)
+    assert job.result().finite
+
+
+@pytest.mark.asyncio
 async def test_another_sum_than_the_announced_is_misbehaviour() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await fetched(b"something else")
