@@ -176,14 +176,21 @@ class Swarm:
 
     def _judge_patience(self, now: Seconds) -> None:
         if now - self._heard_at > STALL_SECONDS:
-            raise InternalError(f"no peer has said anything for {STALL_SECONDS:.0f} s")
+            raise InternalError(
+                f"no peer has said anything for {STALL_SECONDS:.0f} s: {self._standing()}"
+            )
         longest = self.progress.longest_step_seconds()
         patience = max(NO_STEP_SECONDS, STEPS_OF_PATIENCE * longest) + self.options.pause_seconds
         moved_at = self.progress.moved_at
         if moved_at is None or self.leaving():
             return
         if now - moved_at > patience:
-            raise InternalError(f"no step was taken for {patience:.0f} s: {self._waiting.line()}")
+            raise InternalError(f"no step was taken for {patience:.0f} s: {self._standing()}")
+
+    def _standing(self) -> str:
+        """Where the run stands, and what was last cried out."""
+        alarms = [f"alarm of {alarm}" for alarm in self.progress.alarms[-1:]]
+        return "; ".join([self._waiting.line(), *alarms])
 
     def _send_latecomers_home(self, now: Seconds) -> None:
         """Once the run is complete: who never took a step goes now, who is stuck goes later."""
