@@ -78,6 +78,7 @@ POINTS: Final[dict[str, Point]] = {
     # ... when something went wrong
     **_both("where", m.Where),
     "replay": InLog(event=ev.Replayed),
+    "subtracted": InLog(event=ev.Subtracted),
     "repath sent": OnWire(message=m.Repath, side="sent"),
     # the round: a leader sends plan and go and hears bitmaps and acks, a member the reverse
     **_both("bitmap", a.Bitmap),

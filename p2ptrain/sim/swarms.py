@@ -189,7 +189,8 @@ class Swarm(SimWorld):
         if self._forger is None:
             self._forger = Forger(self, self.run_id, self._witness)
         stage = min(host.stages, default=Stage(0))
-        self.spawn(self._forger.visit(host.peer, stage, self.clock.time()))
+        victims = [each.peer for each in self.harm.replicas()[stage]]
+        self.spawn(self._forger.visit(victims, stage, self.clock.time()))
 
     def _give_up_if_bereft(self) -> None:
         if bereft_stages(self.entries, self._stages):

@@ -3,8 +3,8 @@
 The witness hears all that is sent and all that arrives (the network's tap), checks every
 signature itself, and looks at what peers do next:
 
-    a plan names a share of another peer that this peer never signed
-    a plan names an older bitmap of a peer than one that its leader had got
+    a plan, or a Nack, names a share of another peer that this peer never signed
+    it names an older bitmap of a peer than one that its sender had got
     somebody calls a peer that exists in forged records alone
 
 Facts are the lies that were told. Own shares of a leader never cross the wire; the cover
@@ -61,7 +61,7 @@ class Witness:
                     self._bitmap(side, ends, message)
                 case Nack():
                     for bitmap in message.bitmaps:
-                        self._bitmap(side, ends, bitmap)
+                        self._held(side, ends, bitmap)
                 case Plan() if side == "sent":
                     for share in message.shares:
                         self._share(ends[0], message, share)
@@ -106,15 +106,29 @@ class Witness:
         elif ends[0] == bitmap.peer:
             self._newest.setdefault(bitmap.stage, []).append(bitmap)
 
+    def _held(self, side: Side, ends: tuple[PeerId, PeerId], bitmap: Bitmap) -> None:
+        """A Nack shows what its sender holds of others."""
+        if side == "sent" and bitmap.peer != ends[0]:
+            account = (bitmap.peer, bitmap.incarnation, bitmap.at, bitmap.stage)
+            what = f"step {bitmap.at.step}, stage {bitmap.stage}: {ends[0]}"
+            self._acted_on(ends[0], account, (bitmap.seq, bitmap.slots), f"{what} holds")
+        self._bitmap(side, ends, bitmap)
+
     def _share(self, leader: PeerId, plan: Plan, share: Share) -> None:
         if share.peer == leader:
             return
         account = (share.peer, share.incarnation, plan.at, plan.stage)
-        what = f"step {plan.at.step}, stage {plan.stage}: the plan of {leader}"
-        if self._signed.get(account, {}).get(share.seq) != share.slots:
-            self._problems.append(f"{what} names a share that {share.peer} never signed")
+        what = f"step {plan.at.step}, stage {plan.stage}: the plan of {leader} names"
+        self._acted_on(leader, account, (share.seq, share.slots), what)
+
+    def _acted_on(
+        self, actor: PeerId, account: _Account, share: tuple[int, bytes], what: str
+    ) -> None:
+        seq, slots = share
+        if self._signed.get(account, {}).get(seq) != slots:
+            self._problems.append(f"{what} a share that {account[0]} never signed")
             return
         until = self._clock() - READING_SECONDS
-        got = self._got.get((leader, account), ())
-        if any(at <= until and seq > share.seq for at, seq in got):
-            self._problems.append(f"{what} names an old share of {share.peer}")
+        got = self._got.get((actor, account), ())
+        if any(at <= until and newer > seq for at, newer in got):
+            self._problems.append(f"{what} an old share of {account[0]}")

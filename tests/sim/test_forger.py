@@ -38,18 +38,18 @@ class Visited(SimWorld):
         if counted and self.forger is None:
             self.forger = Forger(self, self.run_id, self.witness)
             now = self.clock.time()
-            self.harm.later(1.0, self.spawn, self.forger.visit(peer, Stage(1), now))
+            self.harm.later(1.0, self.spawn, self.forger.visit([peer], Stage(1), now))
 
 
-def test_its_lies_are_unsigned_foreign_and_replayed_and_nobody_acts_on_them() -> None:
+def test_its_lies_are_replayed_unsigned_and_foreign_and_nobody_acts_on_them() -> None:
     world = Visited()
     result = world.run()
     assert result.holds, result.verdicts
     truth = SimSigner(PeerId("judge"))
     good = [truth.verify(each.peer, bitmap_bytes(each), each.signature) for each in world.told]
-    assert good == [False, False, False, True]  # the last one was true once
-    assert world.told[0].signature == b""
-    assert world.told[3].seq < world.told[0].seq
+    assert good == [True, False, False, False]  # the first one was true once
+    assert world.told[0].seq < world.told[1].seq
+    assert world.told[1].signature == b""
     assert world.witness.judge().holds
     assert world.witness.judge().facts == 4
 

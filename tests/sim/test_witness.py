@@ -95,6 +95,21 @@ def test_a_plan_of_an_old_bitmap_is_seen_once_the_new_one_was_read() -> None:
     assert "old share" in wire.problems[0]
 
 
+def test_a_nack_shows_what_its_sender_believes() -> None:
+    wire = Wire()
+    for seq in (1, 2):
+        wire.sends(B, A, bitmap(seq, seq))
+    wire.now = 5.0
+    for held, complaint in ((bitmap(2, 2), ""), (bitmap(1, 1), "old"), (bitmap(9, 15), "never")):
+        known = len(wire.problems)
+        signature = b"?" if complaint == "never" else held.signature
+        shown = msgspec.structs.replace(held, signature=signature)
+        nack = Nack(at=AT, stage=STAGE, ballot=NO_BALLOT, highest=NO_BALLOT, bitmaps=(shown,))
+        wire.sends(A, C, nack)
+        assert len(wire.problems) == known + bool(complaint)
+        assert complaint in "".join(wire.problems[known:])
+
+
 def test_what_arrived_at_a_frozen_peer_lies_unread() -> None:
     wire = Wire()
     for seq in (1, 2):
