@@ -96,33 +96,50 @@ async def test_planned_pauses_are_waited_for(
         await watch(tmp_path, options)
 
 
-async def test_who_comes_too_late_is_sent_home_and_who_is_stuck_is_told(
-    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "LATE_SECONDS", 0.3)
-    some = program(stepping=(0, 1, 2), hanging=(2, 3))
-    swarm = await watch(tmp_path, SwarmOptions(spec=RunSpec(), peers=4, program=some))
-    assert "peer-2 did not finish with the others" in swarm.troubles
-    assert [member.name for member in swarm.members if member.dismissed] == ["peer-2", "peer-3"]
-
-
-async def test_a_peer_that_never_takes_part_is_told(tmp_path: Path, program: Program) -> None:
-    some = program(stepping=(1, 2), hanging=(0,))  # scripts say that they joined at instant 0
-    children = Children(tmp_path)
-    options = SwarmOptions(spec=RunSpec(), peers=1, program=some)
-    swarm = Swarm(options, children, tmp_path, Progress(stages=2, steps=1))
+async def watch_others_finish(
+    folder: Path, options: SwarmOptions, *, after: Callable[[Swarm], object]
+) -> Swarm:
+    """Watch the peers of ``options`` and, once ``after`` holds, two more to the end."""
+    children = Children(folder)
+    swarm = Swarm(options, children, folder, Progress(stages=2, steps=1))
     clock = asyncio.get_running_loop().time
+    invited = False
     try:
         async with asyncio.timeout(15), aclosing(swarm.run()) as looks:
             async for _ in looks:
-                if len(swarm.members) == 1 and swarm.members[0].joined_at is not None:
-                    swarm.invite(at=clock(), why="join")
-                    swarm.invite(at=clock(), why="join")
+                if not invited and after(swarm):
+                    invited = True
+                    for _ in range(2):
+                        swarm.invite(at=clock(), why="join")
     finally:
         await children.stop(grace_seconds=0.0)
+    assert invited
+    return swarm
+
+
+async def test_who_is_stuck_is_told_and_sent_home(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LATE_SECONDS", 0.3)
+    some = program(stepping=(0, 1, 2), hanging=(0,))
+    options = SwarmOptions(spec=RunSpec(), peers=1, program=some)
+    swarm = await watch_others_finish(
+        tmp_path, options, after=lambda swarm: any(m.has_stepped for m in swarm.members)
+    )
+    assert swarm.troubles == ["peer-0 did not finish with the others"]
+    assert [member.name for member in swarm.members if member.dismissed] == ["peer-0"]
+
+
+async def test_who_never_takes_part_is_told_and_sent_home(tmp_path: Path, program: Program) -> None:
+    some = program(stepping=(1, 2), hanging=(0,))  # scripts say that they joined at instant 0
+    options = SwarmOptions(spec=RunSpec(), peers=1, program=some)
+    swarm = await watch_others_finish(
+        tmp_path, options, after=lambda swarm: any(m.joined_at == 0.0 for m in swarm.members)
+    )
     (trouble,) = swarm.troubles
     assert trouble.startswith("peer-0 joined ")
     assert trouble.endswith(" s ago, took no step")
+    assert [member.name for member in swarm.members if member.dismissed] == ["peer-0"]
 
 
 async def test_a_bootstrap_that_ends_by_itself_is_told(
