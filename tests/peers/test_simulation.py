@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from rich.console import Console
 
 from p2ptrain.errors import InternalError, UserError
 from p2ptrain.run import Cut, RunSpec
+from p2ptrain.sim.faults import parse
 from peers.display import Display
 from peers.launch import SwarmOptions
-from peers.simulation import SimulationOptions, forget, simulate
+from peers.simulation import SimulationOptions, forget, longest_pause_seconds, simulate
 
 Program = Callable[..., tuple[str, ...]]
 TWO_STAGES = RunSpec(cut=Cut(stages=2))
@@ -74,6 +76,23 @@ async def test_a_report_folder_that_cannot_be_is_refused(program: Program, tmp_p
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--report .*file"):
         await simulate(options(program(), report=tmp_path / "file"), Display())
+
+
+@pytest.mark.asyncio
+async def test_chaos_that_could_not_strike_is_a_trouble(program: Program, tmp_path: Path) -> None:
+    plan = parse("kill=1%/min:min=2,freeze=1:5s")
+    chosen = replace(options(program(), report=tmp_path / "r"), chaos=plan)
+    simulated = await simulate(chosen, Display())
+    assert sorted(simulated.troubles) == [
+        "the run was over after 0 kills; 2 more were planned",
+        "the run was over before the freeze that was planned",
+    ]
+    assert simulated.events[-1].read_bytes() == b""
+
+
+def test_the_whole_run_may_pause_for_the_longest_of_its_faults() -> None:
+    assert longest_pause_seconds(parse("freeze=1:5s,partition=50%:20s,kill=1%/min")) == 20.0
+    assert longest_pause_seconds(parse("join=1")) == 0.0
 
 
 async def interrupted(
