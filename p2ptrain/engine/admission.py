@@ -1,14 +1,16 @@
 """Which seats this peer takes and gives away, and when.
 
     look at the roster (directory and heartbeats) every assign_seconds:
-      no seat            -> claim the weakest stage, load its state, serve
+      no seat            -> claim the weakest stage, spread with who else comes, load, serve
       a hole that stands -> take it beside, where memory allows
       several seats      -> give away what others serve as well
+      one seat           -> now and then, move it to a stage that needs it more
       draining           -> stay until others hold what only we hold, if there are others
       before step 0      -> wait until every stage is covered, then let stage 0 begin
 
 A claim is an announcement in state "joining": others count it where it is going. What a
-seat needs before it serves, ``loading`` fetches; what joiners need of ours, ``keeping`` saves.
+seat needs before it serves, ``loading`` fetches; what joiners need of ours, ``keeping`` saves;
+how a seat is given up, ``handover`` knows, and ``moving`` when to change stages.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ import math
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.assignment import choose_stage, release, spare_stage
-from p2ptrain.core.levelling import level
+from p2ptrain.core.levelling import level, spread
 from p2ptrain.core.schedule import last_step
+from p2ptrain.engine.handover import Handover
 from p2ptrain.engine.keeping import Keeper
 from p2ptrain.engine.loading import Loader
+from p2ptrain.engine.moving import Moves
 from p2ptrain.engine.seat import SeatRuntime
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Stage
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 BEHIND_SECONDS = 3.0  # a commit spreads within a round trip; three seconds behind is lost
 LOOKS = 2  # before step 0, so that the peers' views have time to become one
+SPREAD_LOOKS = 8  # for the claims of fifty that come at once to be read and to settle
 NEAR = 1  # stages: whom a seat talks to all the time
 
 
@@ -50,6 +55,8 @@ class Admission:
         self._behind_since: dict[Stage, Seconds] = {}
         self._loader = Loader(node)
         self._keeper = Keeper(node.links, node.snapshots, node.spawn)
+        self._handover = Handover(node)
+        self._moves = Moves(node, self._handover, self._take)
 
     async def run(self) -> None:
         """Look and act until cancelled."""
@@ -68,12 +75,16 @@ class Admission:
                 await self._take_first()
             else:
                 await self._adjust()
-            node.presence.announce([seat.status() for seat in node.seats.values()])
+            node.presence.announce(node.statuses())
             self._start_when_covered()
             node.parting.look()
             node.snapshots.expire(asyncio.get_running_loop().time())
             self._catch_up(asyncio.get_running_loop().time())
             await asyncio.sleep(node.options.assign_seconds)
+
+    def gives_up(self, seat: SeatRuntime) -> bool:
+        """Whether ``seat`` is being given up, and everybody near can know (see handover)."""
+        return self._handover.ripe(seat)
 
     def give_state(self, seat: SeatRuntime, peer: PeerId, message: m.WantManifest) -> None:
         """A joiner wants our state: as of a step that it names (see keeping)."""
@@ -81,6 +92,7 @@ class Admission:
 
     def stepped(self, seat: SeatRuntime) -> None:
         """Call when a seat of ours has begun its next step, or finished: joiners may wait."""
+        self._handover.stepped(seat)
         self._keeper.stepped(seat)
 
     def closed(self, stage: Stage, reason: str) -> None:
@@ -88,6 +100,7 @@ class Admission:
 
         What has been saved is given on, while somebody asks: a download need not start anew.
         """
+        self._handover.closed(stage)
         self._keeper.closed(stage, reason)
 
     # --- looking ----------------------------------------------------------------------------
@@ -95,18 +108,46 @@ class Admission:
     def _dial(self) -> None:
         """Have links to everybody near our seats, and before the start to all: views must meet."""
         node = self._node
-        near = {Stage(seat + offset) for seat in node.seats for offset in range(-NEAR, NEAR + 1)}
+        ours = (*node.seats, *node.claims)
+        near = {Stage(seat + offset) for seat in ours for offset in range(-NEAR, NEAR + 1)}
         for view in node.roster.views():
             if view.peer != node.me and (view.stage in near or not self._started):
                 node.links.open(view.peer)
 
     async def _take_first(self) -> None:
         node = self._node
-        views = node.roster.views()
+        claimed = next(iter(node.claims), None)  # by a move that gave its old seat up first
+        wanted = node.options.stage if claimed is None else claimed
         choice = choose_stage(
-            views, stages=node.spec.cut.stages, rng=node.rng, wanted=node.options.stage
+            node.roster.views(), stages=node.spec.cut.stages, rng=node.rng, wanted=wanted
         )
+        spec = node.spec
+        begun = self._furthest or node.roster.covered(spec.cut.stages, spec.sync.start_replicas)
+        if begun and wanted is None:  # before that, everybody moves freely: see _level
+            choice = await self._spread(choice)
         await self._take(choice.stage, choice.reason)
+
+    async def _spread(self, choice: Assignment) -> Assignment:
+        """Claim, and move the claim where an even layout of all who come at once puts us.
+
+        Cancelled, the claim stands until the peer is gone.
+        """
+        node, quiet = self._node, 0
+        before: tuple[tuple[PeerId, Stage], ...] = ()
+        for _ in range(SPREAD_LOOKS):
+            node.claims = {choice.stage: 0.0}
+            node.statuses_changed()
+            await asyncio.sleep(node.options.assign_seconds)
+            node.roster.list(node.presence.seats())
+            self._dial()
+            views = node.roster.views()
+            move = spread(views, node.me, stages=node.spec.cut.stages)
+            claims = tuple((v.peer, v.stage) for v in views if v.state == "joining")
+            choice, quiet = move or choice, quiet + 1 if claims == before and not move else 0
+            if quiet >= LOOKS:
+                break
+            before = claims
+        return choice
 
     async def _adjust(self) -> None:
         node, now = self._node, asyncio.get_running_loop().time()
@@ -116,6 +157,8 @@ class Admission:
         decision = release(views, node.me, stages=stages)
         if decision is not None:
             self._give_away(decision)
+        elif self._started:
+            self._moves.look(now)
         holes = set(range(stages)) - {view.stage for view in views if view.state != "draining"}
         if not holes or node.options.stage is not None:
             self._hole_since = None  # a demanded stage is the only one we serve
@@ -128,7 +171,7 @@ class Admission:
         hole = spare_stage(
             views, node.me, stages=stages, room=since >= 0, held=tuple(node.seats), looks=looks
         )
-        if hole is not None and self._room(hole.stage):
+        if hole is not None and self._moves.room(hole.stage):
             await self._take(hole.stage, hole.reason)
 
     async def _level(self) -> bool:
@@ -152,14 +195,8 @@ class Admission:
         node, seat = self._node, self._node.seats[decision.stage]
         if not self._started and self.untouched(seat):
             node.close_seat(seat.stage, decision.reason)
-        elif seat.state == "serving" and all(s.state == "serving" for s in node.seats.values()):
-            seat.state = "draining"  # one at a time: the view changes with each
-            node.statuses_changed()
-
-    def _room(self, stage: Stage) -> bool:
-        compute = self._node.world.compute
-        held = sum(compute.seat_bytes(seat) for seat in self._node.seats)
-        return held + compute.seat_bytes(stage) <= compute.memory_bytes
+        elif all(s.state == "serving" for s in node.seats.values()):
+            self._handover.begin(seat)  # one at a time: the view changes with each
 
     @staticmethod
     def untouched(seat: SeatRuntime) -> bool:
@@ -189,6 +226,7 @@ class Admission:
         compute = await node.world.compute.open(stage)
         seat = SeatRuntime(node.around(), compute)
         node.seats[stage] = seat
+        node.claims.pop(stage, None)
         node.statuses_changed()  # the claim
         seat.pipeline.corpus = await self._loader.corpus() if stage == 0 else None
         at = await self._loader.state(stage, compute, fresh=not self._furthest)

@@ -6,8 +6,8 @@ step begins; one that is past it saves what it has now. So owners need not know 
 to offer the same step, and nothing is saved that nobody asked for.
 
 Invariants:
-    * a snapshot is of the position that it says: one during which a step was taken is
-      thrown away and saved again;
+    * a snapshot is of the position that it says, also of a seat that stands still before it
+      leaves: one during which a step was taken is thrown away and saved again;
     * one wish for each peer and stage; a wish for a far step is refused, as are all when
       the seat is given up or the run is over.
 

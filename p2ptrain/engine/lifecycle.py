@@ -39,6 +39,7 @@ from p2ptrain.engine.timer import Timer
 from p2ptrain.engine.transfers import Snapshots
 from p2ptrain.engine.worker import Worker
 from p2ptrain.observe import events as ev
+from p2ptrain.units import Step
 from p2ptrain.wire import framing
 from p2ptrain.wire import messages as m
 from p2ptrain.wire.limits import FrameLimits
@@ -74,6 +75,7 @@ class Node:
         self.emit = emit
         self.roster = Roster(self.me)
         self.seats: dict[Stage, SeatRuntime] = {}
+        self.claims: dict[Stage, float] = {}  # announced as joining, not opened; our rate
         self.limits = FrameLimits(spec)
         self.ended = asyncio.Event()
         self._incarnation = incarnation
@@ -184,6 +186,15 @@ class Node:
             next_seq=self._sequence.__next__,
         )
 
+    def statuses(self) -> tuple[m.SeatStatus, ...]:
+        """What we say of our seats, and of those that we have only claimed."""
+        claimed = [
+            m.SeatStatus(stage=s, state="joining", version=Step(0), rate=rate, queue=0, parked=0)
+            for s, rate in self.claims.items()
+        ]
+        ours = [seat.status() for seat in self.seats.values()]
+        return tuple(sorted(ours + claimed, key=lambda status: status.stage))
+
     def statuses_changed(self) -> None:
         """Our own seats have changed: everybody near must know at once."""
         beat = self._heartbeat()
@@ -211,7 +222,7 @@ class Node:
         if stage in self.seats:
             self.admission.stepped(seat)
         self._changed()
-        if all(seat.finished for seat in self.seats.values()):
+        if not self.claims and all(seat.finished for seat in self.seats.values()):
             self.ended.set()
 
     def go_on(self, seat: SeatRuntime) -> None:
@@ -244,16 +255,16 @@ class Node:
 
     def _give_state(self, peer: PeerId, message: m.WantManifest) -> bool:
         seat = self.seats.get(message.stage)
-        if seat is not None and not seat.parting:
+        if seat is not None:
             self.admission.give_state(seat, peer, message)
-        return seat is not None and not seat.parting
+        return seat is not None
 
     # --- time -------------------------------------------------------------------------------
 
     def _heartbeat(self) -> m.Heartbeat:
         self._beats += 1
         self._timer.tell_lag(_now())
-        seats = tuple(seat.status() for _, seat in sorted(self.seats.items()))
+        seats = self.statuses()
         self.roster.hear(self.me, seats)  # what others know of us, we know
         return m.Heartbeat(count=self._beats, lag_seconds=self._timer.lag_seconds, seats=seats)
 

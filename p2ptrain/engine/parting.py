@@ -44,7 +44,7 @@ class Parting:
         node = self._node
         if node.draining:
             return self._served(seat.stage) or not self.heirs()
-        return seat.state == "draining" and len(node.seats) > 1 and self._served(seat.stage)
+        return node.admission.gives_up(seat) and self._served(seat.stage)
 
     def look(self) -> None:
         """Call every second or so: close what is needed no more; what nobody takes over goes on."""
