@@ -7,8 +7,8 @@
     strikes     when their share of the run's steps has been taken, also between two commits
 
 Invariants: a kill spares a stage's last able replica (not frozen, at most one version
-behind), unless the plan names it; a blow that finds no victim waits for one; when the run
-is complete nothing more is struck, and what was frozen or cut off is let go.
+behind), unless the plan names it; a blow that finds no victim waits for one; after ``end``
+nothing more is struck, and what was frozen or cut off has been let go.
 
 Refused: a run made longer than ``--steps`` for the sake of its faults. The number of steps
 is part of the RunSpec (the schedule of the learning rate hangs on it), so the minimum is
@@ -64,7 +64,6 @@ class Sight:
 
     share: float | None
     seats: Mapping[str, Mapping[Stage, Step]]
-    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +150,9 @@ class Chaos:
         self._over = False
 
     def tick(self, sight: Sight, *, now: Seconds) -> tuple[Blow, ...]:
-        """What strikes now."""
-        if sight.complete or self._over:
-            return self.end()
+        """What strikes now; nothing after ``end``."""
+        if self._over:
+            return ()
         blows = [*self._releases(now), *self._deaths(sight, now)]
         if sight.share is not None:
             blows += [*self._due_strikes(sight, sight.share, now), *self._kill_one(sight, now)]
