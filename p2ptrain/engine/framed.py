@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from p2ptrain.wire.limits import FrameLimits
     from p2ptrain.wire.messages import Control, Data, Handshake
 
+SHORT_BYTES = 4096
+"""Messages of a usual size are read without a timer: two beats fill up whatever was promised."""
+
+LONG_SECONDS = 20.0
+"""For the body of a longer one: 1 MiB, the longest, at 0.4 Mbit/s."""
+
 
 class RefusedByPeerError(LinkError):
     """The peer answered our Hello with a refusal; ``reason`` is its line."""
@@ -79,8 +85,7 @@ async def receive_control(
     while True:
         await stream.receive_into(view)
         header = framing.decode_header(head, Kind.CONTROL)
-        body = bytearray(header.message_bytes)
-        await stream.receive_into(memoryview(body))
+        body = await _read_body(stream, header.message_bytes)
         message = framing.decode_control(header, body)
         limits.check(message)
         deliver(message)
@@ -99,8 +104,7 @@ async def receive_data(
     while True:
         await stream.receive_into(memoryview(head))
         header = framing.decode_header(head, Kind.DATA)
-        body = bytearray(header.message_bytes)
-        await stream.receive_into(memoryview(body))
+        body = await _read_body(stream, header.message_bytes)
         message = framing.decode_data(body)
         limits.admits(message, header.payload_bytes)
         payload = memoryview(bytearray(header.payload_bytes))
@@ -124,6 +128,25 @@ async def send_data(stream: Stream, message: Data, payload: Sequence[Buffer]) ->
             await asyncio.sleep(0)  # the heartbeat must not wait for a long sum
     await stream.send(*frame.buffers)
     return frame.frame_bytes
+
+
+async def _read_body(stream: Stream, size_bytes: Bytes) -> bytearray:
+    """The message behind a header.
+
+    A damaged length is noticed by the checksum, but only once so much has come: meanwhile it
+    would swallow whatever follows, and the peer would look silent on a link that is up.
+    """
+    body = bytearray(size_bytes)
+    if size_bytes <= SHORT_BYTES:
+        await stream.receive_into(memoryview(body))
+        return body
+    try:
+        async with asyncio.timeout(LONG_SECONDS):
+            await stream.receive_into(memoryview(body))
+    except TimeoutError:
+        line = f"a message of {size_bytes} bytes did not come to its end"
+        raise WireError(line, peer=stream.peer) from None
+    return body
 
 
 async def _read_handshake(stream: Stream) -> Handshake:

@@ -96,6 +96,30 @@ def test_damage_anywhere_ends_the_reading_there(data: st.DataObject) -> None:
     assert isinstance(error, LinkError | WireError)
 
 
+class Drip(Stream):
+    """A peer that says something short every second, for ever."""
+
+    async def receive_into(self, buffer: memoryview) -> None:
+        while len(self.given) < len(buffer):
+            await asyncio.sleep(1.0)
+            self.given += framing.encode(Leaving(reason="a beat"))
+        await super().receive_into(buffer)
+
+
+@pytest.mark.parametrize("channel", ["control", "data"])
+def test_a_damaged_length_does_not_swallow_what_follows_for_ever(channel: str) -> None:
+    async def main() -> None:
+        frame = bytearray(framing.encode(Leaving(reason="damaged")))
+        frame[5] = framing.Kind.CONTROL if channel == "control" else framing.Kind.DATA
+        frame[10] |= 0x40  # 16 kB more
+        receive = framed.receive_control if channel == "control" else framed.receive_data
+        with pytest.raises(WireError, match="did not come to its end"):
+            await receive(Drip(bytes(frame)), LIMITS, lambda *_: None)
+        assert asyncio.get_running_loop().time() <= framed.LONG_SECONDS
+
+    run(main())
+
+
 def test_data_arrives_in_a_buffer_of_its_own() -> None:
     heard: list[tuple[Data, memoryview]] = []
 
