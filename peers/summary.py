@@ -93,6 +93,7 @@ def facts(options: SimulationOptions, simulated: Simulated) -> Facts:
         verified=simulated.verified,
         peak_rss_bytes=simulated.peak_rss_bytes,
         orphans=simulated.orphans,
+        growth=simulated.growth,
     )
 
 

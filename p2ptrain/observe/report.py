@@ -32,11 +32,20 @@ FP32_BYTES, BF16_BYTES = 4, 2
 SHOWN_ALARMS = 20  # the first ones tell, the rest follow from them
 
 
+class Growth(msgspec.Struct, frozen=True, kw_only=True):
+    """Slopes over the run of the fastest growing of ``peers`` that lived through it."""
+
+    peers: int
+    rss_bytes_per_minute: float
+    descriptors_per_minute: float
+    threads_per_minute: float
+
+
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the supervisor of a run knows and no event says. None: not known, not asked.
 
     ``seconds``: from start to end; ``baseline_val_loss``: the reference's; ``commit``: of
-    the source; ``orphans``: processes that outlived the run.
+    the source; ``orphans``: processes that outlived the run; ``growth``: None below minutes.
     """
 
     run_id: str
@@ -52,6 +61,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool | None = None
     peak_rss_bytes: int = 0
     orphans: int = 0
+    growth: Growth | None = None
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +135,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     suspicions: int
     frames_refused: int
     alarms: list[str]
+    growth: Growth | None
 
 
 def build_report(entries: Sequence[ev.Entry], facts: Facts) -> Report:
