@@ -213,13 +213,16 @@ class StageCompute(Protocol):
         given: Buffer | None,
         gradient: Buffer,
         *,
-        sign: Literal[1, -1] = 1,
+        sign: Literal[1, 0, -1] = 1,
     ) -> Backward:
-        """Add ``sign`` times this microbatch's gradient to the accumulator (not the last stage)."""
+        """Add ``sign`` times this microbatch's gradient to the accumulator (not the last stage).
+
+        With 0 only the gradient for the stage below is made, the same as ever.
+        """
         ...
 
     async def loss(
-        self, work: Microbatch, tokens: Buffer, given: Buffer | None, *, sign: Literal[1, -1] = 1
+        self, work: Microbatch, tokens: Buffer, given: Buffer | None, *, sign: Literal[1, 0, -1] = 1
     ) -> Loss:
         """The last stage: forward, loss, backward and accumulation in one."""
         ...

@@ -150,14 +150,16 @@ class GradientSum:
         self.format = FixedPoint(spec.accumulator, len(layout.names), spec.batch.microbatches)
         self._sum = torch.zeros(layout.elements, dtype=self.format.torch_dtype, device=device)
 
-    def add(self, gradients: Sequence[Tensor], sign: Literal[1, -1]) -> bool:
-        """Add ``sign`` times one microbatch's float32 gradients, given in name order.
+    def add(self, gradients: Sequence[Tensor], sign: Literal[1, 0, -1]) -> bool:
+        """Add ``sign`` times one microbatch's float32 gradients, given in name order; 0: look only.
 
         Returns:
             False if they do not fit: then nothing was added, and the id is poisoned.
         """
         if not self.format.fits(gradients):
             return False
+        if sign == 0:
+            return True
         for part, exponent, gradient in zip(
             self._layout.slices(), self.format.exponents, gradients, strict=True
         ):

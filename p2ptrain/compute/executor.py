@@ -135,7 +135,7 @@ class TorchStage:
         given: Buffer | None,
         gradient: Buffer,
         *,
-        sign: Literal[1, -1] = 1,
+        sign: Literal[1, 0, -1] = 1,
     ) -> Backward:
         """Add ``sign`` times this microbatch's gradient to the accumulator."""
         return await self._run(
@@ -143,7 +143,7 @@ class TorchStage:
         )
 
     async def loss(
-        self, work: Microbatch, tokens: Buffer, given: Buffer | None, *, sign: Literal[1, -1] = 1
+        self, work: Microbatch, tokens: Buffer, given: Buffer | None, *, sign: Literal[1, 0, -1] = 1
     ) -> Loss:
         """The last stage: forward, loss, backward and accumulation in one."""
         return await self._run("loss", lambda: self._state.loss(work, tokens, given, sign=sign))

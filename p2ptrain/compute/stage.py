@@ -117,7 +117,7 @@ class StageState:
         given: Buffer | None,
         gradient: Buffer,
         *,
-        sign: Literal[1, -1] = 1,
+        sign: Literal[1, 0, -1] = 1,
     ) -> Backward:
         """Accumulate one microbatch, from its kept graph or by running forward again."""
         graph = self._graphs.pop(work, None)
@@ -136,7 +136,7 @@ class StageState:
         tokens: Buffer,
         given: Buffer | None,
         *,
-        sign: Literal[1, -1] = 1,
+        sign: Literal[1, 0, -1] = 1,
     ) -> Loss:
         """The last stage's whole pass: forward, loss, backward, accumulate."""
         graph = self._passes.run(tokens, given)
@@ -171,7 +171,7 @@ class StageState:
         output: Tensor,
         output_gradient_rd: Tensor | None,
         work: Microbatch,
-        sign: Literal[1, -1],
+        sign: Literal[1, 0, -1],
     ) -> tuple[bytes | None, bool]:
         """Backward through ``graph``; returns (encoded gradient for below, poisoned)."""
         gradients, below = self._passes.gradients(graph, output, output_gradient_rd)

@@ -97,6 +97,7 @@ class Driver:
             for action in actions:
                 self._act(action, now)
             self._note_round(machine, before)
+            self._let_pass(machine)
             if self._events:  # none, if an action has closed the seat
                 self._events.popleft()
 
@@ -108,6 +109,14 @@ class Driver:
         if self._quiet_owed:
             self._quiet_owed = False
             self.feed(r.Quiet(), now)
+
+    def _let_pass(self, machine: StepMachine) -> None:
+        """With its sum known, a stage counts no more, but those beside may need what it made."""
+        passing = machine.phase is r.Phase.NORM
+        if passing and not self._pipeline.passing:
+            self._pipeline.passing = True
+            self._pipeline.on_change()
+        self._pipeline.passing = passing
 
     # --- what the machine wants -------------------------------------------------------------
 

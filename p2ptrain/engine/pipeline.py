@@ -10,11 +10,12 @@ Invariants:
       accepted, because its place is the parked slot;
     * a microbatch is here at most once (shelf), so it is added to the accumulator at most
       once; no more is taken than can be retained to the step's end;
-    * nothing starts while frozen, and ``quiet`` is true only when nothing is computing;
+    * nothing is counted while frozen, and ``quiet`` is true only when nothing is computing;
+      while ``passing`` (the stage has its sum, others may not) all is computed as ever for
+      the stages beside, should seats have died with what they need, and nothing is added;
     * nothing here awaits: worker.py computes.
 
-Everything is forgotten at the step's commit (:meth:`begin`): by then every stage has
-counted every microbatch.
+Everything is forgotten when the next step is begun: every stage has counted all of this one.
 
 Refused: leaving to each message's handler what it does while frozen, draining or full. All
 that may come, and all that may be computed, passes through here.
@@ -22,7 +23,7 @@ that may come, and all that may be computed, passes through here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from p2ptrain.core.agreement import Tallies
 from p2ptrain.core.ledger import sum_tallies
@@ -78,7 +79,7 @@ class Pipeline:
             place.stage, self.pace, post=post, emit=emit, held=self._shelf.state, backlog=backlog
         )
         self.answers.keeps = self._keeps
-        self.frozen = False
+        self.frozen = self.passing = False
         self.draining = False
         self.corpus: Corpus | None = None
         self.on_change: Callable[[], None] = lambda: None
@@ -101,7 +102,7 @@ class Pipeline:
         self.book.clear()
         self.book.set_parked_bound(parked_bound)
         self.custodian.begin(at)
-        self.frozen = False
+        self.frozen = self.passing = False
 
     def custodian_of(self, at: Position) -> Custodian:
         """Who keeps the frames of the step at ``at``, if it is the last one or this."""
@@ -153,7 +154,7 @@ class Pipeline:
             reason, retry = "unknown", FOREIGN_RETRY_SECONDS
         elif self.draining:
             reason, retry = "draining", self.pace.service_seconds
-        elif self.frozen or not self._shelf.has_room():  # nothing begins, or could be kept
+        elif self._stands_still or not self._shelf.has_room():  # nothing begins, or could be kept
             reason, retry = "queue", max(self.pace.service_seconds, BEHIND_RETRY_SECONDS)
         else:
             answer = self.book.ask(
@@ -241,7 +242,7 @@ class Pipeline:
 
     def source(self, work: Microbatch, *, replay: bool) -> bool:
         """Stage 0: take a microbatch from the data, unless the parked bound forbids it."""
-        if self.frozen or self.corpus is None or self._shelf.state(work) != "none":
+        if self._stands_still or self.corpus is None or self._shelf.state(work) != "none":
             return False
         if not self._shelf.has_room() or not self.book.source(work):
             return False
@@ -260,13 +261,15 @@ class Pipeline:
 
     def next_job(self) -> Item | None:
         """The oldest microbatch that may be computed now; see ``Item.age``."""
-        if self.frozen:
+        if self._stands_still:
             return None
-        return self._shelf.oldest(self.evaluates)
+        return self._shelf.oldest(self.passes)
 
-    def counts(self, item: Item, tallies: Tallies) -> None:
-        """The microbatch is in the accumulator (or, evaluating, has passed)."""
+    def counts(self, item: Item, tallies: Tallies, *, sign: Literal[0, 1] = 1) -> None:
+        """The microbatch is in the accumulator (or, evaluating, has passed); see ``sign``."""
         item.state = "counted"
+        if sign == 0:
+            return
         work = item.work
         self.counted |= 1 << work.slot
         self.tallies = sum_tallies((self.tallies, tallies))
@@ -289,6 +292,19 @@ class Pipeline:
         """Whether the microbatch only passes, to be scored at the last stage."""
         assert self._slots is not None
         return work.slot >= self._slots.train
+
+    def passes(self, work: Microbatch) -> bool:
+        """Whether the microbatch parks nothing here: nobody wants its gradient."""
+        return self.evaluates(work) or (self.passing and self.stage == 0)
+
+    @property
+    def sign(self) -> Literal[0, 1]:
+        """How often what is computed now goes into the accumulator."""
+        return 0 if self.passing else 1
+
+    @property
+    def _stands_still(self) -> bool:
+        return self.frozen and not self.passing
 
     def computed(self, item: Item) -> None:
         """The result is retained: tell the sender, whose custody it was."""

@@ -94,29 +94,30 @@ async def _forward(pipeline: Pipeline, compute: StageCompute, item: Item) -> Non
     item.state = "computing"
     pipeline.book.started(item.work)
     path = (*item.path, pipeline.me)  # ask while it computes: the round trip costs nothing
-    evaluates = pipeline.evaluates(item.work)
-    returns = not evaluates and item.gradient is None
+    passes, sign = pipeline.passes(item.work), pipeline.sign
+    returns = not passes and item.gradient is None
     pipeline.custodian.open_forward(item.work, path, replay=item.replay, returns=returns, now=began)
     output = await compute.forward(item.work, item.tokens, item.given)
     now = _now()
     item.forward_seconds = now - began
-    pipeline.book.computed(item.work, parks=not evaluates)
+    pipeline.book.computed(item.work, parks=not passes)
     item.state = "parked"
     pipeline.custodian.forward_ready(item.work, (item.tokens, output), now)
     pipeline.computed(item)
-    if evaluates:
-        pipeline.counts(item, Tallies())
+    if passes:
+        pipeline.counts(item, Tallies(), sign=sign)
 
 
 async def _backward(pipeline: Pipeline, compute: StageCompute, item: Item) -> None:
     assert item.gradient is not None
     began = _now()
     item.state = "computing"
-    back = await compute.backward(item.work, item.tokens, item.given, item.gradient)
+    sign = pipeline.sign
+    back = await compute.backward(item.work, item.tokens, item.given, item.gradient, sign=sign)
     now = _now()
     pipeline.pace.observe(item.forward_seconds + now - began)
     pipeline.book.returned(item.work)
-    pipeline.counts(item, Tallies(poisoned=int(back.poisoned)))
+    pipeline.counts(item, Tallies(poisoned=int(back.poisoned)), sign=sign)
     if back.gradient is not None and item.sender is not None:
         pipeline.custodian.send_gradient(item.work, item.sender, back.gradient, now)
 
@@ -125,17 +126,17 @@ async def _last(pipeline: Pipeline, compute: StageCompute, item: Item) -> None:
     began = _now()
     item.state = "computing"
     pipeline.book.started(item.work)
-    gradient = None
+    gradient, sign = None, pipeline.sign
     if pipeline.evaluates(item.work):
         tallies = await _score(pipeline, compute, item, sign=1)
     else:
-        loss = await compute.loss(item.work, item.tokens, item.given)
+        loss = await compute.loss(item.work, item.tokens, item.given, sign=sign)
         tallies = Tallies(loss=loss.loss, tokens=loss.tokens, poisoned=int(loss.poisoned))
         gradient = loss.gradient
         pipeline.pace.observe(_now() - began)
     pipeline.book.computed(item.work, parks=False)
     pipeline.computed(item)
-    pipeline.counts(item, tallies)
+    pipeline.counts(item, tallies, sign=sign)
     if gradient is not None and item.sender is not None:
         pipeline.custodian.send_gradient(item.work, item.sender, gradient, _now())
 

@@ -79,7 +79,7 @@ class ToyState:
         work: Microbatch,
         inputs: tuple[Buffer, Buffer | None],
         gradient: Buffer,
-        sign: Literal[1, -1],
+        sign: Literal[1, 0, -1],
     ) -> Backward:
         """``inputs``: tokens and what the stage below gave."""
         seed = self._seed("gradient", work, *inputs, gradient)
@@ -87,7 +87,7 @@ class ToyState:
         return Backward(gradient=self._below(seed), poisoned=poisoned)
 
     def loss(
-        self, work: Microbatch, tokens: Buffer, given: Buffer | None, sign: Literal[1, -1]
+        self, work: Microbatch, tokens: Buffer, given: Buffer | None, sign: Literal[1, 0, -1]
     ) -> Loss:
         """Forward, loss, backward and accumulation."""
         seed = self._seed("loss", work, tokens, given)
@@ -208,14 +208,12 @@ class ToyState:
             return None
         return expanded(mixed("below", seed), boundary_bytes(self._spec, self.stage - 1))
 
-    def _accumulate(self, work: Microbatch, seed: bytes, sign: Literal[1, -1]) -> bool:
+    def _accumulate(self, work: Microbatch, seed: bytes, sign: Literal[1, 0, -1]) -> bool:
         if work in self._poisoned:
             return True
-        vector = _vector(seed, self.elements, self._dtype.itemsize)
-        if sign == 1:
-            self._total += vector
-        else:
-            self._total -= vector
+        if sign:
+            vector = _vector(seed, self.elements, self._dtype.itemsize)
+            self._total += sign * vector
         return False
 
     def _nats(self, step: Step, seed: bytes) -> int:

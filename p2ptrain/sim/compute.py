@@ -185,7 +185,7 @@ class ToyStage:
         given: Buffer | None,
         gradient: Buffer,
         *,
-        sign: Literal[1, -1] = 1,
+        sign: Literal[1, 0, -1] = 1,
     ) -> Backward:
         """Add or take away a contribution."""
         return await self._device.run(
@@ -193,7 +193,7 @@ class ToyStage:
         )
 
     async def loss(
-        self, work: Microbatch, tokens: Buffer, given: Buffer | None, *, sign: Literal[1, -1] = 1
+        self, work: Microbatch, tokens: Buffer, given: Buffer | None, *, sign: Literal[1, 0, -1] = 1
     ) -> Loss:
         """The last stage, training."""
         return await self._device.run("loss", lambda: self._state.loss(work, tokens, given, sign))

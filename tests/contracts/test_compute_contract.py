@@ -119,6 +119,16 @@ async def count(seat: StageCompute, frame: Frame, sign: int = 1) -> None:
         await seat.backward(frame.work, frame.tokens, given, gradient, sign=sign)
 
 
+async def down(seat: StageCompute, frame: Frame, sign: int) -> bytes | None:
+    """The gradient for the stage below."""
+    given, gradient = frame.given[seat.stage], frame.gradient[seat.stage]
+    if seat.stage == LAST:
+        return (await seat.loss(frame.work, frame.tokens, given, sign=sign)).gradient
+    assert gradient is not None
+    back = await seat.backward(frame.work, frame.tokens, given, gradient, sign=sign)
+    return back.gradient
+
+
 async def frames(compute: Compute) -> list[Frame]:
     seats = [await compute.open(stage) for stage in STAGES]
     return [await frame(seats, Microbatch(Step(0), slot)) for slot in TRAIN]
@@ -373,3 +383,14 @@ async def test_a_seat_beyond_the_memory_bound_is_refused_with_advice(factory: Ca
 async def test_the_arithmetic_class_is_one_line(compute: Compute) -> None:
     assert compute.arithmetic
     assert len(compute.arithmetic.splitlines()) == 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("stage", [MIDDLE, LAST])
+async def test_without_a_sign_the_gradient_is_the_same_and_nothing_is_added(
+    compute: Compute, stage: Stage
+) -> None:
+    (some, *_), seat = await frames(compute), await compute.open(stage)
+    before = await own(seat)
+    assert await down(seat, some, 0) == some.gradient[stage - 1]
+    assert await own(seat) == before

@@ -51,7 +51,7 @@ class Script:
 
     def __init__(self, log: list[Any], answers: list[tuple[r.Action, ...]]) -> None:
         self.at, self.round, self.leader, self.plan = AT, 0, MATE, PLAN
-        self.reason = "why not"
+        self.reason, self.phase = "why not", r.Phase.COUNTING
         self._log, self._answers = log, answers
 
     def handle(self, event: r.Event, *, now: float) -> tuple[r.Action, ...]:
@@ -75,6 +75,7 @@ class Rig:
         self.committed: list[tuple[Sum, ...]] = []
         self.pipeline: Any = SimpleNamespace(
             frozen=False,
+            passing=False,
             quiet=True,
             on_change=lambda: self.log.append("change"),
             on_count=lambda: self.log.append("count"),

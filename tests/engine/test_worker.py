@@ -176,3 +176,34 @@ async def test_one_worker_serves_all_seats_replays_first(bench: MakeBench) -> No
         ("forward", 1),
         ("forward", 2),
     ]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("stage", [1, 2])
+async def test_a_stage_that_has_its_sum_computes_for_its_neighbours_and_adds_nothing(
+    bench: MakeBench, stage: int
+) -> None:
+    seat, compute = bench(stage), Compute()
+    seat.pipeline.frozen = True
+    arrive(seat, 0)
+    assert seat.pipeline.next_job() is None
+    seat.pipeline.passing = True
+    await work_off(seat, compute)
+    returned(seat, 0)
+    await work_off(seat, compute)
+    assert {sign for name, _, sign in compute.calls if name != "forward"} == {0}
+    assert (seat.pipeline.counted, seat.pipeline.tallies) == (0, Tallies())
+    await asyncio.sleep(0)
+    assert [type(sent.message) for sent in seat.post.sent if sent.peer == BELOW] == [m.Gradient]
+    seat.pipeline.where(BELOW, m.Where(at=seat.at, slot=Slot(0), stage=seat.stage))
+    assert seat.post.last(m.Whereabouts).state == "counted"
+
+
+@pytest.mark.asyncio
+async def test_stage_0_gives_outputs_again_once_it_has_its_sum(bench: MakeBench) -> None:
+    seat, compute = bench(0), Compute()
+    seat.pipeline.frozen = seat.pipeline.passing = True
+    assert seat.pipeline.source(Microbatch(seat.at.step, Slot(3)), replay=True)
+    await work_off(seat, compute)
+    assert [name for name, *_ in compute.calls] == ["forward"]
+    assert (seat.pipeline.counted, seat.pipeline.book.parked) == (0, 0)
