@@ -342,9 +342,21 @@ class Store(Protocol):
         ...
 
     async def get(self, name: str) -> bytes | None:
-        """The blob as last written whole, or None."""
+        """The blob as last written whole, or None.
+
+        Raises:
+            OSError: the disk cannot read it.
+        """
         ...
 
     async def names(self) -> Sequence[str]:
         """All names, sorted."""
+        ...
+
+    async def remove(self, name: str) -> None:
+        """Forget a blob; one that is not there is no matter.
+
+        Raises:
+            OSError: the disk refused; the blob may still be there.
+        """
         ...

@@ -31,6 +31,7 @@ import uvloop
 
 from p2ptrain.compute.executor import TorchCompute
 from p2ptrain.data import corpus_from_bytes, load_corpus
+from p2ptrain.data.store import DiskStore
 from p2ptrain.engine.discovery import expect_run, fetch_spec
 from p2ptrain.engine.lifecycle import Node
 from p2ptrain.engine.terms import NodeOptions, NodeResult, World
@@ -66,6 +67,7 @@ class PeerOptions:
     """What this peer alone decides. ``spec`` None: ask the directory, for ``run`` if given.
 
     ``new_swarm``: begin ``spec`` even where others train something else.
+    ``checkpoints``: a folder for them, None writes none.
     ``events``, ``result``: files for whoever watches this peer from outside.
     """
 
@@ -78,6 +80,7 @@ class PeerOptions:
     device: str = "auto"
     stage: Stage | None = None
     memory_bytes: Bytes | None = None
+    checkpoints: Path | None = None
     log_format: Literal["text", "json"] = "text"
     events: Path | None = None
     result: Path | None = None
@@ -163,7 +166,7 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             run_id, spec = digest(options.spec), options.spec
             if not options.new_swarm:
                 await expect_run(network.directory, run_id)
-        for line in welcome(network.addresses(), run_id, spec):
+        for line in welcome(network.addresses(), run_id, spec, options.checkpoints):
             say(line)
         compute = TorchCompute(spec, device=options.device, memory_bytes=options.memory_bytes)
         stack.callback(compute.close)
@@ -174,6 +177,7 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             compute=compute,
             corpus=find_corpus(spec, options),
             corpus_from=lambda corpus: corpus_from_bytes(spec, corpus),
+            store=None if options.checkpoints is None else DiskStore(options.checkpoints),
         )
         incarnation = time.time_ns() // MILLISECOND_NANOSECONDS  # grows with every start
         outputs: list[Callable[[ev.Entry], None]] = [LogSink(log)]
@@ -196,13 +200,19 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             options.result.write_bytes(msgspec.json.encode(outcome(network, run_id, result)))
 
 
-def welcome(addresses: tuple[str, ...], run_id: RunId, spec: RunSpec) -> Iterator[str]:
+def welcome(
+    addresses: tuple[str, ...], run_id: RunId, spec: RunSpec, checkpoints: Path | None = None
+) -> Iterator[str]:
     """The first lines: who we are, and what others type to join us."""
     public = sorted(addresses, key=lambda text: text.startswith(("/ip4/127.", "/ip6/::1/")))
     if public:
         yield f"peer {public[0].rpartition('/')[2]}"
         yield f"others join with: p2ptrain peer --initial-peers {public[0]}"
     yield f"run {run_id} ({spec.name}): {spec.cut.stages} stages, {spec.optimizer.steps} steps"
+    every = spec.checkpoint.every_steps
+    if checkpoints is not None:
+        often = f"every {every} steps" if every else "none: the run has checkpoint.every_steps = 0"
+        yield f"checkpoints in {checkpoints}: {often}"
 
 
 def events_file(path: Path) -> JsonlSink:

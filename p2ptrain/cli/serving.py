@@ -119,7 +119,7 @@ class PeerFlags:
 @host_option
 @announce_option
 @relay_option
-@option("--checkpoint-dir", type=ANY_PATH, help="Where to remember peers over restarts.")
+@option("--checkpoint-dir", type=ANY_PATH, help="Where to keep checkpoints.")
 @option("--log-format", type=click.Choice(["text", "json"]), default="text")
 @option("--link", help="Emulate a line, like 200mbit,50ms.", hidden=True)
 @option("--cut-file", type=ANY_PATH, help="Play a partition by this file.", hidden=True)
@@ -160,6 +160,7 @@ def peer(**given: Any) -> int:
         device=flags.device,
         stage=stage,
         memory_bytes=flags.max_memory,
+        checkpoints=flags.checkpoint_dir,
         log_format=flags.log_format,
         events=flags.events,
         result=flags.result,

@@ -59,6 +59,10 @@ class DiskStore:
         """All names, sorted."""
         return await asyncio.to_thread(_names, self._folder)
 
+    async def remove(self, name: str) -> None:
+        """Forget a blob. See ``ports.Store``."""
+        await asyncio.to_thread(self._path(name).unlink, missing_ok=True)
+
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name) or name.endswith(_UNFINISHED):
             raise ValueError(f"{name!r} cannot be a blob's name")

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from p2ptrain.core.chain import genesis_chain
 from p2ptrain.core.schedule import last_step
 from p2ptrain.engine.admission import Admission
+from p2ptrain.engine.archive import Archive
 from p2ptrain.engine.dispatch import Dispatcher
 from p2ptrain.engine.farewell import linger, sum_up
 from p2ptrain.engine.links import Links
@@ -116,7 +117,7 @@ class Node:
         reception.attend()
         if world.corpus is not None:
             self.snapshots.offer_corpus(world.corpus)
-        self.parting = Parting(self)
+        self.parting, self.archive = Parting(self), Archive.of(self)
         self.admission = Admission(self)
 
     # --- life -------------------------------------------------------------------------------
@@ -221,6 +222,8 @@ class Node:
             self.go_on(seat)
         if stage in self.seats:
             self.admission.stepped(seat)
+            if self.archive is not None:
+                self.archive.stepped(seat)
         self._changed()
         if not self.claims and all(seat.finished for seat in self.seats.values()):
             self.ended.set()

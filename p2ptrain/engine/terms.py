@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from p2ptrain.ports import Compute, Corpus, Directory, Signer, Transport
+    from p2ptrain.ports import Compute, Corpus, Directory, Signer, Store, Transport
     from p2ptrain.units import Chain, Seconds, Stage, Step
 
 
@@ -31,6 +31,7 @@ class NodeOptions:
     ``drain_seconds``: how long a drained peer finishes its step, or waits for somebody to
     take over what it alone holds; under the 90 s after which service managers kill.
     ``assign_seconds``: between looks at who serves what.
+    ``resume``: go on from the checkpoints of a run that was stopped, together with others.
     """
 
     stage: Stage | None = None
@@ -38,6 +39,7 @@ class NodeOptions:
     linger_seconds: Seconds = 30.0
     drain_seconds: Seconds = 60.0
     assign_seconds: Seconds = 1.0
+    resume: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,8 @@ class World:
     """The ports of one peer.
 
     ``corpus``: the run's data, if this peer has it; else ``corpus_from`` makes it of bytes
-    pulled from peers of stage 0, should this peer come to serve that.
+    pulled from peers of stage 0, should this peer come to serve that. ``store``: where it
+    keeps checkpoints, None for nowhere.
     """
 
     transport: Transport
@@ -54,6 +57,7 @@ class World:
     compute: Compute
     corpus: Corpus | None
     corpus_from: Callable[[bytes], Corpus] | None = None
+    store: Store | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,6 +97,14 @@ class StateLoaded(Event, frozen=True, tag=True):
     sources: tuple[PeerId, ...] = ()
 
 
+class CheckpointSaved(Event, frozen=True, tag=True):
+    """The state of a stage at the beginning of step ``version`` is safe on our disk."""
+
+    stage: Stage
+    version: Step
+    size_bytes: int
+
+
 class DonorRefused(Event, frozen=True, tag=True):
     """State of ``stage`` is not taken from ``peer`` (any more)."""
 
@@ -294,6 +302,7 @@ AnyEvent: TypeAlias = (
     | SeatOpened
     | SeatClosed
     | StateLoaded
+    | CheckpointSaved
     | DonorRefused
     | BusySaid
     | FrameSent

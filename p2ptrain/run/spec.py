@@ -139,9 +139,12 @@ class Evaluation(Part, frozen=True, kw_only=True):
 
 
 class Checkpoint(Part, frozen=True, kw_only=True):
-    """A snapshot on disk every so many steps (0: never)."""
+    """A snapshot every so many steps (0: never), on the disks of those peers that keep any.
 
-    every_steps: int = 0
+    Peers that restart together lose at most so many steps; one costs a copy of the state.
+    """
+
+    every_steps: int = 25
 
 
 class Limits(Part, frozen=True, kw_only=True):

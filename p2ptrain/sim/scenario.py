@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from p2ptrain.observe.events import Entry
-    from p2ptrain.ports import Compute, Corpus
+    from p2ptrain.ports import Compute, Corpus, Store
     from p2ptrain.run import RunSpec
     from p2ptrain.sim.pipes import Link
     from p2ptrain.sim.verdicts import Verdict
@@ -64,7 +64,7 @@ class Scenario:
 
     ``patience_seconds``: of the progress checker; ``stall_seconds`` of the watchdog, which
     ends the run. ``compute`` and ``corpus``: None is the toy, which alone can be verified
-    against the reference (``verify``).
+    against the reference (``verify``). ``stores``: disks, which outlive their peers' deaths.
     """
 
     spec: RunSpec
@@ -75,6 +75,7 @@ class Scenario:
     options: NodeOptions = field(default_factory=NodeOptions)
     compute: ComputeFactory | None = None
     corpus: Corpus | None = None
+    stores: Mapping[PeerId, Store] = field(default_factory=dict)
     verify: bool = True
     patience_seconds: Seconds = 60.0
     stall_seconds: Seconds = 600.0

@@ -1,12 +1,14 @@
 """A simulated disk: blobs by name, which survive the death of the process that wrote them.
 
 Keep one ``MemoryStore`` per simulated machine and hand it to each incarnation of its
-peer. ``full`` makes it refuse, as a full disk does: the old blob stays.
+peer. ``full`` makes it refuse, as a full disk does, and ``refusal`` with any other error of
+the system (EIO, EROFS): the old blob stays.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,12 +22,13 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.full = False
+        self.refusal: int | None = None
+        self.refused = 0
         self._blobs: dict[str, bytes] = {}
 
     async def put(self, name: str, blob: Buffer) -> None:
         """See ``ports.Store``."""
-        if self.full:
-            raise OSError(errno.ENOSPC, "the simulated disk is full")
+        self._allow()
         self._blobs[name] = bytes(blob)
 
     async def get(self, name: str) -> bytes | None:
@@ -35,3 +38,16 @@ class MemoryStore:
     async def names(self) -> Sequence[str]:
         """See ``ports.Store``."""
         return sorted(self._blobs)
+
+    async def remove(self, name: str) -> None:
+        """See ``ports.Store``; a full disk can still forget."""
+        if self.refusal is not None:
+            self._allow()
+        self._blobs.pop(name, None)
+
+    def _allow(self) -> None:
+        self.refused += self.full or self.refusal is not None
+        if self.full:
+            raise OSError(errno.ENOSPC, "the simulated disk is full")
+        if self.refusal is not None:
+            raise OSError(self.refusal, os.strerror(self.refusal))

@@ -194,6 +194,7 @@ class SimWorld:
                 signer=signer,
                 compute=host.compute,
                 corpus=self.scenario.corpus or ToyCorpus(spec),
+                store=self.scenario.stores.get(peer),
             ),
             incarnation=incarnation,
             emit=lambda event: self._hear(host, event),

@@ -62,3 +62,11 @@ async def test_a_full_disk_leaves_the_old_blob(store: Store, fill: Callable[[], 
         await store.put("state", b"new")
     assert await store.get("state") == b"old"
     assert list(await store.names()) == ["state"]
+
+
+async def test_what_is_removed_is_gone(store: Store) -> None:
+    await store.put("state", b"old")
+    await store.remove("state")
+    await store.remove("never-there")
+    assert await store.get("state") is None
+    assert list(await store.names()) == []

@@ -1,0 +1,170 @@
+"""The checkpoints of one peer: saves its seats' states at step boundaries, finds them again.
+
+    a seat has stepped --due--> compute.save() --> hashed, chunk by chunk --> state --> header
+    a peer starts ------------> headers --> states, each checked against its root --> holdings
+
+What is saved is the same blob that joiners get, so a checkpoint can be given on as it is.
+Only the copy in memory stands in the way of the next step; hashing gives way to the loop,
+and the disk has a thread.
+
+Invariants:
+    * a state is saved of the position that its header says: one during which a step was taken
+      is dropped;
+    * nothing that does not match its root leaves this module;
+    * whatever a disk refuses costs that checkpoint and an alarm, and nothing else;
+    * one save of a stage at a time: a disk slower than the steps skips checkpoints.
+
+Refused: saving in the step itself, to be sure of it. A slow disk would slow all peers down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from p2ptrain.core import checkpoint as c
+from p2ptrain.core.merkle import leaf_digest, merkle_root
+from p2ptrain.core.resuming import Holding
+from p2ptrain.observe import events as ev
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from p2ptrain.core.agreement import Position
+    from p2ptrain.engine.lifecycle import Node
+    from p2ptrain.engine.seat import SeatRuntime
+    from p2ptrain.ports import Store
+    from p2ptrain.units import Digest, RunId, Stage
+
+
+class Archive:
+    """Checkpoints of one run in ``store``, every ``every_steps`` steps (0: none is written)."""
+
+    def __init__(
+        self,
+        store: Store,
+        run: RunId,
+        every_steps: int,
+        *,
+        emit: ev.Emit,
+        spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+    ) -> None:
+        self._store, self._run, self._every_steps = store, run, every_steps
+        self._emit, self._spawn = emit, spawn
+        self._saving: set[Stage] = set()
+
+    @classmethod
+    def of(cls, node: Node) -> Archive | None:
+        """The archive of a node that has somewhere to keep it."""
+        store, every = node.world.store, node.spec.checkpoint.every_steps
+        if store is None:
+            return None
+        return cls(store, node.run_id, every, emit=node.emit, spawn=node.spawn)
+
+    def stepped(self, seat: SeatRuntime) -> None:
+        """``seat`` stands at a step boundary: save it, if that is due. Returns at once."""
+        if not self._every_steps or (seat.version % self._every_steps and not seat.finished):
+            return
+        if seat.stage in self._saving:
+            self._alarm(seat.stage, seat.version, "the one before is still being written")
+            return
+        self._saving.add(seat.stage)
+        self._spawn(self._save(seat))
+
+    async def survey(self) -> tuple[Holding, ...]:
+        """Every checkpoint here that is whole, newest first in each stage; reads them all."""
+        try:
+            found = c.listed(await self._store.names(), self._run)
+        except OSError as error:
+            self._emit(ev.Alarm(reason=f"checkpoints cannot be read: {_why(error)}"))
+            return ()
+        holdings = []
+        for stage, marks in found.items():
+            for mark in marks:
+                whole = await self._load(stage, mark)
+                if whole is not None:
+                    holdings.append(Holding(stage=stage, at=whole[0].at))
+        return tuple(holdings)
+
+    async def read(self, stage: Stage, at: Position) -> bytes | None:
+        """The state of ``stage`` at ``at``, if it is here and whole."""
+        whole = await self._load(stage, c.Mark(at.epoch, at.step))
+        return whole[1] if whole is not None and whole[0].at == at else None
+
+    async def _load(self, stage: Stage, mark: c.Mark) -> tuple[c.Header, bytes] | None:
+        """A checkpoint, checked whole; what is not whole is told and as if not there."""
+        try:
+            sealed = await self._store.get(c.name_of(self._run, stage, mark, c.HEADER_SUFFIX))
+            state = await self._store.get(c.name_of(self._run, stage, mark, c.STATE_SUFFIX))
+        except OSError as error:
+            self._refuse(stage, mark, _why(error))
+            return None
+        if sealed is None:
+            return None
+        header = c.admit(sealed, self._run, stage, mark)
+        if isinstance(header, str):
+            self._refuse(stage, mark, header)
+        elif state is None or not c.fits(header, len(state), await _root(state)):
+            self._refuse(stage, mark, "its state is torn")
+        else:
+            return header, state
+        return None
+
+    async def _save(self, seat: SeatRuntime) -> None:
+        """Cancelled, it leaves the checkpoint before this one, whole."""
+        try:
+            at, members = seat.standing()
+            state = await seat.compute.save()
+            if seat.standing()[0] != at:
+                return  # a step was taken meanwhile: nobody can say of which this is
+            header = c.Header(
+                format=c.FORMAT,
+                run=self._run,
+                stage=seat.stage,
+                at=at,
+                members=members,
+                size_bytes=len(state),
+                root=await _root(state),
+            )
+            await self._write(header, state)
+        finally:
+            self._saving.discard(seat.stage)
+
+    async def _write(self, header: c.Header, state: bytes) -> None:
+        stage, mark = header.stage, c.Mark(header.at.epoch, header.at.step)
+        try:
+            await self._store.put(c.name_of(self._run, stage, mark, c.STATE_SUFFIX), state)
+            await self._store.put(
+                c.name_of(self._run, stage, mark, c.HEADER_SUFFIX), c.seal(header)
+            )
+        except OSError as error:
+            self._alarm(stage, header.at.step, _why(error))
+            return
+        saved = ev.CheckpointSaved(stage=stage, version=header.at.step, size_bytes=len(state))
+        self._emit(saved)
+        try:
+            for name in c.superseded(await self._store.names(), self._run, stage, mark):
+                await self._store.remove(name)
+        except OSError as error:
+            self._emit(ev.Alarm(reason=f"old checkpoints stay on the disk: {_why(error)}"))
+
+    def _alarm(self, stage: Stage, step: int, why: str) -> None:
+        reason = f"no checkpoint of stage {stage} at step {step}: {why}; training goes on"
+        self._emit(ev.Alarm(reason=reason))
+
+    def _refuse(self, stage: Stage, mark: c.Mark, why: str) -> None:
+        reason = f"the checkpoint of stage {stage} at step {mark.step} is not used: {why}"
+        self._emit(ev.Alarm(reason=reason))
+
+
+async def _root(state: bytes) -> Digest:
+    """The root of a state; gives way between its chunks."""
+    leaves = []
+    for piece in c.pieces(state):
+        leaves.append(leaf_digest(piece))
+        await asyncio.sleep(0)
+    return merkle_root(leaves)
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
