@@ -5,8 +5,8 @@ identity, p2pd and folder; nothing is shared but the machine. Ports are the kern
 
     folder/run.toml  bootstrap.key  peer-0/{identity, events.jsonl, result.json, cut}  peer-1/...
 
-Invariant: a newcomer gets one address, the address book's while it lives, else that of a
-peer which serves, and while a partition is played it comes on the address book's side.
+Invariant: a newcomer gets one address, the address book's, and after that one's death those
+of a few peers which serve; while a partition is played it comes on the address book's side.
 
 Refused: peers as tasks of one process (they would share an interpreter lock and a fate).
 """
@@ -41,6 +41,9 @@ LOOK_SECONDS = 0.2
 CUT_FILE = "cut"
 """In a peer's folder: whom a played partition keeps from it."""
 
+WAYS_IN = 3
+"""Peers whose addresses a newcomer gets when the address book is dead: one may die next."""
+
 ADDRESS = re.compile(r"--initial-peers (\S+)")
 
 
@@ -68,8 +71,8 @@ class Launcher:
 
     def __init__(self, options: SwarmOptions, children: Children, folder: Path) -> None:
         self._options, self._children, self._folder = options, children, folder
-        self.bootstrap: Child | None = None
-        self._address = ""
+        self.bootstrap: Child | None = None  # None: dead, or not up yet
+        self._book: tuple[Child, str] | None = None
         self._beyond: frozenset[PeerId] = frozenset()
 
     async def start_bootstrap(self) -> None:
@@ -92,7 +95,7 @@ class Launcher:
                 while child.alive:
                     found = ADDRESS.search(child.output())
                     if found is not None:
-                        self.bootstrap, self._address = child, found[1]
+                        self.bootstrap, self._book = child, (child, found[1])
                         return
                     await asyncio.sleep(LOOK_SECONDS)
         except TimeoutError as error:
@@ -103,8 +106,10 @@ class Launcher:
         """Start peer ``number``, which must be new; ``others``: the living peers."""
         folder = self._folder / f"peer-{number}"
         folder.mkdir(exist_ok=True)
+        ways_in = self._ways_in(others)
         arguments = [
-            *self._options.program, "peer", "--initial-peers", self._way_in(others),
+            *self._options.program, "peer",
+            *(word for _, address in ways_in for word in ("--initial-peers", address)),
             "--run", str(self._folder / "run.toml"), "--host-maddrs", "/ip4/127.0.0.1/tcp/0",
             "--identity-path", str(folder / "identity"), "--checkpoint-dir", str(folder),
             "--events", str(folder / "events.jsonl"), "--result", str(folder / "result.json"),
@@ -120,7 +125,12 @@ class Launcher:
         arguments.append("--no-relay")
         write_cut(folder / CUT_FILE, without=self._beyond)
         child = await self._children.start(f"peer-{number}", arguments)
-        return Member(child=child, tail=Tail(folder / "events.jsonl"), folder=folder)
+        return Member(
+            child=child,
+            tail=Tail(folder / "events.jsonl"),
+            folder=folder,
+            ways_in=tuple(way for way, _ in ways_in),
+        )
 
     def split(self, living: Collection[Member], names: Collection[str]) -> list[PeerId]:
         """Cut the peers of these names off from all others; return who they are."""
@@ -145,9 +155,10 @@ class Launcher:
             self.bootstrap.process.kill()
             self.bootstrap = None
 
-    def _way_in(self, others: Iterable[Member]) -> str:
-        if self.bootstrap is None:
-            for member in others:
-                if member.seats and member.addresses:
-                    return member.addresses[0]
-        return self._address
+    def _ways_in(self, others: Iterable[Member]) -> list[tuple[Child, str]]:
+        """Processes by whose addresses one joins, and the addresses."""
+        assert self._book is not None  # start_bootstrap comes first
+        serving = [each for each in others if each.seats and each.addresses]
+        if self.bootstrap is not None or not serving:
+            return [self._book]
+        return [(each.child, each.addresses[0]) for each in serving[:WAYS_IN]]

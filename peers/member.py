@@ -10,6 +10,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from p2ptrain.errors import BootstrapError
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Step
 
@@ -28,6 +29,7 @@ class Member:
     """A peer process and its files.
 
     ``failed``: it ended by itself with an error. ``killed``: chaos has killed it.
+    ``ways_in``: the processes by whose addresses it joins.
     ``dismissed``: it came too late to take part and was sent home. ``joined_at``: by the
     clock of the events.
     """
@@ -35,6 +37,7 @@ class Member:
     child: Child
     tail: Tail
     folder: Path
+    ways_in: tuple[Child, ...] = ()
     failed: bool = False
     killed: bool = False
     dismissed: bool = False
@@ -61,7 +64,13 @@ class Member:
 
     def excuses(self, code: int) -> bool:
         """Whether ending with ``code`` is our doing: killed, or sent home while it started."""
-        return self.killed or (self.dismissed and code == -signal.SIGTERM)
+        stranded = self.dismissed and self.is_stranded(code)
+        return self.killed or stranded or (self.dismissed and code == -signal.SIGTERM)
+
+    def is_stranded(self, code: int) -> bool:
+        """Whether it ended because all whom it could have joined by died while it started."""
+        ways_died = bool(self.ways_in) and not any(way.alive for way in self.ways_in)
+        return code == BootstrapError.exit_code and self.peer is None and ways_died
 
     def owes(self, outcome: PeerOutcome | None) -> bool:
         """Whether it should have left more than ``outcome``.

@@ -165,10 +165,7 @@ class Swarm:
                 self._heard_at = now
             code = member.child.process.returncode
             if code and not (member.failed or member.excuses(code) or self.leaving()):
-                member.failed = True
-                self.troubles.append(
-                    f"{member.name} ended with code {code}: {member.child.last_words()}"
-                )
+                self._failed(member, code, now)
         bootstrap = self.launcher.bootstrap
         if bootstrap is not None and not bootstrap.alive and not self.leaving():
             self.launcher.bootstrap = None
@@ -180,6 +177,14 @@ class Swarm:
         self._judge_patience(now)
         if self.members and all(member.failed for member in self.members):
             raise InternalError(f"all peers failed; the first: {self.troubles[0]}")
+
+    def _failed(self, member: Member, code: int, now: Seconds) -> None:
+        if member.is_stranded(code):
+            member.dismissed = True
+            self._invited.append(Invitation(at=now))  # whoever wants to join tries again
+            return
+        member.failed = True
+        self.troubles.append(f"{member.name} ended with code {code}: {member.child.last_words()}")
 
     def _sample(self, now: Seconds) -> None:
         for member in self.living():

@@ -17,6 +17,8 @@ assert sys.argv[1] == "peer"
 folder = pathlib.Path(flags["--events"]).parent
 number = int(folder.name.rpartition("-")[2])
 (folder / "flags.json").write_text(json.dumps(flags))
+if number in {stranded!r}:
+    sys.exit(3)
 if number in {failing!r}:
     sys.exit("no memory left")
 def say(**event):
@@ -44,12 +46,12 @@ outcome = dict(
 pathlib.Path(flags["--result"]).write_text(json.dumps(outcome))
 """
 
-MISBEHAVIOURS = ("failing", "hanging", "silent", "stepping", "odd", "daemonic")
+MISBEHAVIOURS = ("failing", "hanging", "silent", "stepping", "odd", "daemonic", "stranded")
 
 
 def write_program(folder: Path, *, bootstrap: str = "lives", **numbers: object) -> tuple[str, ...]:
     """``numbers``: tuples of the peers that are failing, hanging, silent, stepping, odd or
-    daemonic (they leave a process behind when they are killed)."""
+    daemonic (they leave a process behind when they are killed) or stranded (they find nobody)."""
     script = folder / "fake.py"
     values = {name: numbers.pop(name, ()) for name in MISBEHAVIOURS} | {"bootstrap": bootstrap}
     assert not numbers

@@ -90,6 +90,22 @@ async def test_who_took_part_owes_a_finished_run_unless_chaos_struck_it(tmp_path
     assert not member.owes(None)
 
 
+@pytest.mark.asyncio
+async def test_who_finds_nobody_because_they_died_is_stranded(tmp_path: Path) -> None:
+    children = Children(tmp_path)
+    child = await children.start("peer-7", ["-c", ""])
+    way = await children.start("bootstrap", ["-c", "import signal; signal.pause()"])
+    await child.process.wait()
+    tail = Tail(tmp_path / "events.jsonl")
+    member = Member(child=child, tail=tail, folder=tmp_path, ways_in=(way,))
+    assert not member.is_stranded(3)
+    await children.stop(grace_seconds=0.0)
+    assert member.is_stranded(3)
+    assert not member.is_stranded(1)
+    member.peer = ME
+    assert not member.is_stranded(3)  # it had joined: something else is wrong
+
+
 def test_asyncio_and_uvloop_count_time_from_the_same_instant() -> None:
     uvloop = pytest.importorskip("uvloop")
     if sys.platform not in {"linux", "darwin"}:

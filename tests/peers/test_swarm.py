@@ -117,6 +117,27 @@ async def watch_others_finish(
     return swarm
 
 
+async def test_who_is_stranded_by_chaos_is_no_trouble_and_tries_again(
+    tmp_path: Path, program: Program
+) -> None:
+    children = Children(tmp_path)
+    options = SwarmOptions(spec=RunSpec(), peers=1, program=program(hanging=(0, 2), stranded=(1,)))
+    swarm = Swarm(options, children, tmp_path, Progress(stages=2, steps=1))
+    try:
+        async with asyncio.timeout(15), aclosing(swarm.run()) as looks:
+            async for _ in looks:
+                if len(swarm.members) == 2:
+                    swarm.launcher.kill_bootstrap()
+                elif len(swarm.members) == 1 and swarm.members[0].seats:
+                    swarm.invite(at=0.0, why="join")
+                if len(swarm.members) == 3 and swarm.members[2].seats:
+                    break
+    finally:
+        await children.stop(grace_seconds=0.0)
+    assert swarm.troubles == []
+    assert [member.dismissed for member in swarm.members] == [False, True, False]
+
+
 async def test_who_is_stuck_is_told_and_sent_home(
     tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
