@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 SWEEP_WIRES = 64
 """A peer's ended streams are forgotten when they are as many as the live ones and this many."""
 
+RETIRING_TURNS = 4
+"""Of the loop, in which what was let in at the very end is closed by whoever let it in."""
+
 
 class SimNetwork:
     """The network of one simulated world; use as ``async with`` around everything in it.
@@ -160,6 +163,13 @@ class SimNetwork:
             and (one, other) not in self._cuts
             and self._side.get(one, 0) == self._side.get(other, 0)
         )
+
+    async def retire(self, peer: PeerId) -> int:
+        """``peer`` has done: let nobody in; how many streams it has left open then."""
+        self._transports[peer].retired = True
+        for _ in range(RETIRING_TURNS):
+            await asyncio.sleep(0)
+        return self.streams_of(peer)
 
     def streams_of(self, peer: PeerId) -> int:
         """Ends of streams that ``peer`` has not closed."""

@@ -103,6 +103,19 @@ POINTS: Final[dict[str, Point]] = {
 }
 """All failpoints by name."""
 
+IN_TROUBLE: Final = frozenset(
+    {"where sent", "where arrived", "replay", "subtracted", "repath sent", "round"}
+    | {"nack sent", "nack arrived", "sum pulled sent", "sum pulled arrived"}
+)
+"""Points that a swarm comes to only when something has gone wrong already."""
+
+IN_TRANSFER: Final = frozenset(
+    {f"{what} {side}" for what in ("manifest asked", "manifest") for side in ("sent", "arrived")}
+    | {f"{what} {side}" for what in ("chunk asked", "chunk") for side in ("sent", "arrived")}
+    | {"state loaded", "seat opened later"}
+)
+"""Points that only a newcomer to a run that has taken steps brings about."""
+
 PHASES: Final[dict[str, tuple[str, ...]]] = {
     "counting": ("counting",),
     "planning as leader": ("bitmap arrived",),

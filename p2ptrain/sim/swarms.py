@@ -33,7 +33,7 @@ from p2ptrain.sim.bereavement import bereft_stages
 from p2ptrain.sim.blows import Blow, BlowKind, Striker
 from p2ptrain.sim.forger import Forger
 from p2ptrain.sim.pipes import Link
-from p2ptrain.sim.points import POINTS
+from p2ptrain.sim.points import IN_TRANSFER, IN_TROUBLE, POINTS
 from p2ptrain.sim.scenario import PeerPlan, Scenario
 from p2ptrain.sim.signer import SimSigner
 from p2ptrain.sim.toy import toy_spec
@@ -59,6 +59,9 @@ STALL_SECONDS = 240.0
 BEREFT_SECONDS = 30.0
 """After a death that took a stage's newest state along, the run is given up: nothing brings
 it back. (It will, once whole stages are restored from snapshots; then the watchdog decides.)"""
+
+FAILPOINT_SHARE = 0.6
+"""Of the faults, those that wait for a failpoint: the harder test."""
 
 FAULTS_MOST = 4
 """More than that at once in so short a run leave nobody to recover."""
@@ -119,7 +122,9 @@ def draw(seed: int) -> SwarmPlan:
         rate_bytes_per_second=rng.choice((None, None, 1e6, 1e5)),
         corruption=rng.choice((0.0,) * 9 + (0.002,)),
         blows=tuple(
-            _blow(rng, stages * microbatches * steps) for _ in range(rng.randint(0, FAULTS_MOST))
+            blow
+            for _ in range(rng.randint(0, FAULTS_MOST))
+            for blow in _blows(rng, stages * microbatches * steps)
         ),
     )
 
@@ -130,16 +135,30 @@ _RARE: tuple[BlowKind, ...] = (
 )
 
 
-def _blow(rng: Random, microbatches: int) -> Blow:
-    """Half of them kill or freeze at a failpoint, the rest strikes somewhere in the run."""
-    if rng.random() < 0.6:  # noqa: PLR2004 - most: a failpoint is the harder test
-        point = rng.choice(sorted(POINTS))
-        kind: BlowKind = rng.choice(("kill", "kill", "freeze"))
-        nth = 1 + int(rng.expovariate(0.25))
+_POINTS = sorted(POINTS) + 2 * sorted(IN_TROUBLE | IN_TRANSFER)
+"""The rare ones three times as often: most of those come to nothing."""
+
+
+def _blows(rng: Random, microbatches: int) -> tuple[Blow, ...]:
+    """Most strike at a failpoint, the rest somewhere in the run.
+
+    A point that takes trouble or a newcomer to be reached gets one.
+    """
+    seconds = rng.choice((2.0, 6.0, 12.0, 20.0))
+    somewhere = rng.randint(1, microbatches)
+    if rng.random() > FAILPOINT_SHARE:
+        kind: BlowKind = rng.choice(("kill", "kill", "freeze", *_RARE))
+        return (Blow(kind=kind, point="counting", nth=somewhere, seconds=seconds),)
+    point, kind = rng.choice(_POINTS), rng.choice(("kill", "kill", "freeze"))
+    nth = 1 + int(rng.expovariate(0.25))
+    blow = Blow(kind=kind, point=point, nth=nth, seconds=seconds)
+    if point in IN_TROUBLE:
+        cause = Blow(kind="freeze", point="counting", nth=somewhere, seconds=8.0)
+    elif point in IN_TRANSFER:
+        cause = Blow(kind="join", point="committed", nth=1, seconds=0.0)
     else:
-        kind = rng.choice(("kill", "kill", "freeze", *_RARE))
-        point, nth = "counting", rng.randint(1, microbatches)
-    return Blow(kind=kind, point=point, nth=nth, seconds=rng.choice((2.0, 6.0, 12.0, 20.0)))
+        return (blow,)
+    return cause, msgspec.structs.replace(blow, nth=1 + nth // 4)
 
 
 # --- running ----------------------------------------------------------------------------------
@@ -168,7 +187,9 @@ class Swarm(SimWorld):
             if event.fault == "kill":
                 self.harm.later(BEREFT_SECONDS, self._give_up_if_bereft)
             elif event.fault == "thaw" and self._witness is not None:
-                self._witness.thawed(peer)
+                self._witness.forgave(peer)
+        elif isinstance(event, ev.SeatOpened) and self._witness is not None:
+            self._witness.forgave(peer)
 
     def judge(self) -> tuple[Verdict, ...]:
         """Also what the witness says, if there was a forger."""

@@ -123,6 +123,7 @@ class SimTransport:
         self._peer = peer
         self.uplink = uplink
         self.alive = True
+        self.retired = False  # its process is going: nobody is let in any more
         self._handler: StreamHandler | None = None
         self._context = network.context
         self._tasks: dict[asyncio.Task[None], None] = {}
@@ -166,7 +167,7 @@ class SimTransport:
     @property
     def listening(self) -> bool:
         """Whether a stream can be accepted."""
-        return self.alive and self._handler is not None
+        return self.alive and not self.retired and self._handler is not None
 
     def accept(self, stream: SimStream, group: asyncio.TaskGroup) -> None:
         """Run the handler in a task of this peer's process."""

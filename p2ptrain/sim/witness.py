@@ -68,8 +68,8 @@ class Witness:
                 case _:
                     pass
 
-    def thawed(self, peer: PeerId) -> None:
-        """``peer`` was frozen: what arrived meanwhile lies unread, and is read in its time."""
+    def forgave(self, peer: PeerId) -> None:
+        """What has arrived at ``peer`` does not count: it was frozen, or had no seat yet."""
         for got in [got for got in self._got if got[0] == peer]:
             del self._got[got]
 

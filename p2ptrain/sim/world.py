@@ -205,7 +205,7 @@ class SimWorld:
         self._results[peer] = await node.run()
         self.emit(peer, ev.PeerStopped(reason="the run is complete"))
         host.alive = False
-        self._look_later(peer, streams=self.network.streams_of(peer), left=incarnation)
+        self._look_later(peer, streams=await self.network.retire(peer), left=incarnation)
         self.network.kill(peer)
 
     def _look_later(self, peer: PeerId, *, streams: int, left: int | None) -> None:

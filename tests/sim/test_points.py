@@ -4,7 +4,7 @@ import pytest
 
 from p2ptrain.core.agreement import Position
 from p2ptrain.observe import events as ev
-from p2ptrain.sim.points import PHASES, POINTS, Watch, read_frames
+from p2ptrain.sim.points import IN_TRANSFER, IN_TROUBLE, PHASES, POINTS, Watch, read_frames
 from p2ptrain.units import Chain, PeerId, Slot, Stage, Step
 from p2ptrain.wire import framing
 from p2ptrain.wire import messages as m
@@ -68,6 +68,11 @@ def test_events_are_points_too() -> None:
 )
 def test_damaged_bytes_hold_no_message(damaged: bytes) -> None:
     assert list(read_frames(damaged)) == []
+
+
+def test_rare_points_are_points() -> None:
+    assert set(POINTS) > IN_TROUBLE | IN_TRANSFER
+    assert not IN_TROUBLE & IN_TRANSFER
 
 
 def test_every_phase_has_its_points() -> None:

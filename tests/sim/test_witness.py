@@ -115,7 +115,7 @@ def test_what_arrived_at_a_frozen_peer_lies_unread() -> None:
     for seq in (1, 2):
         wire.sends(B, A, bitmap(seq))
     wire.now = 9.0
-    wire.witness.thawed(A)
+    wire.witness.forgave(A)
     wire.sends(A, B, plan(bitmap(1)))
     assert wire.problems == ()
 
