@@ -67,7 +67,7 @@ class PeerOptions:
     """What this peer alone decides. ``spec`` None: ask the directory, for ``run`` if given.
 
     ``new_swarm``: begin ``spec`` even where others train something else.
-    ``checkpoints``: a folder for them, None writes none.
+    ``checkpoints``: a folder for them, None writes none; ``resume``: go on from those.
     ``events``, ``result``: files for whoever watches this peer from outside.
     """
 
@@ -81,6 +81,7 @@ class PeerOptions:
     stage: Stage | None = None
     memory_bytes: Bytes | None = None
     checkpoints: Path | None = None
+    resume: bool = False
     log_format: Literal["text", "json"] = "text"
     events: Path | None = None
     result: Path | None = None
@@ -192,7 +193,7 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             incarnation=incarnation,
             emit=emit,
             rng=random.Random(incarnation),
-            options=NodeOptions(stage=options.stage),
+            options=NodeOptions(stage=options.stage, resume=options.resume),
         )
         result = await leaving.node.run()
         emit(ev.PeerStopped(reason="the run is complete" if result.finished else "drained"))

@@ -97,6 +97,7 @@ class PeerFlags:
     announce_maddrs: tuple[str, ...]
     use_relay: bool
     checkpoint_dir: Path | None
+    resume: bool
     log_format: Literal["text", "json"]
     link: str | None
     cut_file: Path | None
@@ -120,6 +121,7 @@ class PeerFlags:
 @announce_option
 @relay_option
 @option("--checkpoint-dir", type=ANY_PATH, help="Where to keep checkpoints.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoints of a run that stopped.")
 @option("--log-format", type=click.Choice(["text", "json"]), default="text")
 @option("--link", help="Emulate a line, like 200mbit,50ms.", hidden=True)
 @option("--cut-file", type=ANY_PATH, help="Play a partition by this file.", hidden=True)
@@ -129,6 +131,8 @@ def peer(**given: Any) -> int:
     """Join a run, or begin one."""
     flags = PeerFlags(**given)
     parse_peer_addresses(flags.initial_peers)
+    if flags.resume and flags.checkpoint_dir is None:
+        raise UserError("--resume needs --checkpoint-dir D, where this peer kept its checkpoints")
     run_id, spec = wanted_run(flags)
     stage = wanted_stage(flags.stage, spec)
     link = shape(flags.link)
@@ -161,6 +165,7 @@ def peer(**given: Any) -> int:
         stage=stage,
         memory_bytes=flags.max_memory,
         checkpoints=flags.checkpoint_dir,
+        resume=flags.resume,
         log_format=flags.log_format,
         events=flags.events,
         result=flags.result,

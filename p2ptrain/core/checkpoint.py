@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from p2ptrain.core.agreement import Message, Position
+from p2ptrain.core.agreement import Position
 from p2ptrain.core.merkle import chunk_size, chunks, leaf_digest, merkle_root
 from p2ptrain.units import DIGEST_BYTES, Digest, PeerId, RunId, Stage, Step
 
@@ -55,7 +55,7 @@ _NAME: Final = re.compile(
 )
 
 
-class Header(Message, frozen=True):
+class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a state is of. ``members``: the last step record's peers, for whoever audits it."""
 
     format: int

@@ -62,6 +62,7 @@ class Admission:
         """Look and act until cancelled."""
         node = self._node
         await node.presence.ready.wait()
+        await node.resumption.begin()
         while True:
             node.roster.list(node.presence.seats())
             self._dial()
@@ -71,6 +72,8 @@ class Admission:
                 node.come_to_end()
             elif node.draining:
                 node.parting.leave_in_vain()
+            elif node.resumption.blocks():
+                pass  # a run that was stopped is being put together again
             elif not node.seats:
                 await self._take_first()
             else:
@@ -237,7 +240,7 @@ class Admission:
         position, members = at
         node.emit(ev.SeatOpened(stage=stage, version=position.step, reason=reason))
         seat.begin(position, members)
-        self._started = self._started or position.step > 0
+        self._started = self._started or (position.step > 0 and not node.resumption.waiting)
         if self._started:
             seat.start_sourcing()
         node.statuses_changed()

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 from p2ptrain.core.chain import genesis_chain
 from p2ptrain.core.schedule import last_step
 from p2ptrain.engine.admission import Admission
-from p2ptrain.engine.archive import Archive
 from p2ptrain.engine.dispatch import Dispatcher
 from p2ptrain.engine.farewell import linger, sum_up
 from p2ptrain.engine.links import Links
@@ -33,6 +32,7 @@ from p2ptrain.engine.neighbourhood import Neighbourhood
 from p2ptrain.engine.parting import Parting
 from p2ptrain.engine.presence import Announcer, Presence
 from p2ptrain.engine.reception import Reception
+from p2ptrain.engine.resuming import Resumption
 from p2ptrain.engine.roster import Roster
 from p2ptrain.engine.surroundings import Surroundings
 from p2ptrain.engine.terms import NodeOptions
@@ -117,8 +117,8 @@ class Node:
         reception.attend()
         if world.corpus is not None:
             self.snapshots.offer_corpus(world.corpus)
-        self.parting, self.archive = Parting(self), Archive.of(self)
-        self.admission = Admission(self)
+        reception.resumption = self.resumption = Resumption(self)
+        self.parting, self.admission = Parting(self), Admission(self)
 
     # --- life -------------------------------------------------------------------------------
 
@@ -222,8 +222,7 @@ class Node:
             self.go_on(seat)
         if stage in self.seats:
             self.admission.stepped(seat)
-            if self.archive is not None:
-                self.archive.stepped(seat)
+            self.resumption.stepped(seat)
         self._changed()
         if not self.claims and all(seat.finished for seat in self.seats.values()):
             self.ended.set()
@@ -258,6 +257,8 @@ class Node:
 
     def _give_state(self, peer: PeerId, message: m.WantManifest) -> bool:
         seat = self.seats.get(message.stage)
+        if (seat is None or seat.position is None) and self.resumption.give(peer, message):
+            return True
         if seat is not None:
             self.admission.give_state(seat, peer, message)
         return seat is not None

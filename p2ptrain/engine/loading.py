@@ -23,6 +23,8 @@ from p2ptrain.observe import events as ev
 from p2ptrain.units import Stage, Step
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from p2ptrain.core.agreement import Position
     from p2ptrain.engine.lifecycle import Node
     from p2ptrain.engine.pulling import Pulled
@@ -47,6 +49,9 @@ class Loader:
         ``fresh``: nobody was ever heard to be past the first step.
         """
         node = self._node
+        if node.resumption.origin is not None:
+            return await self._take_over(stage, compute, node.resumption.fetch(stage))
+        fresh = fresh or node.resumption.anew
         if fresh and all(view.version == 0 for view in node.roster.views()):
             nobody = tuple(() for _ in range(node.spec.cut.stages))
             return genesis(genesis_chain(node.run_id)), nobody
@@ -54,8 +59,14 @@ class Loader:
         if not donors:
             self.alarm(f"stage {stage} has no replica left to take its state from")
             return None
+        pull = node.snapshots.pull(stage, donors, version=self._version())
+        return await self._take_over(stage, compute, pull)
+
+    async def _take_over(
+        self, stage: Stage, compute: StageCompute, pull: Coroutine[None, None, Pulled]
+    ) -> tuple[Position, tuple[tuple[PeerId, ...], ...]] | None:
         try:
-            pulled = await node.snapshots.pull(stage, donors, version=self._version())
+            pulled = await pull
             await compute.load(pulled.blob)
             await compute.probe()
         except PeerError as error:

@@ -47,7 +47,7 @@ class Pulled:
 
     at: Position
     members: tuple[tuple[PeerId, ...], ...]
-    blob: bytearray
+    blob: bytes | bytearray
     sources: tuple[PeerId, ...]
 
 

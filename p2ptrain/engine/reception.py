@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from p2ptrain.engine.dispatch import Dispatcher
     from p2ptrain.engine.links import Links
     from p2ptrain.engine.neighbourhood import Neighbourhood
+    from p2ptrain.engine.resuming import Resumption
     from p2ptrain.engine.timer import Timer
     from p2ptrain.engine.transfers import Snapshots
     from p2ptrain.units import PeerId, Seconds
@@ -48,6 +49,7 @@ class Reception:
         timer: Timer,
         give_state: Callable[[PeerId, m.WantManifest], bool],
     ) -> None:
+        self.resumption: Resumption | None = None  # who hears what others hold on their disks
         self._links, self._dispatch, self._near = links, dispatch, near
         self._snapshots, self._timer, self._give_state = snapshots, timer, give_state
 
@@ -69,13 +71,19 @@ class Reception:
             self._dispatch.flow(peer, message, now)
         elif isinstance(message, Round):
             self._dispatch.round(peer, message, now)
-        elif isinstance(message, m.Leaving):
-            self._near.left(peer, now)
+        elif isinstance(message, m.Leaving | m.Held):
+            self._word(peer, message, now)
         elif isinstance(message, m.WantManifest) and self._give_state(peer, message):
             pass
         elif not self._snapshots.handle(peer, message) and isinstance(message, m.NoSuch):
             self._dispatch.round(peer, message, now)  # else: nobody waits for it any more
         self._timer.rearm()
+
+    def _word(self, peer: PeerId, message: m.Leaving | m.Held, now: Seconds) -> None:
+        if isinstance(message, m.Leaving):
+            self._near.left(peer, now)
+        elif self.resumption is not None:
+            self.resumption.heard(peer, message)
 
     def _on_data(self, peer: PeerId, message: m.Data, payload: memoryview) -> None:
         now = _now()
@@ -86,11 +94,15 @@ class Reception:
 
     def _on_up(self, peer: PeerId) -> None:
         self._near.up(peer, self._links.incarnation(peer), _now())
+        if self.resumption is not None:
+            self.resumption.up(peer)
         self._timer.rearm()
 
     def _on_down(self, peer: PeerId, _reason: str) -> None:
         self._near.down(peer, _now())
         self._snapshots.lost(peer)
+        if self.resumption is not None:
+            self.resumption.down(peer)
         self._timer.rearm()
 
 

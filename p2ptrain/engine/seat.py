@@ -91,15 +91,15 @@ class SeatRuntime:
             self._sourcer.stop()  # what is pending belongs to the last step
         self.pipeline.begin(at, slots, parked_bound=self._parked_bound(slots.width))
         self.stepper.begin(at, members, now)
-        if at.step > 0:
+        if any(members):
             self.start_sourcing()
         self.roster_changed(now)
 
     def start_sourcing(self) -> None:
         """Stage 0: take this step's microbatches from the data from now on.
 
-        At step 0 the program calls this once the run may begin; there is no step record
-        yet, so the seats that serve stage 0 now are the owners.
+        At step 0 and after a stop the program calls this once the run may begin; there is no
+        step record then, so the seats that serve stage 0 now are the owners.
         """
         at, now = self.position, _now()
         if self._sourcer is None or at is None:

@@ -105,6 +105,13 @@ class CheckpointSaved(Event, frozen=True, tag=True):
     size_bytes: int
 
 
+class Resumed(Event, frozen=True, tag=True):
+    """A run that was stopped goes on from ``version``; seen and decided by this peer."""
+
+    version: Step
+    reason: str
+
+
 class DonorRefused(Event, frozen=True, tag=True):
     """State of ``stage`` is not taken from ``peer`` (any more)."""
 
@@ -303,6 +310,7 @@ AnyEvent: TypeAlias = (
     | SeatClosed
     | StateLoaded
     | CheckpointSaved
+    | Resumed
     | DonorRefused
     | BusySaid
     | FrameSent

@@ -72,6 +72,8 @@ def _milestone(event: ev.AnyEvent) -> str | None:  # noqa: C901, PLR0911, PLR091
         case ev.CheckpointSaved():
             size = f"{event.size_bytes / 1e6:.1f} MB"
             return f"stage {event.stage}: checkpoint of version {event.version} saved, {size}"
+        case ev.Resumed():
+            return f"resuming from version {event.version}: {event.reason}"
         case ev.Restored():
             return f"{short(event.peer)} is back"
         case ev.StepCommitted():

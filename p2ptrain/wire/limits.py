@@ -256,7 +256,7 @@ class FrameLimits:
             "chunk_bytes": Between(0, CHUNK_BYTES),
             **dict.fromkeys(("ballot", "highest", "tallies"), self._nested),
             "at": self._position,
-            **dict.fromkeys(("shares", "bitmaps", "cover", "seats"), self._all_nested),
+            **dict.fromkeys(("shares", "bitmaps", "cover", "seats", "held"), self._all_nested),
         }
 
     def _position(self, value: Position) -> str | None:
@@ -278,7 +278,7 @@ class FrameLimits:
 FREE_FIELDS = frozenset(
     {
         # choices and flags: the schema says it all
-        "channel", "what", "state", "replay", "behind", "finite", "available",
+        "channel", "what", "state", "replay", "behind", "finite", "available", "waiting",
         "size_bytes",  # of a snapshot: the puller bounds it; of a corpus piece: see check
     }
 )  # fmt: skip

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from p2ptrain.core.agreement import Ack, Ballot, Bitmap, Go, Message, Nack, Plan, Position, Sum
+from p2ptrain.core.resuming import Holding
 from p2ptrain.units import Chain, Digest, PeerId, RunId, Slot, Stage, Step
 
 # --- opening a link ---------------------------------------------------------------
@@ -284,6 +285,13 @@ class CorpusChunk(Message, frozen=True, tag=True):
     offset: int
 
 
+class Held(Message, frozen=True, tag=True):
+    """The checkpoints that I hold, of the run in which I wait to resume, or wait no longer."""
+
+    held: tuple[Holding, ...]
+    waiting: bool
+
+
 class NoSuch(Message, frozen=True, tag=True):
     """I cannot give what you asked for; ``reason`` for the log."""
 
@@ -318,6 +326,7 @@ Control: TypeAlias = (
     | StageManifest
     | WantChunk
     | WantCorpus
+    | Held
     | NoSuch
 )
 Data: TypeAlias = Forward | Gradient | Part | Chunk | CorpusChunk

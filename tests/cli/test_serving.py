@@ -67,6 +67,11 @@ def test_a_stage_must_exist() -> None:
             wanted_stage(text, RunSpec())
 
 
+def test_to_resume_one_must_say_from_where(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["peer", "--join", SOMEBODY, "--resume"]) == 2
+    assert "--resume needs --checkpoint-dir D" in capsys.readouterr().err
+
+
 def test_the_flags_reach_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[peer.PeerOptions] = []
 
@@ -88,6 +93,7 @@ def test_the_flags_reach_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert options.network.initial_peers == (SOMEBODY,)
     assert options.network.link is not None
     assert options.network.peerstore == tmp_path / "peers.json"
+    assert (options.checkpoints, options.resume) == (tmp_path, False)
     assert options.identity_path == tmp_path / "home" / "p2ptrain" / "identity.key"
     assert options.log_format == "json"
 

@@ -34,6 +34,9 @@ def test_the_first_lines_say_who_we_are_and_what_others_type() -> None:
         "others join with: p2ptrain peer --initial-peers /ip4/192.0.2.7/tcp/4001/p2p/12D3KooWme"
     )
     assert digest(LIBRARY) in lines[2]
+    assert len(lines) == 3
+    kept = [*welcome(addresses, digest(LIBRARY), LIBRARY, Path("/disk"))]
+    assert kept[3] == "checkpoints in /disk: every 25 steps"
 
 
 def test_a_peer_without_the_runs_data_gets_it_from_others(
