@@ -108,6 +108,7 @@ class Presence:
         self._failures = 0
         self._left = False
         self._publishing = asyncio.Lock()
+        self._announcing: asyncio.Task[None] | None = None
 
     # --- told by the engine ----------------------------------------------------------------
 
@@ -136,6 +137,8 @@ class Presence:
     async def withdraw(self) -> None:
         """Say that we have left; gives up quietly when the directory does not answer."""
         self._left, self._own = True, {}
+        if self._announcing is not None:
+            self._announcing.cancel()  # it may wait for a directory that does not answer it
         try:
             async with asyncio.timeout(WITHDRAW_SECONDS):
                 await self._publish_seats()
@@ -147,7 +150,7 @@ class Presence:
     async def run(self) -> None:
         """Announce and read until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._announce_forever())
+            self._announcing = tasks.create_task(self._announce_forever())
             tasks.create_task(self._read_forever())
 
     async def _announce_forever(self) -> None:

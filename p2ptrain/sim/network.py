@@ -174,7 +174,8 @@ class SimNetwork:
     def streams_of(self, peer: PeerId) -> int:
         """Ends of streams that ``peer`` has not closed."""
         ends = (end for wire in self._wires.get(peer, ()) for end in wire.ends)
-        return sum(end.peer != peer and not end.closed for end in ends)
+        own = (end for end in ends if end.peer != peer)
+        return sum(end.handed_over and not end.closed for end in own)
 
     def _rewire(self) -> None:
         for wire in [wire for wires in self._wires.values() for wire in wires]:
@@ -245,4 +246,5 @@ def _welcome(answer: asyncio.Future[SimStream], stream: SimStream) -> None:
     if answer.done():
         stream.shut("the opener gave up", flush=True)
     else:
+        stream.handed_over = True
         answer.set_result(stream)

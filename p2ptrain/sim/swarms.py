@@ -183,13 +183,19 @@ class Swarm(SimWorld):
         """Also what the blows wait for."""
         super().emit(peer, event)
         self._striker.happened(peer, event)
-        if isinstance(event, ev.FaultFired):
-            if event.fault == "kill":
-                self.harm.later(BEREFT_SECONDS, self._give_up_if_bereft)
-            elif event.fault == "thaw" and self._witness is not None:
-                self._witness.forgave(peer)
-        elif isinstance(event, ev.SeatOpened) and self._witness is not None:
-            self._witness.forgave(peer)
+        if isinstance(event, ev.FaultFired) and event.fault == "kill":
+            self.harm.later(BEREFT_SECONDS, self._give_up_if_bereft)
+        if self._witness is not None:
+            self._tell(self._witness, peer, event)
+
+    def _tell(self, witness: Witness, peer: PeerId, event: ev.AnyEvent) -> None:
+        match event:
+            case ev.FaultFired(fault="thaw") | ev.SeatOpened():
+                witness.forgave(peer)
+            case ev.LinkDown():
+                witness.broke(peer, event.peer)
+            case _:
+                pass
 
     def judge(self) -> tuple[Verdict, ...]:
         """Also what the witness says, if there was a forger."""

@@ -37,6 +37,7 @@ class SimStream:
     def __init__(self, peer: PeerId, outgoing: Pipe, incoming: Pipe) -> None:
         self._peer = peer
         self.closed = False
+        self.handed_over = False  # to the peer; until then it is the network's
         self._out = outgoing
         self._in = incoming
         incoming.on_end = outgoing.break_off
@@ -172,6 +173,7 @@ class SimTransport:
     def accept(self, stream: SimStream, group: asyncio.TaskGroup) -> None:
         """Run the handler in a task of this peer's process."""
         assert self._handler is not None
+        stream.handed_over = True
         task = group.create_task(self._serve(self._handler, stream), context=self._context.copy())
         self._tasks[task] = None
         task.add_done_callback(self._forget, context=self._network.context)

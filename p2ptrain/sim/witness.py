@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from p2ptrain.sim.points import Side
     from p2ptrain.units import PeerId, Seconds, Stage
 
+    _Arrival: TypeAlias = tuple[Seconds, int, PeerId]  # when, which sequence, from whom
     _Account: TypeAlias = tuple[PeerId, int, Position, Stage]  # of an accumulator: whose, where
 
 READING_SECONDS = 0.2
@@ -45,7 +46,7 @@ class Witness:
         self._signer = signer  # of nobody in the run: it only verifies
         self._clock = clock
         self._signed: dict[_Account, dict[int, bytes]] = {}  # slots by sequence
-        self._got: dict[tuple[PeerId, _Account], list[tuple[Seconds, int]]] = {}  # by receiver
+        self._got: dict[tuple[PeerId, _Account], list[_Arrival]] = {}  # by receiver
         self._newest: dict[Stage, list[Bitmap]] = {}
         self._lies = 0
         self._problems: list[str] = []
@@ -72,6 +73,13 @@ class Witness:
         """What has arrived at ``peer`` does not count: it was frozen, or had no seat yet."""
         for got in [got for got in self._got if got[0] == peer]:
             del self._got[got]
+
+    def broke(self, peer: PeerId, other: PeerId) -> None:
+        """The link of ``peer`` to ``other`` is down: what arrived last may never be read."""
+        since = self._clock() - READING_SECONDS
+        for (receiver, _), arrivals in self._got.items():
+            if receiver == peer:
+                arrivals[:] = [each for each in arrivals if each[0] < since or each[2] != other]
 
     def lied(self) -> None:
         """A lie was told."""
@@ -102,7 +110,8 @@ class Witness:
         account = (bitmap.peer, bitmap.incarnation, bitmap.at, bitmap.stage)
         self._signed.setdefault(account, {})[bitmap.seq] = bitmap.slots
         if side == "arrived":
-            self._got.setdefault((ends[1], account), []).append((self._clock(), bitmap.seq))
+            arrival = (self._clock(), bitmap.seq, ends[0])
+            self._got.setdefault((ends[1], account), []).append(arrival)
         elif ends[0] == bitmap.peer:
             self._newest.setdefault(bitmap.stage, []).append(bitmap)
 
@@ -130,5 +139,5 @@ class Witness:
             return
         until = self._clock() - READING_SECONDS
         got = self._got.get((actor, account), ())
-        if any(at <= until and newer > seq for at, newer in got):
+        if any(at <= until and newer > seq for at, newer, _ in got):
             self._problems.append(f"{what} an old share of {account[0]}")

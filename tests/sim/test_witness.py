@@ -120,6 +120,16 @@ def test_what_arrived_at_a_frozen_peer_lies_unread() -> None:
     assert wire.problems == ()
 
 
+def test_what_arrived_last_on_a_broken_link_may_never_be_read() -> None:
+    wire = Wire()
+    for seq in (1, 2):
+        wire.sends(B, A, bitmap(seq))
+    wire.witness.broke(A, B)
+    wire.now = 9.0
+    wire.sends(A, B, plan(bitmap(1)))
+    assert wire.problems == ()
+
+
 def test_who_calls_a_ghost_is_named_and_lies_are_counted() -> None:
     wire = Wire()
     wire.witness.lied()
