@@ -70,7 +70,7 @@ PLANS = {
     "busy": plan(10, ids=48),
     "reducing": plan(11, blow("kill", "go arrived", 1), blow("kill", "go arrived", 4), replicas=3),
     # drawn ones in which overlaps come up and are taken out
-    **{f"seed {seed}": swarms.draw(seed) for seed in (12, 26, 64, 87, 133)},
+    **{f"seed {seed}": swarms.draw(seed) for seed in (4, 17, 21, 43, 48)},
 }
 
 
