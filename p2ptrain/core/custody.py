@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from p2ptrain.core.stragglers import Delays
     from p2ptrain.units import Microbatch, PeerId, Seconds
 
+TAKEN_OUT_SECONDS = 1.5  # a bitmap is gossiped within one
 ASK_GAP_SECONDS = 0.01  # an Ask costs a control message: at most 100 a second and microbatch
 
 _UNPLACED = frozenset({State.LOCATING, State.IDLE, State.ASKING, State.OFFERED})
@@ -117,7 +118,8 @@ class Custody:
         self._delays = way.delays if way is not None else None
         self._choice: Choice | None = None
         self._answers: dict[PeerId, Quote | None] = {}
-        self._leases: dict[PeerId, Seconds] = {}
+        self._leases: dict[PeerId, Seconds] = {}  # of an offer; when to ask again who is busy
+        self._waits_since: Seconds | None = None  # a slower seat has offered
         self._offered_seconds = 0.0
         self._held_at = 0.0
         self._silences = 0
@@ -202,10 +204,10 @@ class Custody:
         self.state, self.due_at = State.ASKING, now + self._limits.answer_seconds
         return tuple(AskSeat(peer, self.attempt) for peer in self._asked())
 
-    def _rest(self, now: Seconds) -> tuple[Action, ...]:
-        """Wait until the first seat may be asked again."""
+    def _rest(self, now: Seconds, *, at: Seconds | None = None) -> tuple[Action, ...]:
+        """Wait until ``at``, or until the first seat may be asked again."""
         assert self._router is not None
-        at = self._router.retry_at(now=now)
+        at = self._router.retry_at(now=now) if at is None else at
         soonest = now + (self._limits.retry_seconds if at is None else ASK_GAP_SECONDS)
         latest = now + self._limits.idle_seconds
         self.state, self.due_at = State.IDLE, min(max(at or 0.0, soonest), latest)
@@ -240,18 +242,28 @@ class Custody:
                 self._router.timed_out(peer, self._limits.answer_seconds, now=now)
         other = choice.alternative
         settlement = self._router.settle(
-            answers.get(choice.first), answers.get(other) if other is not None else None
+            answers.get(choice.first),
+            answers.get(other) if other is not None else None,
+            now=now,
+            patient=self._patient(now),
         )
         taken = {"first": choice.first, "alternative": other, None: None}[settlement.take]
         declined = self._unused_offers(but=taken)
         quote = answers[taken] if taken is not None else None
         if taken is None or quote is None:
-            return declined + self._rest(now)
+            return declined + self._rest(now, at=settlement.retry_at)
         self.holder, self.state = taken, State.OFFERED
         self._offered_seconds = quote.delay
         lease = min(self._leases[taken], self._limits.send_seconds)  # its own word, within reason
         self.due_at = now + max(lease, self._limits.retry_seconds)
         return declined + (self._send(now) if self.ready else ())
+
+    def _patient(self, now: Seconds) -> bool:
+        """Whether to wait for a busy seat: not for longer than a slower one would have taken."""
+        delays = [quote.delay for quote in self._answers.values() if quote is not None]
+        if self._waits_since is None and delays:
+            self._waits_since = now
+        return self._waits_since is not None and now - self._waits_since < min(delays, default=0.0)
 
     def _unused_offers(self, *, but: PeerId | None = None) -> tuple[Action, ...]:
         """Give back every offer but one: those that were answered, or the one we had taken."""
@@ -335,12 +347,20 @@ class Custody:
             if self.state is State.SENT:  # offered, then bounced
                 self._router.busy(peer, self._limits.idle_seconds, now=now)
                 return self._again("it bounced", now, delay=self._limits.retry_seconds)
-            return self._again("recalled", now, recalled=True)
+            return self._given_back(now)
         if held in ("queued", "computing"):
             self._hold(max(self._patience(peer), self._limits.answer_seconds), now)
             return ()
         self._compute_done(now)  # if the step is over there, its sum is on its way to us
         return (TellPath(peer),) if self._owed and held == "counted" else ()
+
+    def _given_back(self, now: Seconds) -> tuple[Action, ...]:
+        if self.state is State.COMPUTED and not self._silences:
+            # It has taken it out again, for another seat had counted it, too. If that one lives,
+            # its bitmap is on its way here; if not, ask again before much time is lost.
+            self.due_at = min(self.due_at or now, now + TAKEN_OUT_SECONDS)
+            return ()
+        return self._again("recalled", now, recalled=True)
 
     def _located_early(self, peer: PeerId, held: Held, now: Seconds) -> tuple[Action, ...]:
         """No seat has it from us yet: one that has it from another path is taken."""
@@ -381,6 +401,8 @@ class Custody:
     def _moved(self, peer: PeerId, now: Seconds) -> tuple[Action, ...]:
         self._next = peer
         there = peer == self.holder and self.state in _PLACED
+        if there and self.state is State.HELD:  # it has taken it out again, and ours with it
+            return self._send(now)
         if there or self.state is State.COUNTED:
             return ()  # remembered, should the count vanish
         self.holder = peer
@@ -444,7 +466,7 @@ class Custody:
     ) -> tuple[Action, ...]:
         """Send a forward a new way. A gradient has only one: the same seat."""
         self.attempt += 1
-        self._silences = 0
+        self._silences, self._waits_since = 0, None
         self.state, self.due_at = State.IDLE, now + delay
         if self.what == "gradient":
             self.due_at = now + self._limits.idle_seconds  # there is no other way to try first

@@ -43,6 +43,7 @@ UNKNOWN_SERVICE_SECONDS = 1.0  # of a seat without a rate, where no seat has one
 SERVICE_MIN_SECONDS = 1e-4  # nobody computes faster; a false claim of it takes all turns
 SERVICE_MAX_SECONDS = 600.0  # nobody slower is of use; keeps one wild sample from ruling
 ALONE_SECONDS = 1.0  # leave a seat alone at least so long; an Ask is cheap, a standstill not
+QUEUE_SERVICES = 4.0  # in front of who gets the next free slot of a queue of four, itself one
 BUSY_MAX_SECONDS = 5.0  # a seat may not send us away for longer than this at a time
 
 
@@ -64,10 +65,14 @@ class Quote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """Whose offer to take (None: nobody's), and why. Decline the other offer."""
+    """Whose offer to take (None: nobody's), and why. Decline the other offer.
+
+    ``retry_at``: when a seat will be free that is worth more than the offer.
+    """
 
     take: Literal["first", "alternative"] | None
     reason: str
+    retry_at: Seconds | None = None
 
 
 @dataclass(slots=True)
@@ -135,22 +140,54 @@ class Router:
         chosen.clock += chosen.service
         return Choice(first=first, alternative=self._draw(open_seats))
 
-    def settle(self, first: Quote | None, alternative: Quote | None) -> Settlement:
+    def settle(
+        self,
+        first: Quote | None,
+        alternative: Quote | None,
+        *,
+        now: Seconds,
+        patient: bool = False,
+    ) -> Settlement:
         """Choose between two answers; None: BUSY, silent or not asked.
 
         Taking the alternative costs it no turn: alternatives are drawn by rate already.
+
+        Args:
+            first: of the seat whose turn it is.
+            alternative: of the seat drawn beside it.
+            now: the time.
+            patient: let one offer alone pass the same veto against the seats that are busy;
+                else all that a fast seat cannot take at once goes to the slowest.
         """
-        if first is None and alternative is None:
+        lone = first or alternative
+        if lone is None:
             return Settlement(take=None, reason="nobody offers")
-        if alternative is None:
-            return Settlement(take="first", reason="only the seat whose turn it is offers")
-        if first is None:
-            return Settlement(take="alternative", reason="the seat whose turn it is does not offer")
-        bound = self._veto_ratio * alternative.delay + self._veto_services * first.service
-        if first.delay > bound:
+        if first is None or alternative is None:
+            at, free = self._first_free(now)
+            if patient and free is not None and self._much_slower(lone, free):
+                reason = f"{lone.delay:.3g} s against a busy seat's {free.delay:.3g} s"
+                return Settlement(take=None, reason=reason, retry_at=at)
+            take: Literal["first", "alternative"] = "alternative" if first is None else "first"
+            return Settlement(take=take, reason="it alone offers")
+        if self._much_slower(first, alternative):
             reason = f"veto: {first.delay:.3g} s against {alternative.delay:.3g} s"
             return Settlement(take="alternative", reason=reason)
         return Settlement(take="first", reason="its turn, and not much slower")
+
+    def _first_free(self, now: Seconds) -> tuple[Seconds, Quote | None]:
+        """The busy seat that is worth most to wait for, and when to ask it."""
+        waits = [
+            (seat.busy_until - now + QUEUE_SERVICES * seat.service, seat.busy_until, seat.service)
+            for seat in self._seats.values()
+            if seat.shunned_until <= now < seat.busy_until
+        ]
+        if not waits:
+            return now, None
+        delay, at, service = min(waits)
+        return at, Quote(delay=delay, service=service)
+
+    def _much_slower(self, quote: Quote, other: Quote) -> bool:
+        return quote.delay > self._veto_ratio * other.delay + self._veto_services * quote.service
 
     def observed(self, peer: PeerId, service_seconds: Seconds) -> None:
         """``peer`` has computed a microbatch in this time, queue and link not counted.

@@ -113,7 +113,7 @@ class Admission:
         node = self._node
         ours = (*node.seats, *node.claims)
         near = {Stage(seat + offset) for seat in ours for offset in range(-NEAR, NEAR + 1)}
-        for view in node.roster.views():
+        for view in node.roster.callable_seats():
             if view.peer != node.me and (view.stage in near or not self._started):
                 node.links.open(view.peer)
 

@@ -2,7 +2,8 @@
 
 A finished peer may be the only one that holds the sums of the last step, which others need
 to finish as well. So it stays until everybody it knows has stepped as far, or its patience
-ends: the others may be dead without anybody having noticed.
+ends: the others may be dead without anybody having noticed. Everybody does so for the
+stages beside its own, so nobody who lives is left alone.
 
 Invariants:
     * nothing here changes a seat; the weights are digested as the last step left them;
@@ -18,24 +19,32 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from p2ptrain.engine.terms import NodeResult
+from p2ptrain.units import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from p2ptrain.engine.roster import Roster
     from p2ptrain.engine.seat import SeatRuntime
-    from p2ptrain.units import Chain, PeerId, Seconds, Stage
+    from p2ptrain.units import Chain, PeerId, Seconds
 
 LOOK_SECONDS = 0.2  # a departure that comes a fifth of a second late bothers nobody
 LOOKS_MIN = 10  # however short the patience
 
 
-async def linger(roster: Roster, me: PeerId, *, final: int, seconds: Seconds) -> None:
-    """Stay while others have not reached version ``final``, ``seconds`` at most."""
+async def linger(
+    roster: Roster, me: PeerId, stages: Collection[int], *, final: int, seconds: Seconds
+) -> None:
+    """Stay while others of ``stages`` have not reached version ``final``, ``seconds`` at most.
+
+    Only who was heard and is not suspected counts: nobody judges those of other stages, and
+    who only joins has come too late.
+    """
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     while loop.time() < until:
-        if all(view.version >= final or view.peer == me for view in roster.views()):
+        near = (view for stage in stages for view in roster.present(Stage(stage)))
+        if all(view.version >= final or view.peer == me for view in near):
             return
         await asyncio.sleep(min(LOOK_SECONDS, seconds / LOOKS_MIN))
 

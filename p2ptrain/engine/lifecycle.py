@@ -245,7 +245,8 @@ class Node:
         """Stay while others still need our sums, but not for ever; then sum up."""
         if self.seats and not self.draining:
             final, seconds = last_step(self.spec) + 1, self.options.linger_seconds
-            await linger(self.roster, self.me, final=final, seconds=seconds)
+            near = {stage + offset for stage in self.seats for offset in (-1, 0, 1)}
+            await linger(self.roster, self.me, near, final=final, seconds=seconds)
         result = await sum_up(
             self.seats,
             genesis_chain(self.run_id),

@@ -113,6 +113,7 @@ class Neighbourhood:
     def down(self, peer: PeerId, now: Seconds) -> None:
         """The link to ``peer`` broke: a hint, not a verdict."""
         self._membership.link_lost(peer, now=now)
+        self._roster.unreached(peer)
         for seat in self._seats.values():
             seat.link_down(peer, now)
 

@@ -15,10 +15,8 @@ Invariants:
       the stages beside, should seats have died with what they need, and nothing is added;
     * nothing here awaits: worker.py computes.
 
-Everything is forgotten when the next step is begun: every stage has counted all of this one.
-
-Refused: leaving to each message's handler what it does while frozen, draining or full. All
-that may come, and all that may be computed, passes through here.
+All is forgotten when the next step is begun: every stage has counted all of this one.
+Refused: leaving to each message's handler what it does while frozen, draining or full.
 """
 
 from __future__ import annotations
@@ -282,6 +280,8 @@ class Pipeline:
         self.counted &= ~(1 << work.slot)
         self.tallies = sum_tallies((self.tallies, tallies))
         self._shelf.take(work)
+        if item.sender is not None and self.at is not None:
+            self.answers.whereabouts(item.sender, work, self.at)  # its custody has not ended
         self._emit(ev.Subtracted(stage=self.stage, step=work.step, slot=work.slot))
 
     def counted_items(self, mask: int) -> list[Item]:

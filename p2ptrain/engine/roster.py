@@ -33,6 +33,7 @@ class Roster:
         self._heard: dict[PeerId, dict[Stage, SeatView]] = {}
         self._listed: tuple[SeatView, ...] = ()
         self._dead: set[PeerId] = set()
+        self._unreached: set[PeerId] = set()  # listed, but no link could be opened
         self._incarnations: dict[PeerId, int] = {}
         self._present: dict[Stage, tuple[SeatView, ...]] = {}  # as asked since the last change
         self._views: tuple[SeatView, ...] | None = None  # likewise
@@ -42,6 +43,7 @@ class Roster:
 
         Rates change all the time and alone are no news.
         """
+        self._unreached.discard(peer)
         before = self._heard.get(peer, {})
         after: dict[Stage, SeatView] = {}
         for status in statuses:
@@ -92,6 +94,15 @@ class Roster:
         self._dead.discard(peer)
         self._forget()
 
+    def unreached(self, peer: PeerId) -> None:
+        """No link to ``peer`` could be opened: its record may outlive it by a minute.
+
+        Until it is heard it does not count, or newcomers would go where the dead are not.
+        """
+        if peer not in self._heard and peer not in self._unreached:
+            self._unreached.add(peer)
+            self._views = None
+
     def left(self, peer: PeerId) -> None:
         """``peer`` went in an orderly way."""
         self._heard.pop(peer, None)
@@ -140,13 +151,20 @@ class Roster:
             merged = {
                 (seat.stage, seat.peer): seat
                 for seat in self._listed
-                if seat.peer not in self._heard and seat.peer not in self._dead
+                if not any(
+                    seat.peer in known for known in (self._heard, self._dead, self._unreached)
+                )
             }
             for peer, views in self._heard.items():
                 if peer not in self._dead:
                     merged.update({(stage, peer): seat for stage, seat in views.items()})
             self._views = tuple(merged[key] for key in sorted(merged))
         return self._views
+
+    def callable_seats(self) -> tuple[SeatView, ...]:
+        """Whom to open links to: also who could not be reached so far, while it is listed."""
+        lost = (seat for seat in self._listed if seat.peer in self._unreached)
+        return (*self.views(), *(seat for seat in lost if seat.peer not in self._dead))
 
     def everyone(self) -> tuple[PeerId, ...]:
         """All peers with a seat, without us."""

@@ -457,6 +457,8 @@ class Watch:
             on_its_way = self.custody.state is d.State.SENT and self.custody.holder == item.peer
             if not (on_its_way and self.custody.attempt == item.attempt):
                 self.open_offers[item.peer, item.attempt] += 1
+        if isinstance(item, d.Located) and item.held not in ("none", "committed"):
+            self.open_offers.pop((item.peer, self.custody.attempt), None)  # it holds it: taken up
         if isinstance(item, d.Returned | d.Owed) and self.custody.what == "forward":
             self.owed = isinstance(item, d.Owed)
         self.see(self.custody.handle(item, now=self.now))
@@ -512,3 +514,43 @@ def test_from_any_history_a_seat_that_keeps_its_word_gets_the_frame(
         watch.now += 0.5
     assert watch.custody.state is d.State.SENT
     assert watch.custody.holder == honest
+
+
+def test_a_busy_seat_is_waited_for_as_long_as_the_slow_one_would_have_taken() -> None:
+    router = Router(random.Random(0))
+    router.set_seats({A: 10.0, B: 0.1})
+    custody = Custody(WORK, LIMITS, way=Way(router=router, delays=Delays()))
+    custody.start(now=0.0)
+    custody.handle(d.Ready(), now=0.0)
+    slow, now = Quote(delay=20.0, service=10.0), 0.0
+    while custody.holder is None:
+        custody.handle(d.Answered(A, 0, None, 0.4), now=now)
+        custody.handle(d.Answered(B, 0, slow, 10.0), now=now)
+        if custody.holder is None:
+            assert custody.due_at is not None
+            assert 0.0 < custody.due_at - now <= LIMITS.idle_seconds
+            now = custody.due_at
+            custody.tick(now=now)
+    assert custody.holder == B
+    assert 20.0 <= now < 21.0
+
+
+def test_what_a_seat_takes_out_again_is_asked_for_soon_unless_another_had_counted_it() -> None:
+    custody = computed()
+    assert custody.handle(d.Located(A, "none"), now=2.0) == ()
+    assert custody.due_at == 3.5
+    assert custody.tick(now=3.5) == (d.AskWhere(A),)
+    actions = custody.handle(d.Located(A, "none"), now=3.6)
+    assert any(isinstance(action, d.AskSeat) for action in actions)
+    counted = computed()
+    counted.handle(d.Located(A, "none"), now=2.0)
+    counted.handle(d.Tallied(live=True), now=3.0)
+    assert counted.state is d.State.COUNTED
+
+
+def test_who_asks_for_a_gradient_that_it_had_gets_it_again() -> None:
+    custody = gradient()
+    custody.start(now=0.0)
+    custody.handle(d.Arrived(A), now=0.1)
+    assert custody.handle(d.Moved(A), now=1.0) == (d.SendFrame(A, 0),)
+    assert custody.handle(d.Moved(A), now=1.1) == ()  # it is on its way

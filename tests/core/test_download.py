@@ -330,6 +330,18 @@ def test_when_all_have_dropped_it_another_step_is_agreed_on() -> None:
     assert here.download.sources == (EVE,)
 
 
+def test_a_late_answer_to_an_earlier_question_is_no_refusal() -> None:
+    """Two that corrupt agree at once; when they are out, the honest ones answer the old ask."""
+    here = world(
+        ann=Donor("corrupt", 6, after=0, delay=0.06),
+        bob=Donor("corrupt", 6, after=0, delay=0.06),
+        eve=Donor(delay=0.2, step_seconds=0.2),
+        fay=Donor(delay=0.2, step_seconds=0.2),
+    )
+    assert here.run().phase is Phase.DONE
+    assert here.whole()
+
+
 # --- any history ---
 
 KINDS: tuple[Kind, ...] = (

@@ -104,7 +104,7 @@ def test_alternatives_are_drawn_by_rate_and_never_the_first() -> None:
     ],
 )
 def test_the_veto(first: Quote | None, alternative: Quote | None, take: str | None) -> None:
-    settled = router({ANN: 1.0}).settle(first, alternative)
+    settled = router({ANN: 1.0}).settle(first, alternative, now=0.0)
     assert settled.take == take
     assert settled.reason
 
@@ -224,3 +224,27 @@ def test_no_sample_breaks_the_turns(sample: float, seed: int) -> None:
     assert 0.0 < made.expected(ANN) < 1000.0
     assert 1.0 <= made.expected(BOB) < 1000.0
     assert turns(made, 50).total() == 50
+
+
+# --- one offer beside a BUSY ------------------------------------------------------------------
+
+
+def test_a_slow_seat_is_not_given_what_a_fast_one_will_take_sooner() -> None:
+    made = router({ANN: 1.0, BOB: 0.1})
+    made.busy(ANN, 1.0, now=5.0)
+    idle, loaded = Quote(delay=10.0, service=10.0), Quote(delay=20.0, service=10.0)
+    assert made.settle(None, idle, now=5.0, patient=True).take == "alternative"
+    assert made.settle(idle, None, now=5.0, patient=True).take == "first"
+    for answers in ((None, loaded), (loaded, None)):
+        settled = made.settle(*answers, now=5.0, patient=True)
+        assert (settled.take, settled.retry_at) == (None, 6.0)
+        assert made.settle(*answers, now=5.0).take is not None
+        assert made.settle(*answers, now=6.0, patient=True).take is not None
+
+
+def test_a_seat_that_has_timed_out_is_not_waited_for() -> None:
+    made = router({ANN: 1.0, BOB: 0.1})
+    made.timed_out(ANN, 1.0, now=5.0)
+    made.busy(ANN, 0.1, now=5.0)
+    slow = Quote(delay=100.0, service=10.0)
+    assert made.settle(slow, None, now=5.0, patient=True).take == "first"

@@ -20,9 +20,9 @@ FINAL = 4
 GENESIS = genesis_chain(RunId("0" * 32))
 
 
-def status(version: int) -> SeatStatus:
+def status(version: int, stage: int = 0, state: Any = "serving") -> SeatStatus:
     return SeatStatus(
-        stage=Stage(0), state="serving", version=Step(version), rate=1.0, queue=0, parked=0
+        stage=Stage(stage), state=state, version=Step(version), rate=1.0, queue=0, parked=0
     )
 
 
@@ -33,7 +33,7 @@ def stayed(roster: Roster, *, arrives_at: float | None, seconds: float = 30.0) -
         clock = asyncio.get_running_loop()
         if arrives_at is not None:
             clock.call_at(arrives_at, lambda: roster.hear(MATE, [status(FINAL)]))
-        await linger(roster, ME, final=FINAL, seconds=seconds)
+        await linger(roster, ME, (-1, 0, 1), final=FINAL, seconds=seconds)
         return clock.time()
 
     return loop.run(main(), ceiling_seconds=100.0)
@@ -65,6 +65,13 @@ def test_a_suspect_is_not_waited_for() -> None:
     roster = Roster(ME)
     roster.hear(MATE, [status(FINAL - 1)])
     roster.lost(MATE)
+    assert stayed(roster, arrives_at=None) == 0.0
+
+
+@pytest.mark.parametrize(("stage", "state"), [(0, "joining"), (2, "serving")])
+def test_who_only_joins_and_who_is_not_beside_us_is_not_waited_for(stage: int, state: str) -> None:
+    roster = Roster(ME)
+    roster.hear(MATE, [status(FINAL - 1, stage, state)])
     assert stayed(roster, arrives_at=None) == 0.0
 
 
