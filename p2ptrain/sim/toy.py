@@ -21,6 +21,7 @@ from p2ptrain.core.sizes import microbatch_token_bytes, nominal_tokens, token_id
 from p2ptrain.ports import Loss, Update
 from p2ptrain.run import (
     Batch,
+    Checkpoint,
     Cut,
     Data,
     Evaluation,
@@ -62,6 +63,7 @@ def toy_spec(
             batch=Batch(sequences=1, microbatches=microbatches),
             optimizer=Optimizer(steps=steps, warmup_steps=0),
             sync=Sync(start_replicas=replicas),
+            checkpoint=Checkpoint(every_steps=0),  # most swarms have no disks
             evaluation=evaluation or Evaluation(every_steps=0, microbatches=0),
             data=Data(
                 source="text", file_count=1, total_bytes=len(corpus), root=corpus_root(corpus)

@@ -62,7 +62,10 @@ def alone(spec: RunSpec) -> str:
 
 @dataclass
 class Tampered:
-    """Hands out stages one of which flips the lowest bit of the first sum part it gives."""
+    """Hands out stages one of which flips a bit worth 2^-8 in the first sum part it gives.
+
+    A bit of 2^-40 may vanish in the rounding of the weights, as the data (this folder) has it.
+    """
 
     flipped: int = 0
     made: list[TorchCompute] = field(default_factory=list)
@@ -79,7 +82,7 @@ class Tampered:
                 async def read_own(start, stop):
                     part = bytearray(await honest(start, stop))
                     if not self.flipped and any(part):
-                        part[0] ^= 1
+                        part[4] ^= 1
                         self.flipped += 1
                     return bytes(part)
 
