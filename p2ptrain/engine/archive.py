@@ -86,10 +86,29 @@ class Archive:
                     holdings.append(Holding(stage=stage, at=whole[0].at))
         return tuple(holdings)
 
+    async def positions(self, stage: Stage) -> list[Position]:
+        """Of what steps there are headers of ``stage``, newest first; their states are not read."""
+        found = []
+        try:
+            marks = c.listed(await self._store.names(), self._run).get(stage, [])
+            for mark in marks:
+                name = c.name_of(self._run, stage, mark, c.HEADER_SUFFIX)
+                header = c.admit(await self._store.get(name) or b"", self._run, stage, mark)
+                if not isinstance(header, str):
+                    found.append(header.at)
+        except OSError as error:
+            self._emit(ev.Alarm(reason=f"checkpoints cannot be read: {_why(error)}"))
+        return found
+
     async def read(self, stage: Stage, at: Position) -> bytes | None:
         """The state of ``stage`` at ``at``, if it is here and whole."""
-        whole = await self._load(stage, c.Mark(at.epoch, at.step))
-        return whole[1] if whole is not None and whole[0].at == at else None
+        whole = await self.whole(stage, at)
+        return None if whole is None else whole[1]
+
+    async def whole(self, stage: Stage, at: Position) -> tuple[c.Header, bytes] | None:
+        """The checkpoint of ``stage`` at ``at``, if it is here and whole."""
+        found = await self._load(stage, c.Mark(at.epoch, at.step))
+        return found if found is not None and found[0].at == at else None
 
     async def _load(self, stage: Stage, mark: c.Mark) -> tuple[c.Header, bytes] | None:
         """A checkpoint, checked whole; what is not whole is told and as if not there."""

@@ -57,8 +57,8 @@ class Loader:
             return genesis(genesis_chain(node.run_id)), nobody
         donors = self._donors(stage)
         if not donors:
-            self.alarm(f"stage {stage} has no replica left to take its state from")
-            return None
+            pull = node.resumption.from_disk(stage, self._version())
+            return await self._take_over(stage, compute, pull)
         pull = node.snapshots.pull(stage, donors, version=self._version())
         return await self._take_over(stage, compute, pull)
 

@@ -258,3 +258,50 @@ def test_a_holder_who_comes_late_lifts_those_who_wait(play: Play, cue: MakeCue) 
     )
     assert trained(result)
     assert first_steps(result) == {6}
+
+
+# --- one stage dies ------------------------------------------------------------------------
+
+
+EVERY_STEP = msgspec.structs.replace(SPEC, checkpoint=Checkpoint(every_steps=1))
+
+
+def counted(peer: str, step: int, nth: int) -> Callable[[ev.Entry], bool]:
+    seen = 0
+
+    def when(entry: ev.Entry) -> bool:
+        nonlocal seen
+        event = entry.event
+        mine = isinstance(event, ev.SlotCounted) and (entry.peer, event.step) == (peer, step)
+        seen += mine
+        return mine and seen == nth
+
+    return when
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_lost_stage_restores_alone_and_replays_its_step(
+    play: Play,
+    cue: MakeCue,
+    stage: int,
+    resume: bool,  # noqa: FBT001 - drawn by pytest
+) -> None:
+    """Its only peer dies in mid-step and starts again on its disk; the others only wait."""
+    name = f"p{stage}"
+    disks = {p.peer: MemoryStore() for p in PEERS}
+
+    def restart(world: SimWorld, entry: ev.Entry) -> PeerId:
+        world.kill(entry.peer)
+        again = plan(name, stage)
+        world.clock.call_later(1.0, world.start, again, context=world.network.context)
+        return entry.peer
+
+    scenario = Scenario(
+        spec=EVERY_STEP, peers=PEERS, stores=disks, options=NodeOptions(resume=resume)
+    )
+    result = play(scenario, cue("stage-loss", counted(name, 4, 3), restart))
+    assert result.weights_digest == reference(EVERY_STEP, ToyCorpus(EVERY_STEP)).weights_digest
+    assert [(e.source, e.version) for e in found(result, ev.StateLoaded, name)] == [(name, 4)]
+    for other in (p.peer for p in PEERS if p.peer != name):
+        assert [e.step for e in found(result, ev.StepCommitted, other)] == [*range(12)]
