@@ -99,7 +99,6 @@ class Download:
         self._refused: dict[PeerId, str] = {}
         self._offers: dict[PeerId, Snapshot] = {}
         self._asked: dict[PeerId, Step] = {}  # the lowest version asked for: none is older
-        self._floor: dict[PeerId, Step] = {}  # ... and before we had to start over
         self._missing: set[int] = set()  # chunks neither here nor on order
         self._left = 0  # chunks that are not here
         self._actions: list[Action] = []
@@ -166,8 +165,6 @@ class Download:
         first = self._asked[peer]
         if not snapshot.sound or snapshot.size_bytes > self._most_bytes:
             self._out(peer, "gave a manifest that does not fit itself", lied=True)
-        elif self._floor.get(peer, first) <= snapshot.version < first:
-            return  # its answer to an earlier question; the one to the last is on its way
         elif not first <= snapshot.version <= self._version + AHEAD_MOST:
             reason = f"is at step {snapshot.version}, asked for {self._version}"
             self._out(peer, reason, lied=False)
@@ -297,9 +294,7 @@ class Download:
 
     def _start_over(self, now: Seconds) -> None:
         """Nobody gives this snapshot any more: agree on another, if anybody is left."""
-        self._offers.clear()
-        self._floor = self._asked | self._floor
-        self._asked.clear()
+        self._offers = {p: offer for p, offer in self._offers.items() if p not in self._refused}
         if not self._working() or self._round + 1 >= len(AHEAD):
             self._fail(self._reasons())
             return

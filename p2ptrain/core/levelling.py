@@ -94,7 +94,9 @@ def spread(view: Sequence[SeatView], me: PeerId, *, stages: int) -> Assignment |
     lacking = [Stage(stage) for stage in range(stages) for _ in range(places[stage])]
     for stage, peer in zip(lacking, sorted(leftover), strict=True):
         if peer == me:
-            reason = f"{len(claims)} come at once, and stage {stage} lacks some"
+            reason = f"stage {stage} is the weakest"
+            if len(claims) > 1:
+                reason += f" of what {len(claims)} who come at once are shared out to"
             return Assignment(stage=stage, reason=reason)
     return None
 

@@ -31,7 +31,7 @@ from p2ptrain.observe import events as ev
 from p2ptrain.units import Stage
 
 if TYPE_CHECKING:
-    from p2ptrain.core.assignment import Assignment
+    from p2ptrain.core.assignment import Assignment, SeatState
     from p2ptrain.engine.lifecycle import Node
     from p2ptrain.units import PeerId, Seconds
     from p2ptrain.wire import messages as m
@@ -136,7 +136,7 @@ class Admission:
         Cancelled, the claim stands until the peer is gone.
         """
         node, quiet = self._node, 0
-        before: tuple[tuple[PeerId, Stage], ...] = ()
+        before: set[tuple[PeerId, Stage, SeatState]] = set()
         for _ in range(SPREAD_LOOKS):
             node.claims = {choice.stage: 0.0}
             node.statuses_changed()
@@ -144,12 +144,15 @@ class Admission:
             node.roster.list(node.presence.seats())
             self._dial()
             views = node.roster.views()
-            move = spread(views, node.me, stages=node.spec.cut.stages)
-            claims = tuple((v.peer, v.stage) for v in views if v.state == "joining")
-            choice, quiet = move or choice, quiet + 1 if claims == before and not move else 0
+            others = {(v.peer, v.stage, v.state) for v in views if v.peer != node.me}
+            if others != before:  # rates alone change all the time, and are no reason to move
+                move = spread(views, node.me, stages=node.spec.cut.stages)
+                choice, quiet, before = move or choice, 0, others
+            else:
+                quiet += 1
             if quiet >= LOOKS:
                 break
-            before = claims
+        node.claims = {choice.stage: 0.0}
         return choice
 
     async def _adjust(self) -> None:

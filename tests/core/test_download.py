@@ -374,7 +374,11 @@ def test_every_history_ends_and_ends_well_where_two_honest_owners_stay(
         donor.step_seconds = step_seconds
     here = World({PeerId(f"peer-{n}"): donor for n, donor in enumerate(crowd)})
     download = here.run()
-    sound = [donor for donor in crowd if donor.kind == "honest" and donor.delay < 1.0]
+    sound = [
+        donor
+        for donor in crowd
+        if donor.kind == "honest" and donor.delay < 1.0 and (donor.base >= 5 or step_seconds <= 2.0)
+    ]  # who never gets to the step that is asked for cannot give it
     if download.phase is Phase.DONE:
         assert here.taken is not None
         assert here.whole()
