@@ -213,13 +213,15 @@ class Resumption:
     async def from_disk(self, stage: Stage, version: Step) -> Pulled:
         """The state of a stage that nobody serves any more, while the run waits at ``version``.
 
-        No other step will do: the stages beside it keep the frames of this one alone.
+        The step before will do as well: the others may have stepped on with the lost stage's sum,
+        and keep that step's frames until somebody there is through it (engine/past). Older ones
+        will not.
 
         Raises:
             LinkError: our disk does not hold it.
         """
         held = [] if self.archive is None else await self.archive.positions(stage)
-        found = next((at for at in held if at.step == version), None)
+        found = next((at for at in held if version - 1 <= at.step <= version), None)
         if found is None:
             newest = f", and the newest here is of step {held[0].step}" if held else ""
             raise LinkError(f"no replica left to take it from at step {version}{newest}")

@@ -305,3 +305,27 @@ def test_a_lost_stage_restores_alone_and_replays_its_step(
     assert [(e.source, e.version) for e in found(result, ev.StateLoaded, name)] == [(name, 4)]
     for other in (p.peer for p in PEERS if p.peer != name):
         assert [e.step for e in found(result, ev.StepCommitted, other)] == [*range(12)]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("after", [0.0, 0.005, 0.02])
+def test_a_stage_lost_behind_the_others_catches_up(
+    play: Play, cue: MakeCue, stage: int, after: float
+) -> None:
+    """It dies as it says its sum: the others may have stepped on, and keep that step's frames."""
+    name = f"p{stage}"
+    disks = {p.peer: MemoryStore() for p in PEERS}
+
+    def said(entry: ev.Entry) -> bool:
+        event = entry.event
+        return entry.peer == name and isinstance(event, ev.SumPublished) and event.step == 4
+
+    def restart(world: SimWorld, entry: ev.Entry) -> PeerId:
+        world.kill(entry.peer)
+        again = plan(name, stage)
+        world.clock.call_later(1.0, world.start, again, context=world.network.context)
+        return entry.peer
+
+    scenario = Scenario(spec=EVERY_STEP, peers=PEERS, stores=disks, stall_seconds=90.0)
+    result = play(scenario, cue("stage-loss", said, restart, after))
+    assert result.weights_digest == reference(EVERY_STEP, ToyCorpus(EVERY_STEP)).weights_digest
