@@ -167,6 +167,8 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             run_id, spec = digest(options.spec), options.spec
             if not options.new_swarm:
                 await expect_run(network.directory, run_id)
+        if options.checkpoints is not None and not options.resume:
+            refuse_to_replace(options.checkpoints, run_id)
         for line in welcome(network.addresses(), run_id, spec, options.checkpoints):
             say(line)
         compute = TorchCompute(spec, device=options.device, memory_bytes=options.memory_bytes)
@@ -214,6 +216,20 @@ def welcome(
     if checkpoints is not None:
         often = f"every {every} steps" if every else "none: the run has checkpoint.every_steps = 0"
         yield f"checkpoints in {checkpoints}: {often}"
+
+
+def refuse_to_replace(checkpoints: Path, run_id: RunId) -> None:
+    """A run whose peers have all stopped would begin again, over what they had reached.
+
+    Raises:
+        UserError: the folder holds checkpoints of this run.
+    """
+    if any(checkpoints.glob(f"{run_id}.stage-*.safetensors")):
+        raise UserError(
+            f"{checkpoints} holds checkpoints of this run, which a run that begins again would "
+            "replace: add --resume to go on from them (or to join those who do), or name "
+            "another folder"
+        )
 
 
 def events_file(path: Path) -> JsonlSink:

@@ -72,6 +72,10 @@ def run(args: Sequence[str]) -> int:
 
 def _told(error: Exception) -> int:
     """Say what is wrong, and whose fault it is by the exit code returned."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        with contextlib.suppress(OSError):
+            error.show()  # the help, as it is: it is no reason to put in one line
+        return USAGE_EXIT
     if isinstance(error, click.ClickException):
         return _fail(error.format_message(), USAGE_EXIT, context=getattr(error, "ctx", None))
     if isinstance(error, P2PTrainError):

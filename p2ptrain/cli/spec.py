@@ -34,8 +34,15 @@ data_option = option("--data", type=ANY_PATH, help="Text file, folder or jsonl t
 
 
 @click.command(cls=Command)
-@preset_option
-@option("-o", "--output", type=ANY_PATH, default=Path("run.toml"), help="File, or - for stdout.")
+@option("--preset", help=f"What to begin with: {', '.join(PRESETS)}.")
+@option(
+    "-o",
+    "--output",
+    type=ANY_PATH,
+    default=Path("run.toml"),
+    show_default=True,
+    help="File, or - for stdout.",
+)
 @data_option
 @set_option
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")

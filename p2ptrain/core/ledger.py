@@ -11,7 +11,8 @@ Invariants:
       comes back with it, because its accumulator never went away;
     * a bitmap with slots outside the step, or of a known (incarnation, seq), changes nothing.
 
-Bound: one bitmap per peer that ever counted in this step; the engine admits verified ones only.
+Bound: one bitmap per peer, of BITMAPS_MOST peers. A name costs nothing, so signatures bound
+nothing: beyond, a living seat takes a stranger's place, and a stranger is not heard.
 
 A slot set is an int here (bit i = slot i) and little-endian bytes on the wire.
 
@@ -29,7 +30,14 @@ from p2ptrain.core.canonical import canonical
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from p2ptrain.units import PeerId
+    from p2ptrain.units import Bytes, PeerId
+
+
+BITMAPS_MOST = 1024
+"""Replicas of one stage, suspects included. More names than that are not seats but a flood."""
+
+BITMAP_BYTES = 512
+"""At most what a bitmap takes on the wire without its slots: names, counters, a signature."""
 
 
 def mask_to_bytes(mask: int, width: int) -> bytes:
@@ -103,7 +111,7 @@ class Ledger:
             known.incarnation,
             known.seq,
         )
-        if stale or mask & ~self.expected:
+        if stale or mask & ~self.expected or not (known or self._has_room(bitmap.peer)):
             return False
         self._bitmaps[bitmap.peer], self._masks[bitmap.peer] = bitmap, mask
         return True
@@ -124,6 +132,18 @@ class Ledger:
     def bitmaps(self) -> tuple[Bitmap, ...]:
         """All bitmaps held, live or not, by peer."""
         return tuple(self._bitmaps[peer] for peer in sorted(self._bitmaps))
+
+    def shown(self, most_bytes: Bytes) -> tuple[Bitmap, ...]:
+        """What fits into ``most_bytes`` of the bitmaps held, the living first."""
+        shown: list[Bitmap] = []
+        for _, bitmap in sorted(
+            self._bitmaps.items(), key=lambda entry: (entry[0] not in self._live, entry[0])
+        ):
+            most_bytes -= BITMAP_BYTES + len(bitmap.slots)
+            if most_bytes < 0:
+                break
+            shown.append(bitmap)
+        return tuple(shown)
 
     def union(self) -> int:
         """Slots that some live seat has counted."""
@@ -163,3 +183,13 @@ class Ledger:
                 if peer != kept:
                     losers[peer] = losers.get(peer, 0) | 1 << slot
         return dict(sorted(losers.items()))
+
+    def _has_room(self, peer: PeerId) -> bool:
+        """Whether a bitmap of ``peer``, of whom none is held, may be; made for the living."""
+        if len(self._bitmaps) < BITMAPS_MOST:
+            return True
+        stranger = next((p for p in self._bitmaps if p not in self._live), None)
+        if stranger is None or peer not in self._live:
+            return False
+        self.drop(stranger)
+        return True

@@ -83,6 +83,10 @@ if TYPE_CHECKING:
     from p2ptrain.core.rounds import Action, Event, Outcome, StepLimits
     from p2ptrain.units import PeerId, RunId, Seconds
 
+NACK_BYTES = 900 << 10
+"""Of the bitmaps in a Nack: the longest control message (1 MiB) with room for the rest. Who is
+left out is heard of by gossip."""
+
 _LONGEST_GROWTH = 8.0
 """Views converge within a few heartbeats; longer deadlines would only delay recovery."""
 
@@ -417,7 +421,7 @@ class StepMachine:
             stage=self.stage,
             ballot=ballot,
             highest=self._promised,
-            bitmaps=self.ledger.bitmaps(),
+            bitmaps=self.ledger.shown(NACK_BYTES),
         )
         return (Send((to,), nack),)
 

@@ -66,14 +66,15 @@ class Admission:
         while True:
             node.roster.list(node.presence.seats())
             self._dial()
-            versions = [view.version for view in node.roster.views()]
-            self._furthest = max([self._furthest, *versions])
+            self._furthest = max(self._furthest, node.roster.furthest())
             if self._furthest > last_step(node.spec):
                 node.come_to_end()
             elif node.draining:
                 node.parting.leave_in_vain()
             elif node.resumption.blocks():
                 pass  # a run that was stopped is being put together again
+            elif not node.seats and self._hinted():
+                pass  # whether the run has begun is learnt from those who are listed
             elif not node.seats:
                 await self._take_first()
             else:
@@ -116,6 +117,15 @@ class Admission:
         for view in node.roster.callable_seats():
             if view.peer != node.me and (view.stage in near or not self._started):
                 node.links.open(view.peer)
+
+    def _hinted(self) -> bool:
+        """Whether only the directory says that the run has begun: anybody may write there.
+
+        Those listed are being dialled; who answers tells its version, who does not is no more
+        in the views.
+        """
+        listed = any(view.version for view in self._node.roster.views())
+        return listed and not self._furthest
 
     async def _take_first(self) -> None:
         node = self._node

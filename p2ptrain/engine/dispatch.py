@@ -121,9 +121,8 @@ class Dispatcher:
         known: dict[Stage, Sum] = {}
         for _, seat in sorted(self._seats.items()):
             known = {**seat.stepper.known_sums(message.at), **known}
-        for stage in message.stages:
-            if stage in known:
-                self._post.tell(peer, known[stage])
+        for stage in sorted(known.keys() & set(message.stages)):  # once, however often it asks
+            self._post.tell(peer, known[stage])
 
     def _deny(
         self, peer: PeerId, message: m.Ask | m.Decline | m.Recall | m.Where | m.Forward | m.Gradient

@@ -1,6 +1,6 @@
 """What a seat keeps of the step it has just committed, for stages that are not through it yet.
 
-    commit(t) here --> frames of t are kept --> every live member of the receiving stage has
+    commit(t) here --> frames of t are kept --> every live seat of the receiving stage has
                              |                  committed t: they are let go
                              `-- a member is lost before: what it had counted is sent again
 
@@ -89,10 +89,12 @@ class Past:
         self.custodian.lost(peer, now)
 
     def _through(self, whole: Sum) -> bool:
-        """Whether every live member of a stage has committed: each can help the others."""
+        """Whether every live seat of a stage has committed, newcomers too.
+
+        Else the only one that has could die while another still fetches its sum.
+        """
         views = self._roster.present(Stage(whole.stage))
-        behind = [v for v in views if v.version <= self.at.step and v.peer in whole.members]
-        return len(views) > len(behind) and not behind
+        return bool(views) and all(view.version > self.at.step for view in views)
 
     def _count_out(self, what: What, whole: Sum, now: Seconds) -> None:
         live = self._roster.at(Stage(whole.stage), self.at, whole.members)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from p2ptrain.core.assignment import SeatView
+from p2ptrain.core.schedule import last_step
 from p2ptrain.errors import DirectoryError, WireError
 from p2ptrain.observe.events import Alarm
 from p2ptrain.run import encode
@@ -274,7 +275,8 @@ class Presence:
             seat = decode_record(record.value, SeatRecord)
         except WireError:
             return None  # not in order: as if it were not there
-        if seat.state == "gone" or record.owner == self._me.peer:
+        beyond = seat.version > last_step(self._spec) + 1  # no seat of this run got there
+        if seat.state == "gone" or record.owner == self._me.peer or beyond:
             return None
         return SeatView(
             peer=record.owner,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from p2ptrain.core.assignment import SeatView
+from p2ptrain.units import Step
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -160,6 +161,11 @@ class Roster:
                     merged.update({(stage, peer): seat for stage, seat in views.items()})
             self._views = tuple(merged[key] for key in sorted(merged))
         return self._views
+
+    def furthest(self) -> Step:
+        """The highest version that a peer has told us itself; the directory's word is a hint."""
+        told = (view.version for views in self._heard.values() for view in views.values())
+        return max(told, default=Step(0))
 
     def callable_seats(self) -> tuple[SeatView, ...]:
         """Whom to open links to: also who could not be reached so far, while it is listed."""

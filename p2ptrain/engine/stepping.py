@@ -168,7 +168,9 @@ class Stepper:
             self._neighbour_changed(bitmap.stage, now)
 
     def received(self, peer: PeerId, message: Plan | Ack | Nack | Go | Sum, now: Seconds) -> None:
-        """A message of the round, or a SUM of any stage."""
+        """A message of the round, or a SUM of any stage; from strangers, nothing."""
+        if not self._knows(peer):
+            return
         if self.machine is not None and message.at == self.at:
             if isinstance(message, Nack):
                 for bitmap in message.bitmaps:
@@ -179,6 +181,10 @@ class Stepper:
                 self._early_sums[message.stage] = (peer, message)
         elif isinstance(message, Plan) and self.last is not None and message.at == self.last.at:
             self._post.tell(peer, self.last.sums[self.stage])  # the adopt rule, one step late
+
+    def _knows(self, peer: PeerId) -> bool:
+        """Whether ``peer`` has a seat, or had one when the last step was recorded."""
+        return any(peer in there for there in self._members) or peer in self._post.everyone()
 
     def known_sums(self, at: Position) -> dict[Stage, Sum]:
         """The SUMs that we know of a position, this one or the last."""

@@ -153,15 +153,6 @@ class Sourced(Event, frozen=True, tag=True):
     order: int
 
 
-class ForwardDone(Event, frozen=True, tag=True):
-    """A forward result lies in the retention store."""
-
-    stage: Stage
-    step: Step
-    slot: Slot
-    service_seconds: Seconds
-
-
 class SlotCounted(Event, frozen=True, tag=True):
     """A microbatch is in this seat's accumulator (or, evaluating, passed through it)."""
 
@@ -315,7 +306,6 @@ AnyEvent: TypeAlias = (
     | BusySaid
     | FrameSent
     | Sourced
-    | ForwardDone
     | SlotCounted
     | Subtracted
     | Recalled

@@ -39,7 +39,7 @@ from p2ptrain.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sized
 
     from p2ptrain.core.agreement import Message, Position
     from p2ptrain.run import RunSpec
@@ -227,9 +227,10 @@ class FrameLimits:
         digest = sized(DIGEST_BYTES, DIGEST_BYTES)
         peer = sized(1, PEER_TEXT)
         text = sized(0, TEXT_BYTES)
+        stage, few = Between(0, self._stages - 1), sized(0, self._stages)
         return {
-            "stage": Between(0, self._stages - 1),
-            "stages": each(Between(0, self._stages - 1)),
+            "stage": stage,
+            "stages": lambda named: few(named) or each(stage)(named),
             "slot": Between(0, self._slots - 1),
             "slots": sized(0, -(-self._slots // 8)),
             "step": version,  # one beyond the last step: who has finished says so
@@ -298,12 +299,11 @@ def finite(least: float, most: float) -> Rule:
 
 
 def sized(least: int, most: int) -> Rule:
-    """Text or bytes of a length within both bounds."""
+    """Text, bytes or a list of a length within both bounds."""
 
-    def rule(value: str | bytes) -> str | None:
-        if least <= len(value) <= most:
-            return None
-        return f"length {len(value)} is not in {least}..{most}"
+    def rule(value: Sized) -> str | None:
+        fits = least <= len(value) <= most
+        return None if fits else f"length {len(value)} is not in {least}..{most}"
 
     return rule
 

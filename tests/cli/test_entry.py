@@ -90,3 +90,12 @@ def test_unknown_words_are_answered_with_the_nearest(refused: Refused) -> None:
     assert "no command 'simulat'; did you mean 'simulate'?" in refused("simulat")
     assert "--initial-peers" in refused("peer", "--inital-peers", "x")
     assert "p2ptrain peer --help" in refused("peer", "--inital-peers", "x")
+
+
+@pytest.mark.parametrize("args", [[], ["config"]])
+def test_no_command_at_all_is_answered_with_the_help(
+    args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The help keeps its lines."""
+    assert entry.run(args) == 2
+    assert "\nCommands:\n" in capsys.readouterr().err

@@ -39,10 +39,12 @@ def test_ctrl_c_while_importing_ends_the_process_with_130() -> None:
 
 
 def test_elsewhere_ctrl_c_is_an_exception_again() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with at_once():
         pass
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_end_waits_for_no_thread() -> None:

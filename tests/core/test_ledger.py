@@ -9,6 +9,8 @@ from hypothesis import given, settings
 
 from p2ptrain.core.agreement import Bitmap, Position, Tallies
 from p2ptrain.core.ledger import (
+    BITMAP_BYTES,
+    BITMAPS_MOST,
     Ledger,
     bitmap_bytes,
     bytes_to_mask,
@@ -154,3 +156,21 @@ def test_a_signature_covers_every_field_but_itself(change: dict[str, object]) ->
     plain = bitmap(ANN, 0b1)
     assert bitmap_bytes(msgspec.structs.replace(plain, **change)) != bitmap_bytes(plain)
     assert bitmap_bytes(msgspec.structs.replace(plain, signature=b"x")) == bitmap_bytes(plain)
+
+
+def test_names_that_cost_nothing_take_no_room_from_the_living() -> None:
+    ledger = Ledger(FULL)
+    ledger.set_live(frozenset({ANN}))
+    strangers = [bitmap(PeerId(f"stranger-{number}"), 0) for number in range(BITMAPS_MOST + 1)]
+    assert [ledger.observe(one) for one in strangers] == [True] * BITMAPS_MOST + [False]
+    assert ledger.observe(bitmap(ANN, 0b1))
+    assert len(ledger.bitmaps()) == BITMAPS_MOST
+    assert ledger.union() == 0b1
+    assert ledger.observe(bitmap(PeerId("stranger-9"), 0b10, seq=2))  # who has a place keeps it
+
+
+def test_what_is_shown_fits_and_shows_the_living_first() -> None:
+    ledger = ledger_of(bitmap(ANN, 0), bitmap(BOB, 0), bitmap(EVE, 0), live=(EVE,))
+    each = BITMAP_BYTES + 1
+    assert [one.peer for one in ledger.shown(2 * each)] == [EVE, ANN]
+    assert ledger.shown(each - 1) == ()

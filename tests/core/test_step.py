@@ -46,6 +46,7 @@ from p2ptrain.core.rounds import (
 from p2ptrain.core.schedule import keeper, leaders
 from p2ptrain.core.step import StepMachine
 from p2ptrain.units import Chain, Digest, Microbatch, PeerId, RunId, Slot, Stage, Step
+from p2ptrain.wire.framing import CONTROL_BYTES, encode
 
 RUN = RunId("run")
 AT = Position(epoch=0, step=Step(2), chain=Chain(bytes(32)))
@@ -672,3 +673,16 @@ def test_shares_are_values_of_the_wire() -> None:
     plan = plan_of(ANN, bitmap(ANN, 0b0011), bitmap(BOB, 0b1100))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=Plan) == plan
     assert all(isinstance(share, Share) for share in plan.shares)
+
+
+def test_a_flood_of_names_does_not_make_a_nack_that_cannot_be_sent() -> None:
+    """Five thousand signed names and one Go ended the peer: its answer was too long to encode."""
+    seat = machine(ANN, BOB)
+    for number in range(5000):
+        flood = msgspec.structs.replace(bitmap(PeerId(f"{number:052}"), 0), signature=bytes(64))
+        seat.handle(Seen(flood), now=0.0)
+    go = Go(at=AT, stage=STAGE, ballot=Ballot(round=0, rank=0, digest=Digest(bytes(32))))
+    (answer,) = seat.handle(Received(EVE, go), now=0.1)
+    assert isinstance(answer, Send)
+    assert isinstance(answer.message, Nack)
+    assert len(encode(answer.message)) <= CONTROL_BYTES

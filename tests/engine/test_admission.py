@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -9,11 +10,15 @@ import pytest
 
 from p2ptrain.engine.terms import NodeOptions
 from p2ptrain.observe import events as ev
+from p2ptrain.run import digest
 from p2ptrain.sim import loop
+from p2ptrain.sim.directory import Stored
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, crowd
+from p2ptrain.sim.signer import SimSigner
 from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
 from p2ptrain.sim.world import SimWorld
-from p2ptrain.units import PeerId, Stage
+from p2ptrain.units import PeerId, Stage, Step
+from p2ptrain.wire.records import SeatRecord, encode_record, stage_key
 
 SPEC = toy_spec(stages=2, microbatches=6, steps=4)
 
@@ -115,3 +120,24 @@ def test_an_alarm_is_told_once_and_not_at_every_look() -> None:
         world.run()
     alarms = [e for e in world.entries if isinstance(e.event, ev.Alarm) and e.peer == "heir"]
     assert 1 <= len(alarms) <= 3
+
+
+@pytest.mark.parametrize("version", [1, 8])
+def test_a_record_of_nobody_neither_begins_nor_ends_a_run(version: int) -> None:
+    """Anybody may write into the directory: what it says of a run is heard from peers first."""
+    spec = toy_spec(stages=2, microbatches=4, steps=8)
+    world = SimWorld(Scenario(spec=spec, peers=crowd(4), stall_seconds=200.0))
+    nobody = SimSigner(PeerId("nobody"), seed=world.scenario.seed)
+    record = SeatRecord(state="serving", version=Step(version), rate=1.0, queue=0, incarnation=1)
+    blank = Stored(
+        key=stage_key(digest(spec), Stage(0)),
+        owner=nobody.peer,
+        sequence=1,
+        expires_at=100.0,
+        value=encode_record(record),
+        signature=b"",
+    )
+    world.table.plant(replace(blank, signature=nobody.sign(blank.signed_bytes())))
+    result = world.run()
+    assert result.holds
+    assert all(peer.finished for peer in result.peers.values())

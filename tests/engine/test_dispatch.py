@@ -159,6 +159,13 @@ def test_whichever_seat_knows_a_sum_tells_it(dispatcher: Dispatcher, post: Any) 
     assert [message.stage for message in post.all(Sum)] == [0, 4]
 
 
+def test_a_sum_is_told_once_however_often_one_message_asks(
+    dispatcher: Dispatcher, post: Any
+) -> None:
+    dispatcher.round(PEER, m.WantSums(at=AT, stages=(Stage(4),) * 1000), 0.0)
+    assert [message.stage for message in post.all(Sum)] == [4]
+
+
 def test_no_seat_no_sum(dispatcher: Dispatcher, post: Any, calls: list[str]) -> None:
     dispatcher.round(PEER, m.PullSum(at=AT, stage=Stage(7)), 0.0)
     assert post.last(m.NoSuch).what == "sum"

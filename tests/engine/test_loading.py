@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from p2ptrain.units import Stage
 
 SPEC = toy_spec(stages=2, microbatches=6, steps=8)
-LATE = PeerPlan(peer=PeerId("late"), starts_at=7.0, speed=0.1)
+LATE = PeerPlan(peer=PeerId("late"), starts_at=6.5, speed=0.1)
 
 
 class Lame(ToyCompute):

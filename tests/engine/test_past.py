@@ -74,7 +74,7 @@ def scene(post: Any) -> Scene:
     return Scene(post)
 
 
-def test_frames_are_kept_until_every_live_member_of_the_receiving_stage_is_through(
+def test_frames_are_kept_until_every_live_seat_of_the_receiving_stage_is_through(
     scene: Scene,
 ) -> None:
     scene.at(BELOW, 0, 4)
@@ -85,6 +85,14 @@ def test_frames_are_kept_until_every_live_member_of_the_receiving_stage_is_throu
     scene.at(OTHER, 2, 4)
     scene.past.refresh(3.0)
     assert (scene.past.retained_bytes, scene.past.settled) == (0, True)
+
+
+def test_a_newcomer_that_is_behind_is_waited_for_as_well(scene: Scene) -> None:
+    for peer, stage in ((BELOW, 0), (ABOVE, 2), (OTHER, 2)):
+        scene.at(peer, stage, 4)
+    scene.at(PeerId("newcomer"), 2, 3)
+    scene.past.refresh(2.0)
+    assert not scene.past.settled
 
 
 def test_what_a_lost_member_had_counted_is_offered_to_another(scene: Scene, post: Any) -> None:

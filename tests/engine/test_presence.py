@@ -234,6 +234,10 @@ async def test_records_that_are_not_in_order_are_as_if_not_there() -> None:
     await world.directory(PeerId("dan")).store(
         stage_key(RUN, Stage(0)), encode_record(bad), lifetime=60.0
     )
+    far = SeatRecord(state="serving", version=Step(2**62), rate=1.0, queue=0, incarnation=1)
+    await world.directory(PeerId("far")).store(
+        stage_key(RUN, Stage(0)), encode_record(far), lifetime=60.0
+    )
     await world.directory(EVE).store(stage_key(RUN, Stage(0)), encode_record(good), lifetime=60.0)
     async with running(ann):
         await asyncio.sleep(3.0)

@@ -11,7 +11,15 @@ from p2ptrain.data import pin
 from p2ptrain.errors import DataError, InternalError, RefusedError, UserError
 from p2ptrain.net.node import NetworkOptions
 from p2ptrain.run import Data, RunSpec, digest
-from peers.peer import Leaving, PeerOptions, events_file, find_corpus, first_cause, welcome
+from peers.peer import (
+    Leaving,
+    PeerOptions,
+    events_file,
+    find_corpus,
+    first_cause,
+    refuse_to_replace,
+    welcome,
+)
 
 if TYPE_CHECKING:
     from p2ptrain.engine.lifecycle import Node
@@ -125,3 +133,14 @@ def test_an_events_file_that_cannot_be_written_is_refused(tmp_path: Path) -> Non
         events_file(tmp_path / "nowhere" / "events.jsonl")
     with events_file(tmp_path / "events.jsonl"):
         assert (tmp_path / "events.jsonl").exists()
+
+
+def test_who_forgets_to_resume_does_not_replace_old_checkpoints(tmp_path: Path) -> None:
+    """Without ``--resume`` a stopped run would begin again, over what lies there."""
+    run = digest(LIBRARY)
+    refuse_to_replace(tmp_path, run)
+    (tmp_path / f"{'0' * 32}.stage-0.epoch-0.step-5.safetensors").touch()  # of another run
+    refuse_to_replace(tmp_path, run)
+    (tmp_path / f"{run}.stage-0.epoch-0.step-5.safetensors").touch()
+    with pytest.raises(UserError, match="add --resume"):
+        refuse_to_replace(tmp_path, run)

