@@ -107,6 +107,10 @@ def decode(blob: bytes | memoryview) -> RunSpec:
         raise RunSpecError(f"no RunSpec of this version: {readable(error)}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the latter: in unknown keys
         raise RunSpecError(f"no RunSpec: {error}") from error
+    if encode(spec) != blob:  # the run id is taken from the one way to write it
+        raise RunSpecError(
+            "no RunSpec as it is published: a value is left out or written otherwise"
+        )
     return validate(spec)
 
 
