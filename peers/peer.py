@@ -44,6 +44,7 @@ from p2ptrain.observe.sinks import JsonlSink, LogSink, fan_out, formatter, stamp
 from p2ptrain.observe.voice import Voice
 from p2ptrain.run import digest
 from peers.outcome import PeerOutcome
+from peers.vitals import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -188,6 +189,7 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             outputs.append(stack.enter_context(events_file(options.events)))
         emit = stamp(network.peer, asyncio.get_running_loop().time, fan_out(*outputs))
         emit(ev.PeerStarted(run=run_id, addresses=network.addresses()))
+        stack.enter_context(watched(emit, lambda: network.daemon_pid))
         leaving.node = Node(
             run_id,
             spec,

@@ -44,7 +44,6 @@ from peers.swarm import Swarm
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from p2ptrain.observe.report import Growth
     from p2ptrain.units import Bytes, Seconds
     from peers.display import Display
     from peers.launch import SwarmOptions
@@ -88,7 +87,6 @@ class Simulated:
     peak_rss_bytes: Bytes
     orphans: int
     interrupted: bool
-    growth: Growth | None
 
     @property
     def verified(self) -> bool | None:
@@ -148,7 +146,6 @@ async def simulate(options: SimulationOptions, display: Display) -> Simulated:
         peak_rss_bytes=swarm.peak_rss_bytes,
         orphans=orphans,
         interrupted=swarm.leaving(),
-        growth=swarm.usage.growth(m.name for m in swarm.members if not (m.killed or m.failed)),
     )
 
 

@@ -93,7 +93,6 @@ def facts(options: SimulationOptions, simulated: Simulated) -> Facts:
         verified=simulated.verified,
         peak_rss_bytes=simulated.peak_rss_bytes,
         orphans=simulated.orphans,
-        growth=simulated.growth,
     )
 
 
@@ -142,6 +141,15 @@ def words(report: Report) -> Iterator[str]:
         yield (
             f"wire: {wire.forward_bytes_per_microbatch / 1000:,.1f} kB forward and "
             f"{wire.backward_bytes_per_microbatch / 1000:,.1f} kB backward per microbatch and hop"
+        )
+    if (grown := report.growth) is not None:
+        yield (
+            f"growth a minute, worst of {grown.peers} that lived: "
+            f"{grown.rss_bytes_per_minute / 1e6:+.2f} MB "
+            f"(p2pd {grown.daemon_rss_bytes_per_minute / 1e6:+.2f} MB), "
+            f"{grown.descriptors_per_minute:+.2f} descriptors "
+            f"(p2pd {grown.daemon_descriptors_per_minute:+.2f}), "
+            f"{grown.tasks_per_minute:+.2f} tasks, {grown.threads_per_minute:+.2f} threads"
         )
     if report.weights_digest is not None:
         verdict = {

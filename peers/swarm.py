@@ -13,15 +13,11 @@ Refused: to wait for ever, or to end at the first peer's error.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import psutil
-
 from p2ptrain.errors import InternalError
 from peers.launch import Launcher
-from peers.usage import Usage
 from peers.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -85,7 +81,6 @@ class Swarm:
     members: list[Member] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     peak_rss_bytes: Bytes = 0
-    usage: Usage = field(default_factory=Usage)
     arrived: Callable[[Member, str, Seconds], None] = lambda _member, _why, _now: None
     launcher: Launcher = field(init=False)
     _waiting: Waiting = field(init=False)
@@ -171,8 +166,6 @@ class Swarm:
             self.launcher.bootstrap = None
             self.troubles.append(f"the bootstrap ended: {bootstrap.last_words()}")
         self.peak_rss_bytes = max(self.peak_rss_bytes, self.children.peak_rss_bytes())
-        if self.usage.due(now):
-            self._sample(now)
         self._send_latecomers_home(now)
         self._judge_patience(now)
         if self.members and all(member.failed for member in self.members):
@@ -185,19 +178,6 @@ class Swarm:
             return
         member.failed = True
         self.troubles.append(f"{member.name} ended with code {code}: {member.child.last_words()}")
-
-    def _sample(self, now: Seconds) -> None:
-        for member in self.living():
-            if member.has_stepped:
-                with contextlib.suppress(psutil.Error):
-                    process = psutil.Process(member.child.process.pid)
-                    self.usage.add(
-                        member.name,
-                        now=now,
-                        rss_bytes=process.memory_info().rss,
-                        descriptors=process.num_fds(),
-                        threads=process.num_threads(),
-                    )
 
     def _judge_patience(self, now: Seconds) -> None:
         if now - self._heard_at > STALL_SECONDS:

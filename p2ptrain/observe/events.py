@@ -256,6 +256,20 @@ class Bounds(Event, frozen=True, tag=True):
     retained_bound: int
 
 
+class Resources(Event, frozen=True, tag=True):
+    """What this peer's process holds now, and apart from it its p2pd (zeros while that restarts).
+
+    ``tasks``: of asyncio; ``rss_bytes``: resident memory.
+    """
+
+    rss_bytes: int
+    descriptors: int
+    threads: int
+    tasks: int
+    daemon_rss_bytes: int
+    daemon_descriptors: int
+
+
 class Alarm(Event, frozen=True, tag=True):
     """Something an operator must see; training may go on."""
 
@@ -315,6 +329,7 @@ AnyEvent: TypeAlias = (
     | StepCommitted
     | Activity
     | Bounds
+    | Resources
     | Alarm
     | FaultFired
     | Remains

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from p2ptrain.observe import events as ev
+from p2ptrain.observe.growth import Growth, growth
 from p2ptrain.observe.recovery import recovery_seconds
 from p2ptrain.units import PeerId, Seconds, Stage, Step
 
@@ -32,20 +33,11 @@ FP32_BYTES, BF16_BYTES = 4, 2
 SHOWN_ALARMS = 20  # the first ones tell, the rest follow from them
 
 
-class Growth(msgspec.Struct, frozen=True, kw_only=True):
-    """Slopes over the run of the fastest growing of ``peers`` that lived through it."""
-
-    peers: int
-    rss_bytes_per_minute: float
-    descriptors_per_minute: float
-    threads_per_minute: float
-
-
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the supervisor of a run knows and no event says. None: not known, not asked.
 
     ``seconds``: from start to end; ``baseline_val_loss``: the reference's; ``commit``: of
-    the source; ``orphans``: processes that outlived the run; ``growth``: None below minutes.
+    the source; ``orphans``: processes that outlived the run.
     """
 
     run_id: str
@@ -61,7 +53,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool | None = None
     peak_rss_bytes: int = 0
     orphans: int = 0
-    growth: Growth | None = None
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +94,10 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """report.json. Times in seconds, sizes in bytes, losses in nats per token."""
+    """report.json. Times in seconds, sizes in bytes, losses in nats per token.
+
+    ``growth``: None where no peer was watched for minutes.
+    """
 
     run_id: str
     commit: str
@@ -169,6 +163,7 @@ def build_report(entries: Sequence[ev.Entry], facts: Facts) -> Report:
         suspicions=kinds[ev.Suspected],
         frames_refused=kinds[ev.FrameRefused],
         alarms=[e.event.reason for e in entries if isinstance(e.event, ev.Alarm)][:SHOWN_ALARMS],
+        growth=growth(entries),
     )
 
 

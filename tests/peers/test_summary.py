@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from p2ptrain.observe.growth import Growth
 from p2ptrain.observe.report import build_report
 from p2ptrain.run import Cut, RunSpec, digest
 from peers import summary
@@ -95,6 +96,27 @@ def test_lost_and_doubled_microbatches_are_troubles(program: Program) -> None:
     counts = msgspec.structs.replace(report.microbatches, lost=2, duplicated=1)
     bad = msgspec.structs.replace(report, microbatches=counts)
     assert "2 microbatches lost, 1 counted twice" in list(summary.faults(simulated, bad))
+
+
+def test_growth_is_told_where_it_was_measured(program: Program) -> None:
+    chosen = options(program())
+    with Display() as display:
+        simulated = asyncio.run(simulate(chosen, display))
+    report = build_report([], summary.facts(chosen, simulated))
+    assert not [line for line in summary.words(report) if line.startswith("growth")]
+    grown = Growth(
+        peers=3, rss_bytes_per_minute=1.5e6, descriptors_per_minute=0.25, threads_per_minute=0.0,
+        tasks_per_minute=-0.5, daemon_rss_bytes_per_minute=2e5, daemon_descriptors_per_minute=1.0,
+    )  # fmt: skip
+    (line,) = [
+        line
+        for line in summary.words(msgspec.structs.replace(report, growth=grown))
+        if line.startswith("growth")
+    ]
+    assert line == (
+        "growth a minute, worst of 3 that lived: +1.50 MB (p2pd +0.20 MB), +0.25 descriptors "
+        "(p2pd +1.00), -0.50 tasks, +0.00 threads"
+    )
 
 
 def test_the_commit_is_this_trees() -> None:

@@ -1,0 +1,97 @@
+"""Do the peers that live grow? Memory, descriptors, tasks and threads over time.
+
+    Resources events of a peer that lived, after its warm-up -> a line through them
+                                                             -> growth per minute
+
+Intuition: what leaks under churn leaks a little with every death of a neighbour; no single
+number shows it, its slope does. Of several peers the fastest growing counts, each resource
+by itself. A peer's p2pd is a process of its own: it is judged apart.
+
+Invariants: a peer without enough samples says nothing (a slope of three points is noise);
+the warm-up is left out, because allocators and import caches fill then; nor does a peer
+count that was killed.
+
+Refused: the difference of two samples. Memory swings by a step's frames from one to the next.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from p2ptrain.observe import events as ev
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from p2ptrain.units import PeerId, Seconds
+
+WARM_UP_SECONDS = 60.0
+"""From a peer's first step: torch, the directory and every queue have been used by then."""
+
+LEAST_SPAN_SECONDS = 115.0
+"""Two minutes less a sample; over a shorter time a slope is the noise of the allocator."""
+
+LEAST_SAMPLES = 12
+"""A peer that was frozen or starved for most of its time says nothing either."""
+
+SECONDS_PER_MINUTE = 60.0
+
+
+class Growth(msgspec.Struct, frozen=True, kw_only=True):
+    """Slopes over the run of the fastest growing of ``peers`` that lived through it.
+
+    ``daemon``: of p2pd; the others are of the peer's own process.
+    """
+
+    peers: int
+    rss_bytes_per_minute: float
+    descriptors_per_minute: float
+    threads_per_minute: float
+    tasks_per_minute: float
+    daemon_rss_bytes_per_minute: float
+    daemon_descriptors_per_minute: float
+
+
+def growth(entries: Iterable[ev.Entry]) -> Growth | None:
+    """The fastest growth of each resource; None if nothing can be said.
+
+    ``entries``: ordered by time.
+    """
+    began: dict[PeerId, Seconds] = {}
+    killed: set[str] = set()
+    samples: dict[PeerId, list[tuple[Seconds, ev.Resources]]] = defaultdict(list)
+    for entry in entries:
+        match entry.event:
+            case ev.StepCommitted():
+                began.setdefault(entry.peer, entry.at)
+            case ev.FaultFired(fault="kill", target=target):
+                killed.add(target)
+            case ev.Resources() as sample:
+                if entry.at - began.get(entry.peer, entry.at) >= WARM_UP_SECONDS:
+                    samples[entry.peer].append((entry.at, sample))
+            case _:
+                pass
+    lived = [taken for peer, taken in samples.items() if peer not in killed and _suffice(taken)]
+    return _worst(lived) if lived else None
+
+
+def _suffice(samples: Sequence[tuple[Seconds, ev.Resources]]) -> bool:
+    return len(samples) >= LEAST_SAMPLES and samples[-1][0] - samples[0][0] >= LEAST_SPAN_SECONDS
+
+
+def _worst(peers: Sequence[Sequence[tuple[Seconds, ev.Resources]]]) -> Growth:
+    slopes = {
+        f"{name}_per_minute": max(_per_minute(samples, name) for samples in peers)
+        for name in ev.Resources.__struct_fields__
+    }
+    return Growth(peers=len(peers), **slopes)
+
+
+def _per_minute(samples: Sequence[tuple[Seconds, ev.Resources]], name: str) -> float:
+    times = [at for at, _ in samples]
+    values = [float(getattr(sample, name)) for _, sample in samples]
+    return statistics.linear_regression(times, values).slope * SECONDS_PER_MINUTE
