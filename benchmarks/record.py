@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from peers.summary import source_commit
+from peers.source import source_commit
 
 __all__ = ["load", "machine", "source_commit", "write"]
 

@@ -31,7 +31,7 @@ import uvloop
 
 from p2ptrain.compute.executor import TorchCompute
 from p2ptrain.data import corpus_from_bytes, load_corpus
-from p2ptrain.data.store import DiskStore
+from p2ptrain.data.store import DiskStore, sole_owner
 from p2ptrain.engine.discovery import expect_run, fetch_spec
 from p2ptrain.engine.lifecycle import Node
 from p2ptrain.engine.terms import NodeOptions, NodeResult, World
@@ -170,6 +170,10 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
                 await expect_run(network.directory, run_id)
         if options.checkpoints is not None and not options.resume:
             refuse_to_replace(options.checkpoints, run_id)
+        store = None
+        if options.checkpoints is not None:
+            stack.enter_context(sole_owner(options.checkpoints))
+            store = DiskStore(options.checkpoints)
         for line in welcome(network.addresses(), run_id, spec, options.checkpoints):
             say(line)
         compute = TorchCompute(spec, device=options.device, memory_bytes=options.memory_bytes)
@@ -181,7 +185,7 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             compute=compute,
             corpus=find_corpus(spec, options),
             corpus_from=lambda corpus: corpus_from_bytes(spec, corpus),
-            store=None if options.checkpoints is None else DiskStore(options.checkpoints),
+            store=store,
         )
         incarnation = time.time_ns() // MILLISECOND_NANOSECONDS  # grows with every start
         outputs: list[Callable[[ev.Entry], None]] = [LogSink(log)]

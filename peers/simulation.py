@@ -39,6 +39,7 @@ from peers.children import Children
 from peers.injector import Injector
 from peers.outcome import SwarmOutcome, read_outcome, together
 from peers.progress import Progress
+from peers.source import source_commit
 from peers.swarm import Swarm
 
 if TYPE_CHECKING:
@@ -74,10 +75,12 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 class Simulated:
     """A simulation that ran to its end, or was interrupted; its files lie in ``folder``.
 
-    ``unfinished``: peers that took part, were left alone by chaos, and did not finish.
+    ``commit``: of the source when it began. ``unfinished``: peers that took part, were left
+    alone by chaos, and did not finish.
     """
 
     folder: Path
+    commit: str
     events: tuple[Path, ...]
     outcome: SwarmOutcome
     reference: Reference | None
@@ -107,6 +110,7 @@ async def simulate(options: SimulationOptions, display: Display) -> Simulated:
             are kept.
         UserError: the report's folder cannot be used, or is full.
     """
+    commit = source_commit()
     folder = _folder(options)
     children = Children(folder)
     progress = Progress(
@@ -135,6 +139,7 @@ async def simulate(options: SimulationOptions, display: Display) -> Simulated:
     outcomes = [read_outcome(member.result) for member in swarm.members]
     return Simulated(
         folder=folder,
+        commit=commit,
         events=(*(member.events for member in swarm.members), folder / FAULTS_FILE),
         outcome=together(filter(None, outcomes), stages=progress.stages),
         reference=reference,

@@ -28,7 +28,7 @@ import msgspec
 from p2ptrain.errors import InternalError
 from p2ptrain.sim.shrinking import shrink
 from p2ptrain.sim.swarms import Outcome, SwarmPlan, draw, run
-from peers.summary import source_commit
+from peers.source import source_commit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

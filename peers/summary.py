@@ -11,10 +11,6 @@ Refused: a summary with numbers that the report does not hold.
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -35,8 +31,6 @@ if TYPE_CHECKING:
 
 FAILED_EXIT = 1
 INTERRUPTED_EXIT = 130
-GIT_SECONDS = 5.0
-"""For one local answer of git; without it the report names the version."""
 
 
 def conduct(options: SimulationOptions, *, as_json: bool) -> int:
@@ -81,7 +75,7 @@ def facts(options: SimulationOptions, simulated: Simulated) -> Facts:
     spec, reference = options.swarm.spec, simulated.reference
     return Facts(
         run_id=digest(spec),
-        commit=source_commit(),
+        commit=simulated.commit,
         seed=spec.seed,
         peers=options.swarm.peers,
         stages=spec.cut.stages,
@@ -189,19 +183,3 @@ def keep(
         raise UserError(f"--report {folder}: {error.strerror}") from error
     yield f"report: {folder / 'report.json'}"
     yield f"plots: {', '.join(plot.name for plot in plots)}" if plots else INSTALL_LINE
-
-
-def source_commit() -> str:
-    """The commit of this source tree, ``+`` if it has changes; outside one, the version."""
-    git = shutil.which("git")
-    if git is None:
-        return version("p2ptrain")
-    try:
-        found = subprocess.run(  # noqa: S603 -- a fixed command
-            [git, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
-            timeout=GIT_SECONDS,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return version("p2ptrain")
-    return found.stdout.strip()

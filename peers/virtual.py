@@ -22,7 +22,7 @@ from p2ptrain.sim.pipes import Link
 from p2ptrain.sim.scenario import Scenario, SwarmResult, crowd
 from p2ptrain.sim.toy import toy_spec
 from p2ptrain.sim.world import SimWorld
-from peers.summary import source_commit
+from peers.source import source_commit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

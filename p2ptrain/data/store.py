@@ -12,16 +12,18 @@ Refused: appending logs and databases. A peer keeps a handful of blobs, each rep
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2ptrain.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from p2ptrain.ports import Buffer
 
@@ -45,7 +47,7 @@ class DiskStore:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise UserError(f"{folder}: cannot keep files here ({error.strerror})") from error
+            raise _unusable(folder, error) from error
 
     async def put(self, name: str, blob: Buffer) -> None:
         """Write durably, replacing. See ``ports.Store``."""
@@ -67,6 +69,38 @@ class DiskStore:
         if not _NAME.fullmatch(name) or name.endswith(_UNFINISHED):
             raise ValueError(f"{name!r} cannot be a blob's name")
         return self._folder / name
+
+
+@contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Own ``folder`` for the time of the ``with``; the kernel ends it with the process.
+
+    Enter before a :class:`DiskStore` is made of it: that one removes unfinished blobs.
+
+    Raises:
+        UserError: it cannot be made, or another running peer keeps its checkpoints there: each
+            would remove the other's.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{folder} is in use by another running peer; "
+                "give each a --checkpoint-dir of its own"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _unusable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: cannot keep files here ({error.strerror})")
 
 
 def _write(path: Path, blob: Buffer) -> None:

@@ -268,10 +268,10 @@ class Node:
 
     def _heartbeat(self) -> m.Heartbeat:
         self._beats += 1
-        self._timer.tell_lag(_now())
+        lag = self._timer.tell_lag(_now())
         seats = self.statuses()
         self.roster.hear(self.me, seats)  # what others know of us, we know
-        return m.Heartbeat(count=self._beats, lag_seconds=self._timer.lag_seconds, seats=seats)
+        return m.Heartbeat(count=self._beats, lag_seconds=lag, seats=seats)
 
     def _changed(self) -> None:
         self.worker.wake()

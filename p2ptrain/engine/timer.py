@@ -76,11 +76,13 @@ class Timer:
         if due_at is not None and (self._armed_at is None or due_at < self._armed_at):
             self._poke.set()
 
-    def tell_lag(self, now: Seconds) -> None:
-        """Tell the worst lag since the last time; call it with every heartbeat."""
+    def tell_lag(self, now: Seconds) -> Seconds:
+        """Tell the worst lag since the last time, and return it; call it with every heartbeat."""
+        worst = self.lag_seconds
         if now >= self._told_at + self._heartbeat_seconds:
-            self._own_lag(self.lag_seconds)
+            self._own_lag(worst)
             self.lag_seconds, self._told_at = 0.0, now
+        return worst
 
     def _note_lag(self, seconds: Seconds) -> None:
         self.lag_seconds = max(self.lag_seconds, seconds)

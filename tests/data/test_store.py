@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from p2ptrain.data.store import DiskStore
+from p2ptrain.data.store import DiskStore, sole_owner
 from p2ptrain.errors import UserError
 
 pytestmark = pytest.mark.asyncio
@@ -55,3 +55,24 @@ async def test_a_folder_that_cannot_be_had_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot keep files here"):
         DiskStore(tmp_path / "file" / "folder")
+
+
+async def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
+    with sole_owner(tmp_path):
+        with (
+            pytest.raises(UserError, match="in use by another running peer"),
+            sole_owner(tmp_path),
+        ):
+            pass
+        assert await DiskStore(tmp_path).names() == []  # the owner itself is not in its way
+    with sole_owner(tmp_path):
+        pass
+
+
+async def test_a_folder_that_cannot_be_owned_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match="cannot keep files here"),
+        sole_owner(tmp_path / "file" / "folder"),
+    ):
+        pass

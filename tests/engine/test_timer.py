@@ -157,8 +157,8 @@ def test_a_lag_is_told_before_the_tick_that_could_judge_by_it_and_the_worst_once
             clock.thaw("sleeper")
             await asyncio.sleep(0.1)
             assert (machine.lags, machine.timer.lag_seconds) == ([3.0], 3.0)
-            machine.timer.tell_lag(now())
-            machine.timer.tell_lag(now())  # within the same heartbeat
+            assert machine.timer.tell_lag(now()) == 3.0
+            assert machine.timer.tell_lag(now()) == 0.0  # within the same heartbeat
             assert (machine.lags, machine.timer.lag_seconds) == ([3.0, 3.0], 0.0)
             task.cancel()
 

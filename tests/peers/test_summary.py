@@ -119,10 +119,6 @@ def test_growth_is_told_where_it_was_measured(program: Program) -> None:
     )
 
 
-def test_the_commit_is_this_trees() -> None:
-    assert summary.source_commit()
-
-
 def test_an_interrupted_report_leaves_no_folder(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

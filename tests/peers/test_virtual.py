@@ -10,7 +10,7 @@ from p2ptrain.errors import UserError
 from p2ptrain.run import Batch, Cut, Evaluation, Optimizer, RunSpec
 from p2ptrain.sim.loop import StalledError
 from p2ptrain.sim.verdicts import Verdict
-from peers.summary import source_commit
+from peers.source import source_commit
 from peers.virtual import VirtualOptions, as_json, run, summary
 
 SPEC = RunSpec(
