@@ -1,7 +1,9 @@
 """``p2ptrain simulate``: a whole swarm on this machine, of real processes or on virtual time.
 
 Short flags are names for values of the RunSpec; everything else goes through ``--set``.
-What one of the two worlds cannot do is refused by name, never ignored.
+What one of the two worlds cannot do is refused by name, never ignored. A codec that is sized
+for the model takes the preset ``small`` and microbatches of 2,048 tokens, if nothing else is
+named: the default model is too narrow for most of them.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from p2ptrain.data import pin
 from p2ptrain.errors import UserError
 from p2ptrain.net.emulation import parse_link
 from p2ptrain.run import RunSpec, preset
+from p2ptrain.run.codecs import LEAST_TOKENS, NAMES, RATIOS
 from p2ptrain.sim.faults import parse
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ class SimulateFlags:
 @run_option
 @preset_option
 @set_option
-@click.option("--codec", help="Codec of all boundaries.")
+@click.option("--codec", help=f"Codec of all boundaries: {', '.join(NAMES)}.")
 @click.option("--seed", type=click.IntRange(0), help="Of weights, data order and faults.")
 @data_option
 @option("--link", help="Line of each peer, like 200mbit,50ms.")
@@ -123,7 +126,12 @@ def simulated_spec(flags: SimulateFlags) -> RunSpec:
         given = {"optimizer.steps": DEFAULT_STEPS, **source_of(flags.data), **given}
         stages = flags.stages or (preset(flags.preset) if flags.preset else RunSpec()).cut.stages
         given["sync.start_replicas"] = max(1, flags.peers // stages)  # begin with everybody there
-    return resolve(flags.run_file, flags.preset, flags={**given, **pairs(flags.sets)}).spec
+    named = flags.preset
+    if flags.codec in RATIOS and flags.run_file is None and named is None:
+        named, wide = "small", preset("small")
+        sequences = -(-LEAST_TOKENS // wide.model.context)
+        given = {"batch.sequences": max(sequences, wide.batch.sequences), **given}
+    return resolve(flags.run_file, named, flags={**given, **pairs(flags.sets)}).spec
 
 
 def _virtual(flags: SimulateFlags, spec: RunSpec) -> int:

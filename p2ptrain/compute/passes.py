@@ -12,7 +12,7 @@ Invariants:
 Alternative refused: checkpointing inside the stage (recompute per layer). A stage is
 already the unit of recomputation.
 
-Legend: b sequences, t tokens, d d_model, v vocabulary, r = b * t rows.
+Legend: b sequences, t tokens, d d_model, k width on the wire, v vocabulary, r = b * t rows.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2ptrain.compute.codecs import CodecContext, codec_named
+from p2ptrain.compute.codecs import CodecContext, codec_at
 from p2ptrain.compute.model import Decoder, Slice, summed_loss
 from p2ptrain.core.sizes import (
     Direction,
-    boundary_codec,
+    boundary_width,
     microbatch_token_bytes,
     nominal_tokens,
     token_id_bytes,
 )
 from p2ptrain.errors import InternalError, MisbehaviourError
+from p2ptrain.run.codecs import composition_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from p2ptrain.ports import Buffer
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Microbatch, Stage
+
+PROBE_VALUE = 2.0**-6
+"""Of every value of a probe's input: a small number in every codec."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,7 @@ class Passes:
         self._device = device
         self._decoder = Decoder(spec.model, part, device)
 
-    def run(self, tokens: Buffer, given: Buffer | None) -> Graph:
+    def run(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> Graph:
         """Forward over encoded input; output (b, t, d), or logits (b, t, v) at the last stage.
 
         Raises:
@@ -81,7 +85,9 @@ class Passes:
             raise InternalError(f"stage {self._stage} was given no input")
         else:
             model = self._spec.model
-            x = self.decode(given, self._stage - 1).view(-1, model.context, model.d_model)
+            x = self._decode(given, work, self._stage - 1, "forward").view(
+                -1, model.context, model.d_model
+            )
             x.requires_grad_(torch.is_grad_enabled())
         half = self._spec.arithmetic.dtype == "bfloat16"
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=half):
@@ -108,11 +114,9 @@ class Passes:
         count = len(self._weights)
         return gradients[:count], None if self._part.first else gradients[count]
 
-    def decode(self, buffer: Buffer, boundary: int) -> Tensor:
-        """Activations or gradient (r, d) that crossed ``boundary``, on the device."""
-        codec = codec_named(boundary_codec(self._spec.codec, boundary))
-        rows, width = nominal_tokens(self._spec), self._spec.model.d_model
-        return codec.decode(buffer, rows, width).to(self._device)
+    def decode_gradient(self, buffer: Buffer, work: Microbatch) -> Tensor:
+        """The gradient of the output (r, d) that came from the stage above, on the device."""
+        return self._decode(buffer, work, self._stage, "backward")
 
     def encode_output(self, x_btd: Tensor, work: Microbatch) -> bytes:
         """Encode activations for the stage above."""
@@ -128,10 +132,19 @@ class Passes:
         """The gradient for the stage below of a microbatch that counts as zero."""
         if self._part.first:
             return None
-        zeros_rd = torch.zeros(nominal_tokens(self._spec), self._spec.model.d_model)
-        return self._encode(zeros_rd, work, self._stage - 1, "backward")
+        boundary = self._stage - 1
+        zeros_rk = torch.zeros(nominal_tokens(self._spec), boundary_width(self._spec, boundary))
+        return self._encode(zeros_rk, work, boundary, "backward")
 
-    def _encode(self, x_rd: Tensor, work: Microbatch, boundary: int, direction: Direction) -> bytes:
+    def probe_input(self, work: Microbatch) -> bytes | None:
+        """Encoded input that is small and the same everywhere; None at stage 0."""
+        if self._part.first:
+            return None
+        boundary = self._stage - 1
+        rows, width = nominal_tokens(self._spec), boundary_width(self._spec, boundary)
+        return self._encode(torch.full((rows, width), PROBE_VALUE), work, boundary, "forward")
+
+    def _encode(self, x_rk: Tensor, work: Microbatch, boundary: int, direction: Direction) -> bytes:
         context = CodecContext(
             seed=self._spec.seed,
             step=work.step,
@@ -139,7 +152,15 @@ class Passes:
             boundary=boundary,
             direction=direction,
         )
-        return codec_named(boundary_codec(self._spec.codec, boundary)).encode(x_rd, context)
+        codec = codec_at(composition_of(self._spec, boundary), direction, work.step)
+        return codec.encode(x_rk, context)
+
+    def _decode(
+        self, buffer: Buffer, work: Microbatch, boundary: int, direction: Direction
+    ) -> Tensor:
+        codec = codec_at(composition_of(self._spec, boundary), direction, work.step)
+        rows, width = nominal_tokens(self._spec), boundary_width(self._spec, boundary)
+        return codec.decode(buffer, rows, width, self._device)
 
     def _token_ids(self, tokens: Buffer) -> Tensor:
         """Token ids (b, t + 1) as int64 on the device; the last of each row is only a label."""

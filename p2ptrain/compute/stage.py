@@ -56,9 +56,6 @@ if TYPE_CHECKING:
 LOSS_SCALE = 1 << 32
 """Losses travel as integers of 2^-32 nats, so that tallies add exactly."""
 
-PROBE_BYTE = b"\x3c"
-"""Repeated, a small number in every codec: 0.0115 in bf16 and fp32."""
-
 
 def kept_graphs(spec: RunSpec, part: Slice, kept_graph_bytes: Bytes) -> int:
     """How many graphs to keep at most: never more than a step has microbatches.
@@ -104,8 +101,10 @@ class StageState:
         """Encoded output; keeps the graph for the backward pass while there is room."""
         if is_evaluation(self._spec, work):
             with torch.no_grad():
-                return self._passes.encode_output(self._passes.run(tokens, given).output, work)
-        graph = self._passes.run(tokens, given)
+                return self._passes.encode_output(
+                    self._passes.run(work, tokens, given).output, work
+                )
+        graph = self._passes.run(work, tokens, given)
         if len(self._graphs) < self._kept_graphs:
             self._graphs[work] = graph
         return self._passes.encode_output(graph.output, work)
@@ -121,12 +120,12 @@ class StageState:
     ) -> Backward:
         """Accumulate one microbatch, from its kept graph or by running forward again."""
         graph = self._graphs.pop(work, None)
-        output_gradient_rd = self._passes.decode(gradient, self.stage)
+        output_gradient_rd = self._passes.decode_gradient(gradient, work)
         low, high = torch.aminmax(output_gradient_rd)
         if low == 0 == high:  # weight 0, or nothing left after the codec
             return Backward(gradient=self._passes.encode_nothing(work), poisoned=False)
         if graph is None:
-            graph = self._passes.run(tokens, given)
+            graph = self._passes.run(work, tokens, given)
         below, poisoned = self._accumulate(graph, graph.output, output_gradient_rd, work, sign)
         return Backward(gradient=below, poisoned=poisoned)
 
@@ -139,7 +138,7 @@ class StageState:
         sign: Literal[1, 0, -1] = 1,
     ) -> Loss:
         """The last stage's whole pass: forward, loss, backward, accumulate."""
-        graph = self._passes.run(tokens, given)
+        graph = self._passes.run(work, tokens, given)
         mean = self._passes.mean_loss(graph.output, tokens)
         value = float(mean.detach())
         if not math.isfinite(value):
@@ -149,9 +148,9 @@ class StageState:
         return self._loss(value, below, poisoned=poisoned)
 
     @torch.no_grad()
-    def evaluate(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> Loss:  # noqa: ARG002
+    def evaluate(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> Loss:
         """Loss of a held-out microbatch; nothing accumulates."""
-        graph = self._passes.run(tokens, given)
+        graph = self._passes.run(work, tokens, given)
         value = float(self._passes.mean_loss(graph.output, tokens))
         if not math.isfinite(value):
             return Loss(loss=0, tokens=0, gradient=None, poisoned=False)
@@ -274,14 +273,12 @@ class StageState:
     @torch.no_grad()
     def probe(self) -> None:
         """Raise MisbehaviourError unless fixed input gives finite output of the right size."""
-        tokens, given = bytes(microbatch_token_bytes(self._spec)), None
-        if self.stage > 0:
-            given = PROBE_BYTE * boundary_bytes(self._spec, self.stage - 1)
-        output = self._passes.run(tokens, given).output
+        work = Microbatch(self.version, Slot(0))
+        tokens, given = bytes(microbatch_token_bytes(self._spec)), self._passes.probe_input(work)
+        output = self._passes.run(work, tokens, given).output
         if self.stage < self._spec.cut.stages - 1:
-            work = Microbatch(self.version, Slot(0))
             sized = len(self._passes.encode_output(output, work)) == boundary_bytes(
-                self._spec, self.stage
+                self._spec, self.stage, "forward", work.step
             )
         else:
             sized = math.isfinite(float(self._passes.mean_loss(output, tokens)))

@@ -11,59 +11,55 @@ much memory another peer allocates.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
-from p2ptrain.errors import RunSpecError
+from p2ptrain.run.codecs import composition_of
+from p2ptrain.run.frames import (
+    Direction,
+    bits_at,
+    encoded_bytes,
+    levels_of,
+    microbatch_token_bytes,
+    most_encoded_bytes,
+    nominal_tokens,
+    token_id_bytes,
+    wire_width,
+)
 
 if TYPE_CHECKING:
-    from p2ptrain.run import Codec, CodecName, Model, RunSpec
+    from p2ptrain.run import RunSpec
     from p2ptrain.units import Bytes
 
-Direction: TypeAlias = Literal["forward", "backward"]
+__all__ = [
+    "Direction",
+    "boundary_bytes",
+    "boundary_width",
+    "integer_bytes",
+    "microbatch_token_bytes",
+    "most_boundary_bytes",
+    "nominal_tokens",
+    "token_id_bytes",
+]
 
-_VALUE_BYTES: dict[str, int] = {"fp32": 4, "bf16": 2}
 _INTEGER_BYTES: dict[str, int] = {"int64": 8, "int32": 4}
 
 
-def codec_bytes(name: CodecName, rows: int, width: int) -> Bytes:
-    """Exact size of ``rows`` x ``width`` values encoded by the codec ``name``.
-
-    Raises:
-        RunSpecError: there is no such codec.
-    """
-    value_bytes = _VALUE_BYTES.get(name)
-    if value_bytes is None:
-        known = ", ".join(sorted(_VALUE_BYTES))
-        raise RunSpecError(f"unknown codec {name!r}; give one of: {known}")
-    return rows * width * value_bytes
+def boundary_width(spec: RunSpec, boundary: int) -> int:
+    """Values per token that cross ``boundary``, the same in both directions."""
+    return wire_width(spec.model, composition_of(spec, boundary))
 
 
-def boundary_codec(codec: Codec, boundary: int) -> CodecName:
-    """The codec between stage ``boundary`` and the next, the same in both directions."""
-    return codec.boundaries[boundary] if codec.boundaries else codec.name
+def boundary_bytes(spec: RunSpec, boundary: int, direction: Direction, step: int) -> Bytes:
+    """Exact size of one microbatch's activations (or gradient) at ``boundary`` in ``step``."""
+    composition = composition_of(spec, boundary)
+    bits = bits_at(levels_of(composition, direction), step)
+    width = wire_width(spec.model, composition)
+    return encoded_bytes(composition, bits, nominal_tokens(spec), width)
 
 
-def boundary_bytes(spec: RunSpec, boundary: int) -> Bytes:
-    """Exact size of one microbatch's activations (or gradient) at ``boundary``."""
-    name = boundary_codec(spec.codec, boundary)
-    return codec_bytes(name, nominal_tokens(spec), spec.model.d_model)
-
-
-def nominal_tokens(spec: RunSpec) -> int:
-    """Tokens with a label in one microbatch (m): what a loss is divided by."""
-    return spec.batch.sequences * spec.model.context
-
-
-def token_id_bytes(model: Model) -> Bytes:
-    """Width of one token id on the wire."""
-    if model.vocab_size <= 1 << 8:
-        return 1
-    return 2 if model.vocab_size <= 1 << 16 else 4
-
-
-def microbatch_token_bytes(spec: RunSpec) -> Bytes:
-    """Size of a microbatch's token ids; each sequence carries one more token, only a label."""
-    return spec.batch.sequences * (spec.model.context + 1) * token_id_bytes(spec.model)
+def most_boundary_bytes(spec: RunSpec, boundary: int, direction: Direction) -> Bytes:
+    """The greatest size of any step: what memory is set aside for."""
+    return most_encoded_bytes(spec, composition_of(spec, boundary), direction)
 
 
 def integer_bytes(spec: RunSpec) -> Bytes:

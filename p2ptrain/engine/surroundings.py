@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.agreement import Position
-from p2ptrain.core.sizes import boundary_bytes, microbatch_token_bytes
+from p2ptrain.core.sizes import microbatch_token_bytes, most_boundary_bytes
 from p2ptrain.engine.items import Place
 from p2ptrain.units import Step
 
@@ -51,8 +51,8 @@ class Surroundings:
 def place_of(spec: RunSpec, me: PeerId, stage: Stage) -> Place:
     """What the seat's pipeline must know. A microbatch leaves a forward, a gradient, or both."""
     last, tokens = spec.cut.stages - 1, microbatch_token_bytes(spec)
-    forward = tokens + boundary_bytes(spec, stage) if stage < last else 0
-    gradient = boundary_bytes(spec, stage - 1) if stage > 0 else 0
+    forward = tokens + most_boundary_bytes(spec, stage, "forward") if stage < last else 0
+    gradient = most_boundary_bytes(spec, stage - 1, "backward") if stage > 0 else 0
     return Place(
         me=me,
         stage=stage,

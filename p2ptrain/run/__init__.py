@@ -6,20 +6,25 @@ weights are in two different runs and refuse each other at link open. The altern
 negotiate settings one by one, lets a run drift apart on whatever was forgotten.
 
     spec     the values, their encoding and digest
+    codecs   the names of codecs, and what each is for a given model
+    frames   how many bytes a microbatch takes at a boundary
     check    every rule that a RunSpec must meet, one line each
     text     TOML and overrides to RunSpec and back, with the origin of every value
     presets  models that were sized together
 """
 
 from p2ptrain.run.check import decode, validate
+from p2ptrain.run.codecs import resolved
 from p2ptrain.run.presets import PRESETS, expected_efficiency, preset
 from p2ptrain.run.spec import (
     Accumulator,
     Arithmetic,
     Batch,
+    Bits,
     Checkpoint,
     Codec,
     CodecName,
+    Composition,
     Cut,
     Data,
     Evaluation,
@@ -41,9 +46,11 @@ __all__ = [
     "Accumulator",
     "Arithmetic",
     "Batch",
+    "Bits",
     "Checkpoint",
     "Codec",
     "CodecName",
+    "Composition",
     "Cut",
     "Data",
     "Evaluation",
@@ -63,6 +70,7 @@ __all__ = [
     "from_toml",
     "layered",
     "preset",
+    "resolved",
     "to_toml",
     "validate",
 ]

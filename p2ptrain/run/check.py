@@ -12,25 +12,35 @@ which a RunSpec is put together.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from p2ptrain.errors import RunSpecError
+from p2ptrain.run.codecs import BUILT_IN, NAMES, RATIOS, broken_promise, named, used_names
+from p2ptrain.run.frames import BLOCK_VALUES, Direction, levels_of, most_encoded_bytes
 from p2ptrain.run.spec import MAX_SPEC_BYTES, RunSpec, encode, readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
-"""Bytes per activation element of the codecs that are built (exact sizes: core/sizes)."""
+    from p2ptrain.run.spec import CodecName, Composition
 
 BYTE_TOKENS = 256
 """Tokens that the byte tokenizer makes."""
 
 GRADIENT_BITS = 6
 """Least binary digits left of the point for one id's gradient, beside the G-fold sum."""
+
+DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
+
+MOST_LEVELS = 16
+"""Changes of a codec's bits in one direction: a schedule, not a program."""
+
+MOST_RANK = 65_536
+"""Of an anchor table: the widest model's own width."""
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
@@ -84,8 +94,8 @@ def validate(spec: RunSpec) -> RunSpec:
     Raises:
         RunSpecError: it cannot; the message names every value that is wrong, and what fits.
     """
-    problems = [*_ranges(spec), *_model(spec), *_cut(spec), *_batch(spec), *_data(spec)]
-    problems += [*_unbuilt(spec), *_limits(spec)]
+    problems = [*_ranges(spec), *_model(spec), *_cut(spec), *_codec(spec), *_batch(spec)]
+    problems += [*_data(spec), *_unbuilt(spec), *_limits(spec)]
     if not problems:  # else a number may not even have an encoding
         problems += _size(spec)
     if problems:
@@ -112,6 +122,11 @@ def decode(blob: bytes | memoryview) -> RunSpec:
             "no RunSpec as it is published: a value is left out or written otherwise"
         )
     return validate(spec)
+
+
+def in_range(spec: RunSpec) -> bool:
+    """Whether every number lies within its bounds, so that sizes can be computed from it."""
+    return not any(_ranges(spec))
 
 
 def _ranges(spec: RunSpec) -> Iterator[str]:
@@ -151,12 +166,57 @@ def _cut(spec: RunSpec) -> Iterator[str]:
             yield "cut.layers: every stage needs a layer"
         if sum(cut.layers) != layers:
             yield f"cut.layers sum to {sum(cut.layers)}, model.n_layers = {layers}"
-    boundaries = spec.codec.boundaries
-    if boundaries and len(boundaries) != cut.stages - 1:
+
+
+def _codec(spec: RunSpec) -> Iterator[str]:
+    codec, boundaries = spec.codec, spec.codec.boundaries
+    if boundaries and len(boundaries) != spec.cut.stages - 1:
         yield (
             f"codec.boundaries names {len(boundaries)} codecs, "
-            f"{cut.stages} stages have {cut.stages - 1} boundaries"
+            f"{spec.cut.stages} stages have {spec.cut.stages - 1} boundaries"
         )
+    entries = [entry.name for entry in codec.compositions]
+    for name in used_names(spec):
+        if name not in entries and name in RATIOS:
+            yield f"codec.compositions lacks {name}, which is sized when a RunSpec is written"
+        elif name not in entries and name not in BUILT_IN:
+            yield f"codec.name = {name!r}: there is no such codec, but {', '.join(NAMES)}"
+    for entry in codec.compositions:
+        problem = _entry_name(spec, entry.name)
+        problems = [problem] if problem is not None else [*_composition(spec, entry)]
+        if not problems and entry.name in RATIOS and in_range(spec):
+            problems = [*filter(None, [broken_promise(entry.name, spec, entry)])]
+        yield from (f"codec.compositions: {entry.name}: {problem}" for problem in problems)
+
+
+def _entry_name(spec: RunSpec, name: CodecName) -> str | None:
+    count = [entry.name for entry in spec.codec.compositions].count(name)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,31}", name):
+        return "a name has up to 32 letters, digits or any of _ . + -"
+    if name in BUILT_IN:
+        return "built in, and the same for every model: choose another name"
+    if count > 1:
+        return f"stands there {count} times"
+    return None if name in used_names(spec) else "stands at no boundary"
+
+
+def _composition(spec: RunSpec, entry: Composition) -> Iterator[str]:
+    if not 0 <= entry.width < max(spec.model.d_model, 1):
+        yield f"width = {entry.width}: 0, or less than d_model = {spec.model.d_model}"
+    if entry.anchor_order and not entry.width:
+        yield "anchors go with a bottleneck: give a width, or anchor_order = 0"
+    if not 0 <= entry.anchor_rank <= MOST_RANK or (entry.anchor_rank and not entry.anchor_order):
+        yield f"anchor_rank = {entry.anchor_rank}: 0 to {MOST_RANK}, and 0 without anchors"
+    group = BLOCK_VALUES if entry.scale == "block" else entry.width or spec.model.d_model
+    if entry.hadamard and group & (group - 1):
+        yield f"hadamard needs a power of two of values under one scale, not {group}"
+    for direction in DIRECTIONS:
+        starts = [since for since, _ in levels_of(entry, direction)]
+        orderly = all(one < next_ for one, next_ in itertools.pairwise(starts))
+        if not starts or starts[0] != 0 or not orderly or starts[-1] > spec.optimizer.steps:
+            yield f"{direction} = {starts}: steps that rise from 0 to optimizer.steps at most"
+        if len(starts) > MOST_LEVELS:
+            yield f"{direction} has {len(starts)} levels, at most {MOST_LEVELS}"
 
 
 def _batch(spec: RunSpec) -> Iterator[str]:
@@ -167,11 +227,13 @@ def _batch(spec: RunSpec) -> Iterator[str]:
             f"{spec.batch.microbatches} microbatches: at most "
             f"{spec.accumulator.fraction_bits - GRADIENT_BITS + digits}"
         )
-    if spec.cut.stages > 1:
-        names = spec.codec.boundaries or (spec.codec.name,)
-        element_bytes = max(ELEMENT_BYTES[name] for name in names)
-        tokens = spec.batch.sequences * spec.model.context
-        needed = spec.batch.microbatches * tokens * spec.model.d_model * element_bytes
+    if spec.cut.stages > 1 and not any(_codec(spec)):
+        largest = max(
+            most_encoded_bytes(spec, named(spec, name), direction)
+            for name in used_names(spec)
+            for direction in DIRECTIONS
+        )
+        needed = spec.batch.microbatches * largest
         if needed > spec.limits.retained_bytes:
             yield (
                 f"limits.retained_bytes = {spec.limits.retained_bytes} cannot hold the "
@@ -201,6 +263,11 @@ def _unbuilt(spec: RunSpec) -> Iterator[str]:
             f'sync.agreement = "{spec.sync.agreement}" (mixed devices) is not built yet: '
             'use "bitwise" and one kind of device'
         )
+    for name in used_names(spec):
+        if any(entry.width for entry in spec.codec.compositions if entry.name == name):
+            yield f"codec {name}: learned bottlenecks (width) are not built yet: use bf16"
+        elif name in {"int8", "int4"}:
+            yield f"codec {name}: integers are not built yet: use bf16"
 
 
 def _size(spec: RunSpec) -> Iterator[str]:

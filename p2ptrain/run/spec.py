@@ -23,8 +23,14 @@ MAX_SPEC_BYTES = 4000
 RUN_ID_BYTES = 16
 """128 bits: no two runs share an id by accident, and it stays short enough to read out."""
 
-CodecName: TypeAlias = Literal["fp32", "bf16"]
-"""Codecs that are built; the interface takes more (see compute/codecs)."""
+CodecName: TypeAlias = str
+"""A name that run/codecs knows, or that of a composition in the RunSpec."""
+
+Bits: TypeAlias = Literal[32, 16, 8, 4, 3, 2]
+"""Per value on the wire: 32 and 16 are fp32 and bf16 as they are, the rest integers."""
+
+Levels: TypeAlias = tuple[tuple[int, Bits], ...]
+"""(from step, bits), the first from step 0: a schedule over t."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,11 +100,39 @@ class Accumulator(Part, frozen=True, kw_only=True):
     fraction_bits: int = 40
 
 
+class Composition(Part, frozen=True, kw_only=True):
+    """What is done to a tensor at a boundary, in the order of the fields.
+
+    ``width``: values per token that a learned bottleneck leaves (0: none, all of d_model);
+    ``anchor_order``: the receiver adds learned tables of the token (1), also of the two or three
+    last (2, 3), or of none (0), each factorised to ``anchor_rank`` (0: whole tables).
+    ``mean``: remove the mean of every channel, per message. ``hadamard``: rotate. Then
+    integers of so many bits by a scale per token, or per block of 64 values;
+    ``forward`` and ``backward`` say how many bits from which step on.
+    """
+
+    name: CodecName
+    width: int = 0
+    anchor_order: Literal[0, 1, 2, 3] = 0
+    anchor_rank: int = 0
+    mean: bool = False
+    hadamard: bool = False
+    scale: Literal["token", "block"] = "token"
+    forward: Levels = ((0, 16),)
+    backward: Levels = ((0, 16),)
+
+
 class Codec(Part, frozen=True, kw_only=True):
-    """Codec of every boundary, or one name per boundary (stages - 1 of them)."""
+    """Codec of every boundary, or one name per boundary (stages - 1 of them).
+
+    none, bf16, int8 and int4 leave the model as it is. b32x, b64x, b128x and b256x are sized for
+    the model when the RunSpec is written, and then stand under ``compositions``, as may
+    others under names of their own.
+    """
 
     name: CodecName = "bf16"
     boundaries: tuple[CodecName, ...] = ()
+    compositions: tuple[Composition, ...] = ()
 
 
 class Data(Part, frozen=True, kw_only=True):

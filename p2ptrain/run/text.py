@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args, get_origin, get_
 import msgspec
 
 from p2ptrain.errors import RunSpecError
-from p2ptrain.run.check import validate
+from p2ptrain.run.check import in_range, validate
+from p2ptrain.run.codecs import resolved
 from p2ptrain.run.spec import Part, RunSpec, readable
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ ENVIRONMENT_PREFIX = "P2PTRAIN_"
 COMMENT_COLUMNS = 88
 
 Value: TypeAlias = object
-"""A TOML value: string, integer, float or list of those."""
+"""A TOML value: string, integer, float, or list of those or of tables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,8 @@ def layered(
         spec = msgspec.convert(_nested(values), RunSpec)
     except msgspec.ValidationError as error:
         raise RunSpecError(_wrong(readable(error), origins)) from error
+    if in_range(spec):
+        spec = resolved(spec)
     return Layered(spec=validate(spec), origins=origins)
 
 
@@ -189,8 +192,17 @@ def _comment(part: type[Part]) -> list[str]:
 
 def _assignment(part: Part, field: str, *, comments: bool) -> str:
     value = getattr(part, field)
-    line = f"{field} = {json.dumps(list(value) if isinstance(value, tuple) else value)}"
+    line = f"{field} = {_inline(msgspec.to_builtins(value))}"
     hint = get_type_hints(type(part))[field]
     if comments and get_origin(hint) is Literal:
         line += f"  # {' | '.join(get_args(hint))}"
     return line
+
+
+def _inline(value: Value) -> str:
+    """A value on one line; JSON writes all but tables as TOML does."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name} = {_inline(part)}' for name, part in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, value))}]"
+    return json.dumps(value)

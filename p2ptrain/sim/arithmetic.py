@@ -72,7 +72,8 @@ class ToyState:
     def forward(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> bytes:
         """The output for the stage above."""
         seed = self._seed("forward", work, tokens, given)
-        return expanded(seed, boundary_bytes(self._spec, self.stage))
+        size = boundary_bytes(self._spec, self.stage, "forward", work.step)
+        return expanded(seed, size)
 
     def backward(
         self,
@@ -84,7 +85,7 @@ class ToyState:
         """``inputs``: tokens and what the stage below gave."""
         seed = self._seed("gradient", work, *inputs, gradient)
         poisoned = self._accumulate(work, seed, sign)
-        return Backward(gradient=self._below(seed), poisoned=poisoned)
+        return Backward(gradient=self._below(work.step, seed), poisoned=poisoned)
 
     def loss(
         self, work: Microbatch, tokens: Buffer, given: Buffer | None, sign: Literal[1, 0, -1]
@@ -95,7 +96,7 @@ class ToyState:
         return Loss(
             loss=self._nats(work.step, seed),
             tokens=nominal_tokens(self._spec),
-            gradient=self._below(seed),
+            gradient=self._below(work.step, seed),
             poisoned=poisoned,
         )
 
@@ -203,10 +204,11 @@ class ToyState:
             kind, self._weights, place, *(b"" if part is None else part for part in inputs)
         )
 
-    def _below(self, seed: bytes) -> bytes | None:
+    def _below(self, step: Step, seed: bytes) -> bytes | None:
         if self.stage == 0:
             return None
-        return expanded(mixed("below", seed), boundary_bytes(self._spec, self.stage - 1))
+        size = boundary_bytes(self._spec, self.stage - 1, "backward", step)
+        return expanded(mixed("below", seed), size)
 
     def _accumulate(self, work: Microbatch, seed: bytes, sign: Literal[1, 0, -1]) -> bool:
         if work in self._poisoned:

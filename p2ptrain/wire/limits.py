@@ -108,9 +108,7 @@ class FrameLimits:
         self._elements = stage_parameters(spec.model, parts)
         self._integer_bytes = integer_bytes(spec)
         self._token_bytes = microbatch_token_bytes(spec)
-        self._boundary_bytes = tuple(
-            boundary_bytes(spec, boundary) for boundary in range(self._stages - 1)
-        )
+        self._spec = spec
         # An activation in fp32, for the compression ratio: codecs do not enter.
         self._tensor_bytes = 4 * spec.batch.sequences * spec.model.context * spec.model.d_model
         self._slots = spec.batch.microbatches + spec.evaluation.microbatches
@@ -137,11 +135,13 @@ class FrameLimits:
                     raise WireError("a forward frame for stage 0, which has no input but data")
                 if len(message.path) != message.stage:
                     raise WireError(f"a path of {len(message.path)} peers to stage {message.stage}")
-                return self._token_bytes + self._boundary_bytes[message.stage - 1]
+                return self._token_bytes + boundary_bytes(
+                    self._spec, message.stage - 1, "forward", message.at.step
+                )
             case Gradient():
                 if message.stage == self._stages - 1:
                     raise WireError("a gradient frame for the last stage, which makes its own")
-                return self._boundary_bytes[message.stage]
+                return boundary_bytes(self._spec, message.stage, "backward", message.at.step)
             case Part():
                 if not 0 <= message.start <= message.stop <= self._elements[message.stage]:
                     raise WireError(

@@ -9,6 +9,7 @@ import pytest
 
 from p2ptrain import cli
 from p2ptrain.cli.swarm import SimulateFlags, simulated_spec
+from p2ptrain.errors import RunSpecError
 from p2ptrain.run import RunSpec, to_toml
 from peers import summary
 from peers.simulation import SimulationOptions
@@ -30,6 +31,11 @@ def test_short_flags_are_names_for_values_of_the_spec() -> None:
 
 def test_more_stages_than_the_preset_has_layers_add_layers() -> None:
     assert simulated_spec(flags(stages=6)).model.n_layers == 6
+
+
+def test_a_sized_codec_is_refused_for_a_named_model_that_is_too_narrow() -> None:
+    with pytest.raises(RunSpecError, match=r"d_model = 128 .* 512 tokens: d_model >= 448"):
+        simulated_spec(flags(codec="b128x", preset="tiny"))
 
 
 def test_a_file_is_taken_as_it_is() -> None:

@@ -26,17 +26,17 @@ def passes(stage: int, spec: RunSpec = SPEC) -> Passes:
 def test_a_cut_pass_has_the_gradients_of_the_whole() -> None:
     whole_spec = RunSpec(model=MODEL, cut=Cut(stages=1), batch=SPEC.batch)
     whole = passes(0, whole_spec)
-    graph = whole.run(TOKENS, None)
+    graph = whole.run(WORK, TOKENS, None)
     expected, below = whole.gradients(graph, whole.mean_loss(graph.output, TOKENS), None)
     assert below is None
 
     first, last = passes(0), passes(1)
-    low = first.run(TOKENS, None)
-    high = last.run(TOKENS, first.encode_output(low.output, WORK))
+    low = first.run(WORK, TOKENS, None)
+    high = last.run(WORK, TOKENS, first.encode_output(low.output, WORK))
     high_gradients, below = last.gradients(high, last.mean_loss(high.output, TOKENS), None)
     blob = last.encode_gradient(below, WORK)
     assert blob is not None
-    low_gradients, _ = first.gradients(low, low.output, first.decode(blob, 0))
+    low_gradients, _ = first.gradients(low, low.output, first.decode_gradient(blob, WORK))
 
     # Names of the whole in order: head, embedding, layers 0 and 1, final norm.
     head, embedding, *layers, norm = expected
@@ -49,33 +49,33 @@ def test_a_cut_pass_has_the_gradients_of_the_whole() -> None:
 
 def test_nothing_is_a_gradient_of_zeros_of_the_right_size() -> None:
     assert passes(0).encode_nothing(WORK) is None
-    assert passes(1).encode_nothing(WORK) == bytes(boundary_bytes(SPEC, 0))
+    assert passes(1).encode_nothing(WORK) == bytes(boundary_bytes(SPEC, 0, "backward", 0))
 
 
 @pytest.mark.parametrize("extra", [-1, 1])
 def test_token_ids_of_another_size_are_refused(extra: int) -> None:
     with pytest.raises(MisbehaviourError, match="size"):
-        passes(0).run(bytes(len(TOKENS) + extra), None)
+        passes(0).run(WORK, bytes(len(TOKENS) + extra), None)
 
 
 def test_a_token_id_outside_the_vocabulary_is_refused_before_it_indexes() -> None:
     tokens = (300).to_bytes(2, "little") + TOKENS[2:]
     with pytest.raises(MisbehaviourError, match="300"):
-        passes(0).run(tokens, None)
+        passes(0).run(WORK, tokens, None)
     last = passes(1)
-    graph = last.run(TOKENS, bytes(boundary_bytes(SPEC, 0)))
+    graph = last.run(WORK, TOKENS, bytes(boundary_bytes(SPEC, 0, "forward", 0)))
     with pytest.raises(MisbehaviourError, match="300"):
         last.mean_loss(graph.output, TOKENS[:-2] + tokens[:2])
 
 
 def test_activations_of_another_size_are_refused() -> None:
     with pytest.raises(MisbehaviourError, match="bytes"):
-        passes(1).run(TOKENS, bytes(boundary_bytes(SPEC, 0) - 4))
+        passes(1).run(WORK, TOKENS, bytes(boundary_bytes(SPEC, 0, "forward", 0) - 4))
 
 
 def test_a_missing_input_is_our_own_fault() -> None:
     with pytest.raises(InternalError):
-        passes(1).run(TOKENS, None)
+        passes(1).run(WORK, TOKENS, None)
 
 
 def test_bfloat16_keeps_the_residual_stream_in_float32() -> None:
@@ -86,12 +86,15 @@ def test_bfloat16_keeps_the_residual_stream_in_float32() -> None:
         codec=SPEC.codec,
         arithmetic=Arithmetic(dtype="bfloat16"),
     )
-    half, full = passes(0, spec).run(TOKENS, None).output, passes(0).run(TOKENS, None).output
+    half, full = (
+        passes(0, spec).run(WORK, TOKENS, None).output,
+        passes(0).run(WORK, TOKENS, None).output,
+    )
     assert half.dtype == torch.float32
     assert not torch.equal(half, full)
     torch.testing.assert_close(half, full, rtol=0.1, atol=0.05)
     last = passes(1, spec)
-    graph = last.run(TOKENS, passes(0, spec).encode_output(half, WORK))
+    graph = last.run(WORK, TOKENS, passes(0, spec).encode_output(half, WORK))
     gradients, below = last.gradients(graph, last.mean_loss(graph.output, TOKENS), None)
     assert below is not None
     assert {gradient.dtype for gradient in (*gradients, below)} == {torch.float32}

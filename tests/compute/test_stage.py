@@ -102,11 +102,11 @@ def _loss_at(spec: RunSpec, flat: torch.Tensor) -> int:
 
 
 def test_an_id_whose_loss_is_not_finite_has_no_weight_anywhere() -> None:
-    broken = np.full(boundary_bytes(SPEC, 0) // 2, 0x7F80, dtype="<u2").tobytes()
+    broken = np.full(boundary_bytes(SPEC, 0, "forward", 0) // 2, 0x7F80, dtype="<u2").tobytes()
     last, first = seat(1), seat(0)
     loss = last.loss(WORK, TOKENS, broken)
     assert (loss.loss, loss.tokens, loss.poisoned) == (0, 0, False)
-    assert loss.gradient == bytes(boundary_bytes(SPEC, 0))
+    assert loss.gradient == bytes(boundary_bytes(SPEC, 0, "backward", 0))
     assert last.evaluate(WORK, TOKENS, broken).tokens == 0
     result = first.backward(WORK, TOKENS, None, loss.gradient)
     assert not result.poisoned
@@ -117,10 +117,10 @@ def test_a_gradient_that_is_not_finite_is_poisoned_and_counts_as_zero() -> None:
     spec = msgspec.structs.replace(SPEC, model=msgspec.structs.replace(MODEL, n_layers=3))
     spec = msgspec.structs.replace(spec, cut=Cut(stages=3))
     middle = StageState(spec, Stage(1), CPU, kept_graph_bytes=0)
-    broken = np.full(boundary_bytes(spec, 1) // 2, 0x7F80, dtype="<u2").tobytes()
+    broken = np.full(boundary_bytes(spec, 1, "backward", 0) // 2, 0x7F80, dtype="<u2").tobytes()
     result = middle.backward(WORK, TOKENS, given(), broken)
     assert result.poisoned
-    assert result.gradient == bytes(boundary_bytes(spec, 0))
+    assert result.gradient == bytes(boundary_bytes(spec, 0, "backward", 0))
     assert not any(own(middle))
 
 

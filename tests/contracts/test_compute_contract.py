@@ -155,12 +155,12 @@ async def test_what_crosses_a_boundary_has_the_size_that_the_spec_says(compute: 
     for frame_ in await frames(compute):
         assert [len(given or b"") for given in frame_.given] == [
             0,
-            boundary_bytes(SPEC, 0),
-            boundary_bytes(SPEC, 1),
+            boundary_bytes(SPEC, 0, "forward", 0),
+            boundary_bytes(SPEC, 1, "forward", 0),
         ]
         assert [len(gradient or b"") for gradient in frame_.gradient] == [
-            boundary_bytes(SPEC, 0),
-            boundary_bytes(SPEC, 1),
+            boundary_bytes(SPEC, 0, "backward", 0),
+            boundary_bytes(SPEC, 1, "backward", 0),
             0,
         ]
 

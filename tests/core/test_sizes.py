@@ -1,30 +1,26 @@
-from typing import cast
-
 import pytest
 
 from p2ptrain.core import sizes
-from p2ptrain.errors import RunSpecError
-from p2ptrain.run import Batch, Codec, CodecName, Model, RunSpec
+from p2ptrain.run import Batch, Codec, Composition, Model, RunSpec
+
+LATENT = Composition(
+    name="latent", width=3, mean=True, forward=((0, 8), (10, 4)), backward=((0, 2),)
+)
 
 
-def test_values_of_a_codec_are_counted_exactly() -> None:
-    assert sizes.codec_bytes("fp32", 3, 5) == 60
-    assert sizes.codec_bytes("bf16", 3, 5) == 30
-
-
-def test_an_unknown_codec_names_the_known_ones() -> None:
-    with pytest.raises(RunSpecError, match="bf16, fp32"):
-        sizes.codec_bytes(cast("CodecName", "int1"), 1, 1)
-
-
-def test_a_boundary_may_have_its_own_codec() -> None:
+def test_a_boundary_may_have_its_own_codec_and_each_direction_its_own_size() -> None:
     spec = RunSpec(
         model=Model(d_model=8, context=4),
         batch=Batch(sequences=2),
-        codec=Codec(name="bf16", boundaries=("fp32", "bf16", "fp32")),
+        codec=Codec(boundaries=("none", "bf16", "latent"), compositions=(LATENT,)),
     )
-    assert [sizes.boundary_bytes(spec, boundary) for boundary in range(3)] == [256, 128, 256]
-    assert sizes.boundary_codec(Codec(name="fp32"), 7) == "fp32"
+    assert [sizes.boundary_width(spec, boundary) for boundary in range(3)] == [8, 8, 3]
+    assert [sizes.boundary_bytes(spec, b, "forward", 0) for b in range(2)] == [256, 128]
+    # header 2, means 3 x 2, scales 8, then 24 values
+    assert sizes.boundary_bytes(spec, 2, "forward", 9) == 16 + 24
+    assert sizes.boundary_bytes(spec, 2, "forward", 10) == 16 + 12
+    assert sizes.boundary_bytes(spec, 2, "backward", 10) == 16 + 6
+    assert sizes.most_boundary_bytes(spec, 2, "forward") == 16 + 24
 
 
 @pytest.mark.parametrize(("vocab", "width"), [(256, 1), (257, 2), (65536, 2), (65537, 4)])

@@ -17,7 +17,7 @@ from p2ptrain.units import Microbatch, Slot, Stage, Step
 SPEC = toy_spec(stages=3, microbatches=6, steps=2)
 CORPUS = ToyCorpus(SPEC)
 WORKS = [Microbatch(Step(0), Slot(slot)) for slot in range(6)]
-GIVEN = bytes(boundary_bytes(SPEC, 0))
+GIVEN = bytes(boundary_bytes(SPEC, 0, "forward", 0))
 UPDATE = Update(step=Step(0), tokens=24, norms=(1.0,), skip=False)
 
 
@@ -84,7 +84,7 @@ def test_weights_and_inputs_enter_every_output() -> None:
         ToyState(SPEC, Stage(0)).forward(work, b"tokens", None),
     }
     assert len(outputs) == 5
-    assert {len(output) for output in outputs} == {boundary_bytes(SPEC, 1)}
+    assert {len(output) for output in outputs} == {boundary_bytes(SPEC, 1, "forward", 0)}
 
 
 def test_a_step_needs_its_own_sum_and_a_skipped_one_changes_no_weights() -> None:

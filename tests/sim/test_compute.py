@@ -14,7 +14,7 @@ from p2ptrain.units import Microbatch, PeerId, Slot, Stage, Step
 
 SPEC = toy_spec(stages=2, microbatches=4, steps=2)
 WORK = Microbatch(Step(0), Slot(0))
-GRADIENT = bytes(boundary_bytes(SPEC, 0))
+GRADIENT = bytes(boundary_bytes(SPEC, 0, "backward", 0))
 EVEN = CostModel(forward_seconds=1.0, backward_seconds=2.0, step_seconds=0.5, noise=0.0)
 A = PeerId("a")
 

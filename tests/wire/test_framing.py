@@ -10,10 +10,20 @@ from hypothesis import given, settings
 
 from p2ptrain.core.agreement import Ballot, Position, Tallies
 from p2ptrain.errors import WireError
+from p2ptrain.run import frames
 from p2ptrain.units import Chain, Digest, PeerId, RunId, Slot, Stage, Step
 from p2ptrain.wire import framing
-from p2ptrain.wire.framing import Kind
-from p2ptrain.wire.messages import Control, Forward, Hello, Leaving, Part, Refused, Welcome
+from p2ptrain.wire.framing import DataFrame, Kind
+from p2ptrain.wire.messages import (
+    Control,
+    Forward,
+    Gradient,
+    Hello,
+    Leaving,
+    Part,
+    Refused,
+    Welcome,
+)
 
 CHAIN = Chain(bytes(32))
 AT = Position(epoch=0, step=Step(3), chain=CHAIN)
@@ -160,3 +170,22 @@ def test_random_bytes_give_a_message_or_one_wire_error(noise: bytes) -> None:
 def test_our_own_oversized_message_is_our_error() -> None:
     with pytest.raises(ValueError, match="at most"):
         framing.encode(Refused(reason="x" * framing.HANDSHAKE_BYTES))
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 0), (2**62, 2**31)])
+def test_frames_are_no_longer_than_a_codec_was_sized_for(least: int, most: int) -> None:
+    """The longest numbers reach the bound; small ones stay within 30 bytes of it."""
+    at = Position(epoch=least, step=Step(most), chain=Chain(bytes(32)))
+    gradient = Gradient(at=at, slot=Slot(8191 if most else 0), stage=Stage(1023))
+    assert 0 <= frames.GRADIENT_FRAME_BYTES - DataFrame(gradient, ()).frame_bytes <= 30
+    for stage in (1, 3, 1023):
+        forward = Forward(
+            at=at,
+            slot=gradient.slot,
+            stage=Stage(stage),
+            attempt=least,
+            replay=False,
+            path=(PeerId("1" * 52),) * stage,
+        )
+        bound = frames.FORWARD_FRAME_BYTES + stage * frames.PATH_PEER_BYTES
+        assert 0 <= bound - DataFrame(forward, ()).frame_bytes <= 30

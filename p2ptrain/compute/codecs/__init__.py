@@ -1,0 +1,36 @@
+"""Codecs: what crosses a boundary between stages, as bytes and back.
+
+A codec is a pure function of the tensor and of where it stands in the run
+(:class:`CodecContext`), never of time, peer or history. So a replayed microbatch
+encodes to the same bytes anywhere, and one process that pushes its activations through
+the same codec computes what the swarm computes.
+
+    contract   what a codec promises, and where a tensor stands
+    floats     fp32 and bf16: values as they are
+
+The learned bottleneck in front of a codec is part of the model, not of the codec: a codec
+sees the values that are to cross, ``r`` tokens by ``k`` channels.
+
+Alternative refused: a self-describing blob. Shape and type are known to both ends from
+the RunSpec; describing them again only gives a peer something to lie about.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p2ptrain.compute.codecs.contract import Codec, CodecContext
+from p2ptrain.compute.codecs.floats import BFloat16Codec, Float32Codec
+from p2ptrain.run.frames import bits_at, levels_of
+
+if TYPE_CHECKING:
+    from p2ptrain.core.sizes import Direction
+    from p2ptrain.run import Composition
+
+__all__ = ["BFloat16Codec", "Codec", "CodecContext", "Float32Codec", "codec_at"]
+
+
+def codec_at(composition: Composition, direction: Direction, step: int) -> Codec:
+    """The codec for tensors that cross a boundary in ``direction`` at ``step``."""
+    bits = bits_at(levels_of(composition, direction), step)
+    return Float32Codec() if bits == 32 else BFloat16Codec()  # noqa: PLR2004 -- a float's
