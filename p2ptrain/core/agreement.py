@@ -117,7 +117,8 @@ class Sum(Message, frozen=True, tag=True):
 
     ``norms``: squared norm of every parameter's sum, in name order. ``cover`` and
     ``members`` are not unique: they are the publisher's and feed the ledger and the hashes.
-    ``round`` is the ballot's round, for the log.
+    ``round`` is the ballot's round, for the log. ``final``: who tells it has stepped with it
+    (said by the teller; it matters where arithmetic differs, see core/choice).
     """
 
     at: Position
@@ -129,3 +130,4 @@ class Sum(Message, frozen=True, tag=True):
     cover: tuple[Counted, ...]
     members: tuple[PeerId, ...]
     round: int
+    final: bool = False

@@ -102,10 +102,14 @@ class ReduceFailed:
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """``holder`` did not give the sum, or gave one with another digest."""
+    """``holder`` did not give the sum, or gave one with another digest.
+
+    ``spoilt``: the latter, so the compute no longer holds what it held before.
+    """
 
     holder: PeerId
     reason: str
+    spoilt: bool = False
 
 
 Event: TypeAlias = Live | Seen | Received | Quiet | Reduced | ReduceFailed | FetchFailed
@@ -178,9 +182,10 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class WantSums:
-    """Ask around for the SUMs of these stages."""
+    """Ask around for the SUMs of these stages; ``everyone``: seats of all stages."""
 
     stages: tuple[Stage, ...]
+    everyone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +197,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Two SUMs for one stage and position: arithmetic differs, or somebody lies.
+    """Two SUMs for one stage and position, in one arithmetic: somebody errs or lies.
 
     This seat will not commit the step.
     """

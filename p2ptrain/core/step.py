@@ -13,6 +13,16 @@
        |  SUMs of all stages
     COMMITTED
 
+Where arithmetic differs (agreement "canonical") rounds may end in several sums. A SUM is then
+the *name* under which the run remembers one of them, and of several names one counts
+(core/choice), which every seat takes until it is COMMITTED; then it tells its own as final:
+
+    NORM      --- own stage's Sum heard that counts more, a holder lives ---> REDUCING: fetch it
+    any phase --- the same, no holder lives: keep the name, go on counting, or stay in NORM;
+                  the whole sum that is here, or comes, is stepped with under that name
+    NORM      --- a stage-mate was lost in this step: ask everybody what they have heard, and
+                  step a plan's time later at the earliest ---> NORM
+
 Intuition: the sum is unique, so agreement is only about *when the accumulators stand still*
 on a disjoint cover. Leaders of rising rounds propose one; a member promises at most one
 plan a round and moves only upward; whoever finishes first ends the matter for all, because
@@ -24,15 +34,17 @@ Invariants:
     * a seat acks only what its accumulator is exactly, and only above all it promised;
     * without an active plan, the seat's round is above the round of its promise;
     * a slot is asked to be subtracted once per time it was counted;
-    * Commit comes once, with the SUMs of all stages, and never after an Alarm.
+    * Commit comes once, with the SUMs of all stages, and never after an Alarm;
+    * canonical: seats of one chain have stepped with the same names. The integers behind a name
+      may differ by rounding where its holders had died; core/adoption mends that.
 
 Bounds: every phase but COMMITTED has a deadline (``due_at``); a Nack makes a leader plan
 again only if it taught something; fetching tries each holder once per SUM heard; a Subtract
 is Seen before the compute is asked for anything else.
 
-Refused: Paxos over replicas (nothing has to be chosen: any disjoint cover gives the same
-sum), and matchmaking of groups with equal views (hivemind), which one newcomer can spoil.
-See DESIGN section 5.
+Refused: Paxos over replicas (any disjoint cover gives the same sum, or one that differs by
+rounding, and a majority of two is both), and matchmaking of groups with equal views
+(hivemind), which one newcomer can spoil. See DESIGN section 5.
 """
 
 from __future__ import annotations
@@ -44,6 +56,7 @@ import msgspec
 from p2ptrain.core.accumulation import Accumulation
 from p2ptrain.core.agreement import Ack, Bitmap, Go, Nack, Plan, Sum, Tallies
 from p2ptrain.core.chain import sum_digest
+from p2ptrain.core.choice import precedes
 from p2ptrain.core.ledger import Ledger, mask_to_bytes
 from p2ptrain.core.plans import (
     MAX_ROUND,
@@ -81,7 +94,7 @@ if TYPE_CHECKING:
 
     from p2ptrain.core.agreement import Ballot, Position
     from p2ptrain.core.rounds import Action, Event, Outcome, StepLimits
-    from p2ptrain.units import PeerId, RunId, Seconds
+    from p2ptrain.units import Digest, PeerId, RunId, Seconds
 
 NACK_BYTES = 900 << 10
 """Of the bitmaps in a Nack: the longest control message (1 MiB) with room for the rest. Who is
@@ -105,6 +118,8 @@ class StepMachine:
     ``members``: this stage's peers in the last step record, the only membership that hashes
     use. ``expected``: the step's slots; ``width``: bits of a slot set (G + E); ``elements``:
     length of the accumulator; ``weights``: bandwidths that size the shards of own plans.
+    ``canonical``: arithmetic differs among peers; ``hold_seconds``: then, how long others are
+    given to tell names of the step that were heard before this seat was there.
     ``reason`` says why the round was entered, for the log.
     """
 
@@ -124,6 +139,8 @@ class StepMachine:
         limits: StepLimits,
         now: Seconds,
         weights: Mapping[PeerId, float] | None = None,
+        canonical: bool = False,
+        hold_seconds: Seconds = 0.0,
     ) -> None:
         self.at: Final = at
         self.stage: Final = stage
@@ -159,6 +176,10 @@ class StepMachine:
         self._holders: list[PeerId] = []
         self._failure = ""  # why the reduction is not expected to end
         self._asks = 0
+        self._canonical = canonical
+        self._held: Digest | None = None  # of the whole sum that lies in compute
+        self._lost: Sum | None = None  # canonical: the name that counts, and nobody can give
+        self._hold_until = now + hold_seconds
         self.ledger.set_live(self._live)
         self._elect()
 
@@ -194,7 +215,7 @@ class StepMachine:
                 actions = self._ask((self.stage,), now)
             case Phase.PLANNING:
                 # A stage-mate that holds the sum plans no more, nor resolves an overlap with me.
-                asked = (WantSums((self.stage,)),)
+                asked = (WantSums((self.stage,), everyone=self._canonical),)
                 actions = asked + self._next_round(f"no plan from {self.leader}", now)
             case Phase.FROZEN:
                 actions = self._next_round(f"not all acked the plan of {self.leader}", now)
@@ -202,7 +223,7 @@ class StepMachine:
                 actions = self._on_reduce_deadline(now)
             case Phase.NORM:
                 missing = [s for s in map(Stage, range(self._stages)) if s not in self.sums]
-                actions = self._ask(tuple(missing), now)
+                actions = self._ask(tuple(missing), now) if missing else self._conclude(now)
             case Phase.COMMITTED:
                 pass
             case _:
@@ -215,11 +236,19 @@ class StepMachine:
         gone = self._live - peers - {self._me}
         self._live = peers | {self._me}
         self.ledger.set_live(self._live)
+        asked = self._doubt(now) if gone else ()
         if self.plan is None:
             self._elect()
         elif lost := sorted(share.peer for share in self.plan.shares if share.peer in gone):
-            return self._on_loss(f"{', '.join(lost)} left", now)
-        return self._review(now)
+            return asked + self._on_loss(f"{', '.join(lost)} left", now)
+        return asked + self._review(now)
+
+    def _doubt(self, now: Seconds) -> tuple[Action, ...]:
+        """Canonical: who is gone may have told others a sum, which we would not get again."""
+        if not self._canonical or self.phase is Phase.COMMITTED:
+            return ()
+        self._hold_until = now + self._limits.plan_seconds
+        return (WantSums((self.stage,), everyone=True),)
 
     def _on_loss(self, reason: str, now: Seconds) -> tuple[Action, ...]:
         """A member of the plan is gone."""
@@ -347,7 +376,7 @@ class StepMachine:
             return ()
         if self.stage in self.sums:  # adopt rule: whoever still plans needs only this
             late = isinstance(message, Plan | Go)
-            return (Send((sender,), self.sums[self.stage]),) if late else ()
+            return (Send((sender,), self.told()[self.stage]),) if late else ()
         # Once told that the sum exists, no round matters any more.
         return self._on_round(sender, message, now) if self._told is None else ()
 
@@ -433,25 +462,58 @@ class StepMachine:
         return (Reduce(plan),)
 
     def _on_sum(self, sender: PeerId, total: Sum, now: Seconds) -> tuple[Action, ...]:
-        own = total.stage == self.stage
-        known = self.sums.get(total.stage) or (self._told if own else None)
-        if known is not None:
-            return self._alarm(total) if sum_digest(known) != sum_digest(total) else ()
         if not 0 <= total.stage < self._stages:
             return ()
+        own = total.stage == self.stage
+        known = self.sums.get(total.stage) or ((self._told or self._lost) if own else None)
+        if known is not None and sum_digest(known) == sum_digest(total):
+            if known is not self._lost:  # else whoever tells it may hold it
+                self._confirm(known, total)
+                return ()
+        elif known is not None and not self._canonical:
+            return self._alarm(total)
+        elif known is not None and (self.phase is Phase.COMMITTED or not precedes(total, known)):
+            return self._object(sender, total)
         if not own:
             self.sums[total.stage] = total
-            return self._conclude()
+            return self._conclude(now)
         return self._on_own_sum(sender, total, now)
+
+    def _confirm(self, known: Sum, total: Sum) -> None:
+        """Somebody has stepped with the name that counts: no other takes its place."""
+        if not total.final or known.final or self.phase is Phase.COMMITTED:
+            return
+        if known is self._told:
+            self._told = total
+        else:
+            self.sums[total.stage] = total
+
+    def _object(self, sender: PeerId, total: Sum) -> tuple[Action, ...]:
+        """Who tells another name than the one that counts has not heard of that."""
+        if sender == self._me or total.final:  # of two final ones neither gives way
+            return ()
+        counts = self.told().get(total.stage)
+        return (Send((sender,), counts),) if counts is not None else ()
+
+    def told(self) -> dict[Stage, Sum]:
+        """The SUMs that this seat tells others, by stage."""
+        if not self._canonical or self.phase is not Phase.COMMITTED:
+            return self.sums
+        return {s: msgspec.structs.replace(one, final=True) for s, one in self.sums.items()}
 
     def _on_own_sum(self, sender: PeerId, total: Sum, now: Seconds) -> tuple[Action, ...]:
         """Somebody of our stage has it: fetch it, if any holder lives."""
         alive = self._live.union({sender} & set(total.members))
         holders = dict.fromkeys(peer for peer in (sender, *sorted(total.members)) if peer in alive)
         self._holders = [peer for peer in holders if peer != self._me]
+        if self.phase is Phase.NORM and (self._held == total.digest or not self._holders):
+            return self._settle(total, now)  # only the name is new
         if not self._holders:
-            return ()  # it died with them; the stage counts again what they had counted
+            # It died with them: the stage counts again what they had counted.
+            self._lost = total if self._canonical else None
+            return ()
         self._told = total
+        self.sums.pop(self.stage, None)  # canonical, in NORM: another whole sum than ours
         if self.phase is Phase.REDUCING and self.plan and self.plan.ballot.round == total.round:
             return ()  # the same reduction ends here any moment: R fetches would choke the sender
         if self._mine.subtracting:
@@ -460,7 +522,11 @@ class StepMachine:
 
     def _fetch(self, now: Seconds) -> tuple[Action, ...]:
         if self._told is None or not self._holders:
-            self._told = None
+            told, self._told = self._told, None
+            if told is not None and self._canonical:
+                self._lost = told
+                if self._held is not None:
+                    return self._settle(told, now)
             return self._pause("nobody gave the sum they announced", now)
         self._enter(Phase.REDUCING, self._limits.reduce_seconds, now)
         return (FetchSum(self._holders[0], self._told),)
@@ -485,19 +551,32 @@ class StepMachine:
             return ()
         if self.phase is not Phase.REDUCING or round_ != expected_round:
             return ()
+        self._held = outcome.digest
         if told is not None and sum_digest(told) != sum_digest(total):
-            return self._alarm(total)
-        self.sums[self.stage], self._told, self._asks = total, None, 0
-        self._enter(Phase.NORM, self._limits.norm_seconds, now)
+            if not self._canonical:
+                return self._alarm(total)
+            if outcome.digest != told.digest and precedes(told, total):
+                self.plan = None  # it has ended: nothing to abort
+                return self._fetch(now)
+            total = told if precedes(told, total) else total
+        if self._lost is not None and precedes(self._lost, total):
+            total = self._lost
         leading = plan is not None and self.leader == self._me
         publish: tuple[Action, ...] = (Publish(total),) if leading else ()
-        return publish + self._conclude()
+        return publish + self._settle(total, now)
+
+    def _settle(self, total: Sum, now: Seconds) -> tuple[Action, ...]:
+        """The whole sum is here, under this name."""
+        self.sums[self.stage], self._told, self._asks = total, None, 0
+        self._enter(Phase.NORM, self._limits.norm_seconds, now)
+        return self._conclude(now)
 
     def _on_failure(self, event: ReduceFailed | FetchFailed, now: Seconds) -> tuple[Action, ...]:
         """The way to the sum on which I am is closed; late news of another changes nothing."""
         if self.phase is not Phase.REDUCING:
             return ()
         if isinstance(event, FetchFailed):
+            self._held = None if event.spoilt else self._held
             current = self.plan is None and self._holders[:1] == [event.holder]
             return self._try_next_holder(now) if current else ()
         if self.plan is None or event.ballot != self.plan.ballot:
@@ -520,8 +599,20 @@ class StepMachine:
 
     # --- the barrier ---------------------------------------------------------------------
 
-    def _conclude(self) -> tuple[Action, ...]:
+    def holds(self, total: Sum) -> bool:
+        """Whether the integers in compute are those that ``total`` names."""
+        whole = self.phase in (Phase.NORM, Phase.COMMITTED)
+        return whole and self._held == total.digest
+
+    def forget(self) -> None:
+        """The integers in compute are about to go."""
+        self._held = None
+
+    def _conclude(self, now: Seconds) -> tuple[Action, ...]:
         if self.phase is not Phase.NORM or len(self.sums) < self._stages:
+            return ()
+        if now < self._hold_until:  # canonical: let answers come
+            self.due_at = self._hold_until
             return ()
         self.phase, self.due_at = Phase.COMMITTED, None
         return (Commit(tuple(self.sums[stage] for stage in sorted(self.sums))),)

@@ -21,6 +21,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from p2ptrain.core.chain import next_chain, step_outcome
 from p2ptrain.core.ledger import mask_to_bytes
 from p2ptrain.core.schedule import step_slots
@@ -47,6 +49,10 @@ class Done:
     sums: tuple[Sum, ...]
     outcome: StepOutcome
     chain: Chain  # after it
+
+    def told(self) -> tuple[Sum, ...]:
+        """The SUMs as somebody tells them who has stepped with them."""
+        return tuple(msgspec.structs.replace(whole, final=True) for whole in self.sums)
 
     def record(self) -> CommitRecord:
         """What the directory is told of it."""

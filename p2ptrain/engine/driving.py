@@ -156,8 +156,8 @@ class Driver:
                 self._start(self._fetch(holder, whole))
             case r.Publish(whole):
                 self._publish(whole)
-            case r.WantSums(stages):
-                self._want(stages)
+            case r.WantSums(stages, everyone):
+                self._want(stages, everyone=everyone)
             case r.Commit(sums):
                 assert self.machine is not None
                 self._gossip.due_at = None  # nobody waits for our count any more
@@ -176,8 +176,13 @@ class Driver:
         # to everybody, and to ourselves: our other seats need it
         self._post.tell_all(self._members.union(self._post.everyone(), whole.members), whole)
 
-    def _want(self, stages: tuple[Stage, ...]) -> None:
+    def _want(self, stages: tuple[Stage, ...], *, everyone: bool) -> None:
         assert self.machine is not None
+        if everyone:
+            self._post.tell_all(
+                self._post.everyone(), m.WantSums(at=self.machine.at, stages=stages)
+            )
+            return
         asked = {peer for stage in stages for peer in self._post.seats(stage)}
         asked |= set(self._post.seats(self._compute.stage))
         self._post.tell_all(asked, m.WantSums(at=self.machine.at, stages=stages))
@@ -210,7 +215,8 @@ class Driver:
             whole = await self.reducer.fetch(holder, announced, deadline_seconds=FETCH_SECONDS)
         except (LinkError, MisbehaviourError, TimeoutError) as error:
             self._task = None
-            self.feed(r.FetchFailed(holder, str(error) or "no answer"), _now())
+            spoilt = isinstance(error, MisbehaviourError)
+            self.feed(r.FetchFailed(holder, str(error) or "no answer", spoilt), _now())
             return
         self._reduced(whole, announced.round)
 

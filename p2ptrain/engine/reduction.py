@@ -139,9 +139,13 @@ class Reducer:
             raise MisbehaviourError(reason, peer=holder)
         return result
 
-    async def serve(self, peer: PeerId, whole: Sum) -> None:
-        """Send the last finished sum to a seat that missed it."""
+    async def serve(self, peer: PeerId, whole: Sum, held: Callable[[], bool]) -> None:
+        """Send the last finished sum to a seat that missed it, while it is ``held``."""
         for start, stop in _pieces(0, self._compute.elements):
+            if not held():
+                reason = f"the sum of step {whole.at.step} has gone"
+                self._post.tell(peer, m.NoSuch(what="sum", stage=whole.stage, reason=reason))
+                return
             total = await self._compute.read_sum(start, stop)
             self._ship(peer, whole.at, sum_ballot(whole), ("sum", start, stop), total)
 

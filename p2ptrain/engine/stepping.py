@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 
 from p2ptrain.core import rounds as r
 from p2ptrain.core.agreement import Nack, Plan, Sum
+from p2ptrain.core.chain import sum_digest
+from p2ptrain.core.choice import precedes
 from p2ptrain.core.schedule import step_slots
 from p2ptrain.core.step import StepMachine
 from p2ptrain.engine.committing import Committer
@@ -84,7 +86,9 @@ class Stepper:
             spawn=spawn,
         )
         self.reducer = self._driver.reducer
+        self._canonical = spec.sync.agreement == "canonical"
         self._early_sums: dict[Stage, tuple[PeerId, Sum]] = {}
+        self._last_held = False  # the whole sum of the last step is still in compute
         self._members: tuple[tuple[PeerId, ...], ...] = ()
         self._lives: dict[Stage, frozenset[PeerId]] = {}  # who counts, here and beside
 
@@ -117,6 +121,10 @@ class Stepper:
     def begin(self, at: Position, members: tuple[tuple[PeerId, ...], ...], now: Seconds) -> None:
         """Take up a step. ``members``: the last step record's peers, per stage."""
         slots = step_slots(self._spec, at.step)
+        limits = step_limits(8 * self._compute.elements)
+        entering = self._canonical and self.last is None and at.step > 0
+        before, last = self.machine, self.last
+        self._last_held = bool(before and last and before.holds(last.sums[self.stage]))
         self._members = members
         machine = StepMachine(
             run=self._run,
@@ -129,8 +137,10 @@ class Stepper:
             expected=slots.mask,
             width=slots.width,
             elements=self._compute.elements,
-            limits=step_limits(8 * self._compute.elements),
+            limits=limits,
             now=now,
+            canonical=self._canonical,
+            hold_seconds=limits.plan_seconds if entering else 0.0,
         )
         early = self._gossip.begin(at)
         self._lives = {}
@@ -177,10 +187,20 @@ class Stepper:
                     self.bitmap(bitmap, now)
             self._driver.feed(r.Received(peer, message), now)
         elif isinstance(message, Sum):
-            if self.machine is not None and message.at.step == self.at.step + 1:
-                self._early_sums[message.stage] = (peer, message)
+            self._elsewhere(peer, message)
         elif isinstance(message, Plan) and self.last is not None and message.at == self.last.at:
-            self._post.tell(peer, self.last.sums[self.stage])  # the adopt rule, one step late
+            self._post.tell(peer, self._taken(self.last)[self.stage])  # the adopt rule, late
+
+    def _elsewhere(self, peer: PeerId, whole: Sum) -> None:
+        """A SUM of another step: the next one's is kept, the last one's must be ours."""
+        if self.machine is not None and whole.at.step == self.at.step + 1:
+            known = self._early_sums.get(whole.stage)
+            if known is None or not (self._canonical and precedes(known[1], whole)):
+                self._early_sums[whole.stage] = (peer, whole)
+        elif self._canonical and self.last is not None and whole.at == self.last.at:
+            taken = self._taken(self.last)[whole.stage]
+            if sum_digest(taken) != sum_digest(whole) and not whole.final:
+                self._post.tell(peer, taken)
 
     def _knows(self, peer: PeerId) -> bool:
         """Whether ``peer`` has a seat, or had one when the last step was recorded."""
@@ -189,19 +209,24 @@ class Stepper:
     def known_sums(self, at: Position) -> dict[Stage, Sum]:
         """The SUMs that we know of a position, this one or the last."""
         if self.machine is not None and at == self.at:
-            return self.machine.sums
+            return self.machine.told()
         if self.last is not None and at == self.last.at:
-            return {whole.stage: whole for whole in self.last.sums}
+            return {whole.stage: whole for whole in self._taken(self.last)}
         return {}
 
     def pull_sum(self, peer: PeerId, message: m.PullSum) -> None:
         """Send our stage's whole sum, if we still hold it."""
-        whole = self._held_sum(message.at)
-        if whole is None:
+        if (whole := self._held_sum(message.at)) is None:
             reason = f"no sum of step {message.at.step} here"
             self._post.tell(peer, m.NoSuch(what="sum", stage=self.stage, reason=reason))
         else:
-            self._spawn(self.reducer.serve(peer, whole))
+            held = lambda: self._held_sum(whole.at) == whole  # noqa: E731 - one word for it
+            self._spawn(self.reducer.serve(peer, whole, held))
+
+    def forget_sum(self) -> None:
+        """Another state is about to be loaded: the whole sum of the last step goes with ours."""
+        if self.machine is not None:
+            self.machine.forget()
 
     def part(self, peer: PeerId, message: m.Part, payload: Buffer) -> None:
         """A part of a reduction."""
@@ -296,11 +321,13 @@ class Stepper:
         what: What = "forward" if stage > self.stage else "gradient"
         self._pipeline.custodian.tallied(what, self._gossip.ledgers[stage].union(), now)
 
+    def _taken(self, done: Done) -> tuple[Sum, ...]:
+        return done.told() if self._canonical else done.sums
+
     def _held_sum(self, at: Position) -> Sum | None:
-        if self.last is not None and at == self.last.at:
-            return self.last.sums[self.stage]
-        machine = self.machine
-        whole = (r.Phase.NORM, r.Phase.COMMITTED)  # it may still be stepping
-        if machine is not None and at == machine.at and machine.phase in whole:
-            return machine.sums.get(self.stage)
-        return None
+        machine, last = self.machine, self.last
+        if machine is not None and at == machine.at:  # it may still be stepping
+            whole = machine.sums.get(self.stage)
+            return whole if whole is not None and machine.holds(whole) else None
+        held = last is not None and at == last.at and self._last_held
+        return last.sums[self.stage] if last is not None and held else None

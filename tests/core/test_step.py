@@ -17,6 +17,7 @@ from p2ptrain.core.agreement import (
     Sum,
     Tallies,
 )
+from p2ptrain.core.choice import precedes
 from p2ptrain.core.ledger import bytes_to_mask, mask_to_bytes
 from p2ptrain.core.plans import NO_BALLOT, make_plan, shards
 from p2ptrain.core.rounds import (
@@ -60,7 +61,11 @@ ANN, BOB, EVE = leaders(RUN, AT.step, STAGE, 0, [PeerId("x"), PeerId("y"), PeerI
 
 
 def machine(
-    me: PeerId, *others: PeerId, members: tuple[PeerId, ...] | None = None, stages: int = 3
+    me: PeerId,
+    *others: PeerId,
+    members: tuple[PeerId, ...] | None = None,
+    stages: int = 3,
+    canonical: bool = False,
 ) -> StepMachine:
     here = (me, *others) if members is None else members
     seat = StepMachine(
@@ -76,6 +81,7 @@ def machine(
         elements=ELEMENTS,
         limits=LIMITS,
         now=0.0,
+        canonical=canonical,
     )
     assert seat.handle(Live(frozenset({me, *others})), now=0.0) == ()
     return seat
@@ -686,3 +692,104 @@ def test_a_flood_of_names_does_not_make_a_nack_that_cannot_be_sent() -> None:
     assert isinstance(answer, Send)
     assert isinstance(answer.message, Nack)
     assert len(encode(answer.message)) <= CONTROL_BYTES
+
+
+# --- where arithmetic differs ----------------------------------------------------------------
+
+
+def summed(*, stages: int = 3) -> StepMachine:
+    """ANN has summed alone what BOB had counted as well; BOB lives. In NORM under round 0."""
+    seat = machine(ANN, BOB, canonical=True, stages=stages)
+    seat.handle(Seen(bitmap(ANN, FULL)), now=0.0)
+    seat.handle(Seen(bitmap(BOB, 0)), now=0.0)
+    seat.handle(Quiet(), now=0.0)
+    assert seat.plan is not None
+    seat.handle(Received(BOB, ack(seat.plan)), now=0.0)
+    seat.handle(Reduced(OUTCOME, 0), now=0.0)
+    return seat
+
+
+def lower(*, final: bool = False) -> Sum:
+    """A SUM of the own stage that counts more than what ``summed`` has."""
+    return next(
+        msgspec.structs.replace(one, final=final)
+        for one in (total(STAGE, digest=bytes([n]) * 32) for n in range(256))
+        if precedes(one, summed().sums[STAGE])
+    )
+
+
+def test_another_name_of_another_stage_takes_its_place_if_it_counts_more() -> None:
+    seat = machine(ANN, canonical=True)
+    first, second = total(0, digest=b"a" * 32), total(0, digest=b"b" * 32)
+    more, less = (first, second) if precedes(first, second) else (second, first)
+    assert seat.handle(Received(BOB, less), now=0.0) == ()
+    assert seat.handle(Received(BOB, more), now=0.0) == ()
+    assert seat.sums[Stage(0)] == more
+    (told,) = seat.handle(Received(EVE, less), now=0.0)
+    assert told == Send((EVE,), more)
+    assert seat.sums[Stage(0)] == more
+
+
+def test_a_name_that_somebody_has_stepped_with_beats_all_others() -> None:
+    seat = machine(ANN, canonical=True)
+    stepped = msgspec.structs.replace(total(0, round_=9), final=True)
+    seat.handle(Received(BOB, total(0, round_=0, digest=b"a" * 32)), now=0.0)
+    seat.handle(Received(BOB, stepped), now=0.0)
+    assert seat.sums[Stage(0)] == stepped
+    assert not seat.alarmed
+
+
+def test_in_norm_the_sum_that_counts_more_is_fetched_from_a_holder() -> None:
+    seat, other = summed(), lower()
+    assert seat.phase is Phase.NORM
+    assert seat.handle(Received(BOB, other), now=1.0) == (FetchSum(BOB, other),)
+    assert seat.phase is Phase.REDUCING
+    outcome = Outcome(digest=other.digest, norms=(9.0,), finite=True)
+    seat.handle(Reduced(outcome, other.round), now=2.0)
+    assert seat.phase is Phase.NORM
+    assert seat.sums[STAGE] == other
+    assert seat.holds(other)
+
+
+def test_a_name_that_nobody_can_give_is_taken_with_the_whole_sum_that_is_here() -> None:
+    seat, other = summed(), lower()
+    seat.handle(Received(BOB, other), now=1.0)
+    seat.handle(FetchFailed(BOB, "no such sum"), now=2.0)
+    if seat.phase is Phase.REDUCING:  # EVE, a member of it, is not alive
+        seat.handle(FetchFailed(EVE, "gone"), now=2.0)
+    assert seat.phase is Phase.NORM
+    assert seat.sums[STAGE] == other
+    assert not seat.holds(other)  # and is not given to others as what it is not
+
+
+def test_a_name_whose_holders_have_died_names_what_the_stage_counts_again() -> None:
+    seat = machine(ANN, canonical=True)
+    gone = msgspec.structs.replace(total(STAGE, digest=b"g" * 32), members=(BOB,), final=True)
+    assert seat.handle(Received(EVE, gone), now=0.0) == ()
+    seat.handle(Seen(bitmap(ANN, FULL)), now=0.0)
+    seat.handle(Quiet(), now=0.0)
+    seat.handle(Reduced(OUTCOME, 0), now=0.0)
+    assert seat.phase is Phase.NORM
+    assert seat.sums[STAGE] == gone
+
+
+def test_who_lost_a_mate_asks_everybody_and_steps_a_plan_later() -> None:
+    seat = summed(stages=2)
+    actions = seat.handle(Live(frozenset({ANN})), now=1.0)
+    assert WantSums((STAGE,), everyone=True) in actions
+    assert seat.handle(Received(EVE, total(0)), now=1.0) == ()
+    assert seat.due_at == 1.0 + LIMITS.plan_seconds
+    (commit,) = seat.tick(now=2.0)
+    assert isinstance(commit, Commit)
+
+
+def test_who_has_stepped_tells_its_name_as_final_and_keeps_it() -> None:
+    seat, other = summed(stages=2), lower()
+    (commit,) = seat.handle(Received(EVE, total(0)), now=1.0)
+    assert isinstance(commit, Commit)
+    (told,) = seat.handle(Received(BOB, other), now=1.0)
+    assert isinstance(told, Send)
+    assert isinstance(told.message, Sum)
+    assert told.message.final
+    assert told.message.digest == OUTCOME.digest
+    assert seat.handle(Received(BOB, lower(final=True)), now=1.0) == ()  # a fork: chains will tell

@@ -205,7 +205,7 @@ async def fetched(digest: bytes) -> Whole:
         job = group.create_task(fetcher.fetch(A, whole, deadline_seconds=1.0))
         await asyncio.sleep(0)
         assert wires.told == [(A, m.PullSum(at=AT, stage=Stage(1)))]
-        await holder.serve(B, whole)
+        await holder.serve(B, whole, lambda: True)
     return job.result()
 
 
@@ -229,7 +229,7 @@ async def test_after_one_that_has_no_sum_the_next_is_believed() -> None:
     async with asyncio.TaskGroup() as group:
         job = group.create_task(fetcher.fetch(C, whole, deadline_seconds=1.0))
         await asyncio.sleep(0)
-        await holder.serve(B, whole)
+        await holder.serve(B, whole, lambda: True)
     assert job.result().finite
 
 
