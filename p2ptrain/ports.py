@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from p2ptrain.core.health import BoundaryReading
     from p2ptrain.units import Bytes, Digest, Microbatch, PeerId, Seconds, Stage, Step
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -274,6 +275,11 @@ class StageCompute(Protocol):
             MisbehaviourError: what comes out is not finite or of a wrong size: the state that
                 was loaded is of no use here.
         """
+        ...
+
+    @property
+    def reading(self) -> BoundaryReading | None:
+        """Of the boundary above, taken in the last step; None: none was, or at the last stage."""
         ...
 
     async def tensor_digests(self) -> Mapping[str, str]:

@@ -30,7 +30,7 @@ from p2ptrain.compute.device import (
 )
 from p2ptrain.compute.model import graph_bytes, stage_slice
 from p2ptrain.compute.stage import StageState, kept_graphs
-from p2ptrain.core.partition import parameter_count
+from p2ptrain.core.bottleneck import stage_elements
 from p2ptrain.core.sizes import integer_bytes, nominal_tokens
 from p2ptrain.errors import UserError
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from p2ptrain.core.health import BoundaryReading
     from p2ptrain.ports import Backward, Buffer, Loss, Update, Whole
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Bytes, Microbatch, Seconds, Stage
@@ -123,6 +124,11 @@ class TorchStage:
     def elements(self) -> int:
         """Length of the accumulator, in integers."""
         return self._state.elements
+
+    @property
+    def reading(self) -> BoundaryReading | None:
+        """Of the boundary above, as the last step left it; written whole, so read as such."""
+        return self._state.reading
 
     async def forward(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> bytes:
         """Encoded output for the stage above."""
@@ -255,9 +261,8 @@ class TorchCompute:
         optimizer state in float32, and two sums. Temporaries of one tensor are not counted.
         """
         part = stage_slice(self._spec, stage)
-        model = self._spec.model
-        elements = parameter_count(model, part.layers, first=part.first, last=part.last)
-        one_graph = graph_bytes(model, part, nominal_tokens(self._spec))
+        elements = stage_elements(self._spec)[stage]
+        one_graph = graph_bytes(self._spec.model, part, nominal_tokens(self._spec))
         per_element = 5 * FLOAT32_BYTES + 2 * integer_bytes(self._spec)
         graphs = 1 + kept_graphs(self._spec, part, self._kept_graph_bytes)
         return elements * per_element + graphs * one_graph

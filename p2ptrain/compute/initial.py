@@ -18,20 +18,34 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from p2ptrain.compute.model import Slice, initial_deviation, parameter_shapes
+from p2ptrain.compute.bottleneck import complement, orthonormal
+from p2ptrain.compute.model import (
+    EMBEDDING,
+    EMBEDDING_DEVIATION,
+    Slice,
+    initial_deviation,
+    parameter_shapes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from p2ptrain.core.bottleneck import Bottleneck
     from p2ptrain.run import Model
 
 
 def initial_weights(seed: int, model: Model, part: Slice) -> dict[str, Tensor]:
     """Weights of a slice in float32 on the CPU, by global name, in name order."""
-    return {
+    shapes = parameter_shapes(model, part)
+    weights = {
         name: initial_tensor(seed, name, shape, initial_deviation(model, name))
-        for name, shape in parameter_shapes(model, part).items()
+        for name, shape in shapes.items()
     }
+    if part.above is not None:
+        weights[part.above.encoder] = _basis(seed, model, part.above).float()
+    if part.below is not None:
+        weights |= _receiver(seed, model, part.below)
+    return weights
 
 
 def initial_tensor(seed: int, name: str, shape: Sequence[int], deviation: float) -> Tensor:
@@ -42,6 +56,31 @@ def initial_tensor(seed: int, name: str, shape: Sequence[int], deviation: float)
     generator.manual_seed(_tensor_seed(seed, name))
     # A uniform on (-1, 1) has variance 1/3.
     return torch.rand(*shape, generator=generator).mul_(2).sub_(1).mul_(deviation * math.sqrt(3))
+
+
+def _receiver(seed: int, model: Model, bottleneck: Bottleneck) -> dict[str, Tensor]:
+    """A decoder that undoes what its encoder did, and anchors that say nothing but the token."""
+    basis_kd = _basis(seed, model, bottleneck)
+    weights = {bottleneck.decoder: basis_kd.T.float().contiguous()}
+    for back in range(bottleneck.order):
+        table, lift = bottleneck.anchor(back), bottleneck.lift(back)
+        if bottleneck.rank:  # one factor zero, the other not: else neither would learn
+            shape = (model.vocab_size, bottleneck.rank)
+            weights[table] = initial_tensor(seed, table, shape, EMBEDDING_DEVIATION)
+            weights[lift] = torch.zeros(model.d_model, bottleneck.rank)
+        elif back:
+            weights[table] = torch.zeros(model.vocab_size, model.d_model)
+        else:
+            shape = (model.vocab_size, model.d_model)
+            embedding_vd = initial_tensor(seed, EMBEDDING, shape, EMBEDDING_DEVIATION)
+            weights[table] = complement(embedding_vd, basis_kd).float()
+    return weights
+
+
+def _basis(seed: int, model: Model, bottleneck: Bottleneck) -> Tensor:
+    """Orthonormal rows (k, d) in float64: both sides of a boundary make the same."""
+    shape = (bottleneck.width, model.d_model)
+    return orthonormal(initial_tensor(seed, f"{bottleneck.prefix}basis", shape, 1.0))
 
 
 def _tensor_seed(seed: int, name: str) -> int:

@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everybody reads
 from torch import Tensor
 
+from p2ptrain.core.bottleneck import Bottleneck, stage_bottlenecks
 from p2ptrain.core.partition import cut_layers
 
 if TYPE_CHECKING:
@@ -48,11 +49,16 @@ EMBEDDING_DEVIATION = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """What one stage holds: some layers; the first also embeds, the last also predicts."""
+    """What one stage holds: some layers; the first also embeds, the last also predicts.
+
+    Of a bottleneck ``below`` it holds the receiver's part, of one ``above`` the sender's.
+    """
 
     layers: range
     first: bool
     last: bool
+    below: Bottleneck | None = None
+    above: Bottleneck | None = None
 
 
 def stage_slice(spec: RunSpec, stage: Stage) -> Slice:
@@ -62,7 +68,14 @@ def stage_slice(spec: RunSpec, stage: Stage) -> Slice:
         RunSpecError: the model cannot be cut like this.
     """
     parts = cut_layers(spec.model, spec.cut.stages, spec.cut.layers)
-    return Slice(layers=parts[stage], first=stage == 0, last=stage == len(parts) - 1)
+    below, above = stage_bottlenecks(spec, stage)
+    return Slice(
+        layers=parts[stage],
+        first=stage == 0,
+        last=stage == len(parts) - 1,
+        below=below,
+        above=above,
+    )
 
 
 def layer_shapes(model: Model) -> dict[str, tuple[int, ...]]:
@@ -94,6 +107,10 @@ def parameter_shapes(model: Model, part: Slice) -> dict[str, tuple[int, ...]]:
     if part.last:
         shapes[FINAL_NORM] = (model.d_model,)
         shapes[HEAD] = (model.vocab_size, model.d_model)
+    if part.below is not None:
+        shapes |= part.below.receiver_shapes(model)
+    if part.above is not None:
+        shapes |= part.above.sender_shapes(model)
     return dict(sorted(shapes.items()))
 
 
@@ -102,10 +119,12 @@ def graph_bytes(model: Model, part: Slice, tokens: int) -> Bytes:
 
     Per token and layer: both norms and their outputs, rotated queries, attention output
     (8 d counts the copies), keys and values (2 k e) and the four SwiGLU tensors (4 f).
+    Below a bottleneck the sum of the anchors grows by d a table; a latent is small.
     """
     kv_width = model.d_model // model.n_heads * model.n_kv_heads
     per_layer = 8 * model.d_model + 2 * kv_width + 4 * model.d_ff
-    return 4 * tokens * len(part.layers) * per_layer
+    anchored = 0 if part.below is None else (1 + part.below.order) * model.d_model
+    return 4 * tokens * (len(part.layers) * per_layer + anchored)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from p2ptrain.compute.bottleneck import compress, expand
 from p2ptrain.compute.codecs import CodecContext, codec_at
 from p2ptrain.compute.model import Decoder, Slice, summed_loss
 from p2ptrain.core.sizes import (
@@ -84,14 +85,24 @@ class Passes:
         elif given is None:
             raise InternalError(f"stage {self._stage} was given no input")
         else:
-            model = self._spec.model
-            x = self._decode(given, work, self._stage - 1, "forward").view(
-                -1, model.context, model.d_model
-            )
-            x.requires_grad_(torch.is_grad_enabled())
+            x = self._received(work, given)
         half = self._spec.arithmetic.dtype == "bfloat16"
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=half):
-            return Graph(given=x, output=self._decoder(self._weights, x))
+            return Graph(given=x, output=self._through(x, tokens))
+
+    def _received(self, work: Microbatch, given: Buffer) -> Tensor:
+        """What came over the wire: (b, t, d) or, above a bottleneck, (b, t, k). A leaf."""
+        x_rk = self._decode(given, work, self._stage - 1, "forward")
+        x = x_rk.view(-1, self._spec.model.context, x_rk.shape[1])
+        return x.requires_grad_(torch.is_grad_enabled())
+
+    def _through(self, x: Tensor, tokens: Buffer) -> Tensor:
+        """The slice, and the halves of the bottlenecks at its ends."""
+        below, above = self._part.below, self._part.above
+        if below is not None:
+            x = expand(self._weights, below, x, self._token_ids(tokens)[:, :-1])
+        x = self._decoder(self._weights, x)
+        return x if above is None else compress(self._weights, above, x)
 
     def mean_loss(self, logits_btv: Tensor, tokens: Buffer) -> Tensor:
         """Sum of token losses over the nominal token count, in nats and float32."""
@@ -117,6 +128,10 @@ class Passes:
     def decode_gradient(self, buffer: Buffer, work: Microbatch) -> Tensor:
         """The gradient of the output (r, d) that came from the stage above, on the device."""
         return self._decode(buffer, work, self._stage, "backward")
+
+    def decode_output(self, buffer: Buffer, work: Microbatch) -> Tensor:
+        """What the stage above sees of this stage's output (r, k)."""
+        return self._decode(buffer, work, self._stage, "forward")
 
     def encode_output(self, x_btd: Tensor, work: Microbatch) -> bytes:
         """Encode activations for the stage above."""

@@ -17,18 +17,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
+from p2ptrain.compute.codecs import CodecContext, codec_at
 from p2ptrain.compute.device import choose_device, make_deterministic
 from p2ptrain.compute.stage import LOSS_SCALE, StageState
 from p2ptrain.core.digest import combine_digests
 from p2ptrain.core.schedule import is_evaluation, last_step, step_slots
-from p2ptrain.core.sizes import nominal_tokens
+from p2ptrain.core.sizes import boundary_width, nominal_tokens
 from p2ptrain.errors import InternalError
 from p2ptrain.ports import Update
+from p2ptrain.run.codecs import composition_of
 from p2ptrain.units import Microbatch, Slot, Stage, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from p2ptrain.core.health import BoundaryReading
     from p2ptrain.ports import Corpus, Loss
     from p2ptrain.run import RunSpec
 
@@ -92,67 +97,129 @@ def train(
     Raises:
         UserError: the device is not there.
     """
-    chosen = choose_device(device, spec)
-    make_deterministic(chosen, spec.arithmetic.threads)
-    stages = [
-        StageState(spec, Stage(stage), chosen, kept_graph_bytes=_KEEP_EVERY_GRAPH)
-        for stage in range(spec.cut.stages)
-    ]
+    training = Training(spec, corpus, device=device)
     reports: list[StepReport] = []
-    tokens = 0
-    for step in range(last_step(spec) + 1 if steps is None else steps):
-        report, counted = _step(spec, corpus, stages, Step(step))
-        tokens += counted
-        reports.append(report)
+    for _ in range(last_step(spec) + 1 if steps is None else steps):
+        reports.append(training.step())
         if on_step is not None:
-            on_step(report)
-    digests = {name: value for stage in stages for name, value in stage.tensor_digests().items()}
-    return Trained(steps=tuple(reports), weights_digest=combine_digests(digests), tokens=tokens)
+            on_step(reports[-1])
+    return Trained(
+        steps=tuple(reports), weights_digest=training.weights_digest(), tokens=training.tokens
+    )
 
 
-def _step(
-    spec: RunSpec, corpus: Corpus, stages: Sequence[StageState], step: Step
-) -> tuple[StepReport, int]:
-    """One step of all stages; returns its report and how many tokens it trained on."""
-    mean, val_mean = _Mean(nominal_tokens(spec)), _Mean(nominal_tokens(spec))
-    poisoned = False
-    for slot in step_slots(spec, step):
-        work = Microbatch(step, Slot(slot))
-        tokens = corpus.tokens(work)
-        if is_evaluation(spec, work):
-            val_mean.add(_evaluate(stages, work, tokens))
-        else:
-            loss, spoilt = _train(stages, work, tokens)
-            mean.add(loss)
-            poisoned |= spoilt
-    wholes = [stage.finish([(0, stage.read_own(0, stage.elements))]) for stage in stages]
-    skip = poisoned or not all(whole.finite for whole in wholes)
-    norms = tuple(norm for whole in wholes for norm in whole.norms)
-    for stage in stages:
-        stage.step(Update(step=step, tokens=mean.tokens, norms=norms, skip=skip))
-    report = StepReport(step=step, loss=mean.value, val_loss=val_mean.value, skipped=skip)
-    return report, mean.tokens
+class Training:
+    """A run under way, step by step; its state can be saved between steps and taken up again.
+
+    ``severed``: the control without a wire. The last stage trains alone, and all that it is
+    ever given from below is zeros; what it learns it has from its token anchors. A codec
+    that does no better carries nothing.
+
+    Raises:
+        UserError: the device is not there.
+    """
+
+    def __init__(
+        self, spec: RunSpec, corpus: Corpus, *, device: str = "auto", severed: bool = False
+    ) -> None:
+        chosen = choose_device(device, spec)
+        make_deterministic(chosen, spec.arithmetic.threads)
+        stages = range(spec.cut.stages - 1 if severed else 0, spec.cut.stages)
+        self._stages = [
+            StageState(spec, Stage(stage), chosen, kept_graph_bytes=_KEEP_EVERY_GRAPH)
+            for stage in stages
+        ]
+        self._spec, self._corpus, self._severed = spec, corpus, severed
+        self.tokens = 0
+
+    @property
+    def version(self) -> Step:
+        """The step that comes next."""
+        return self._stages[0].version
+
+    def step(self) -> StepReport:
+        """Take the next step with all its microbatches."""
+        mean, val_mean = _Mean(nominal_tokens(self._spec)), _Mean(nominal_tokens(self._spec))
+        poisoned, step = False, self.version
+        for slot in step_slots(self._spec, step):
+            work = Microbatch(step, Slot(slot))
+            tokens = self._corpus.tokens(work)
+            given = silence(self._spec, work) if self._severed else None
+            if is_evaluation(self._spec, work):
+                val_mean.add(_evaluate(self._stages, work, tokens, given))
+            else:
+                loss, spoilt = _train(self._stages, work, tokens, given)
+                mean.add(loss)
+                poisoned |= spoilt
+        wholes = [stage.finish([(0, stage.read_own(0, stage.elements))]) for stage in self._stages]
+        skip = poisoned or not all(whole.finite for whole in wholes)
+        norms = tuple(norm for whole in wholes for norm in whole.norms)
+        for stage in self._stages:
+            stage.step(Update(step=step, tokens=mean.tokens, norms=norms, skip=skip))
+        self.tokens += mean.tokens
+        return StepReport(step=step, loss=mean.value, val_loss=val_mean.value, skipped=skip)
+
+    def readings(self) -> tuple[BoundaryReading, ...]:
+        """What the last step sent over each boundary."""
+        found = (stage.reading for stage in self._stages)
+        return tuple(reading for reading in found if reading is not None)
+
+    def weights_digest(self) -> str:
+        """Of all weights, whatever the cut."""
+        digests: dict[str, str] = {}
+        for stage in self._stages:
+            digests.update(stage.tensor_digests())
+        return combine_digests(digests)
+
+    def save(self) -> list[bytes]:
+        """The state of every stage; ``tokens`` is the caller's to keep."""
+        return [stage.save() for stage in self._stages]
+
+    def load(self, blobs: Sequence[bytes]) -> None:
+        """Take up what :meth:`save` gave of the same run.
+
+        Raises:
+            MisbehaviourError: it is of another run.
+        """
+        for stage, blob in zip(self._stages, blobs, strict=True):
+            stage.load(blob)
 
 
-def _train(stages: Sequence[StageState], work: Microbatch, tokens: bytes) -> tuple[Loss, bool]:
+def silence(spec: RunSpec, work: Microbatch) -> bytes | None:
+    """Zeros for the last stage, encoded as this run encodes; None where it is the first too."""
+    boundary = spec.cut.stages - 2
+    if boundary < 0:
+        return None
+    context = CodecContext(
+        seed=spec.seed, step=work.step, slot=work.slot, boundary=boundary, direction="forward"
+    )
+    zeros_rk = torch.zeros(nominal_tokens(spec), boundary_width(spec, boundary))
+    codec = codec_at(composition_of(spec, boundary), "forward", work.step)
+    return codec.encode(zeros_rk, context)
+
+
+def _train(
+    stages: Sequence[StageState], work: Microbatch, tokens: bytes, given: bytes | None
+) -> tuple[Loss, bool]:
     """One microbatch up and down again; returns its loss and whether a stage was poisoned."""
     *lower, last = stages
-    inputs: list[bytes | None] = [None]
+    inputs: list[bytes | None] = [given]
     for stage in lower:
         inputs.append(stage.forward(work, tokens, inputs[-1]))
     loss = last.loss(work, tokens, inputs.pop())
     poisoned, gradient = loss.poisoned, loss.gradient
-    for stage, given in zip(reversed(lower), reversed(inputs), strict=True):
+    for stage, sent in zip(reversed(lower), reversed(inputs), strict=True):
         if gradient is None:
             raise InternalError(f"no gradient for stage {stage.stage}")
-        below = stage.backward(work, tokens, given, gradient)
+        below = stage.backward(work, tokens, sent, gradient)
         poisoned, gradient = poisoned or below.poisoned, below.gradient
     return loss, poisoned
 
 
-def _evaluate(stages: Sequence[StageState], work: Microbatch, tokens: bytes) -> Loss:
+def _evaluate(
+    stages: Sequence[StageState], work: Microbatch, tokens: bytes, given: bytes | None
+) -> Loss:
     *lower, last = stages
-    given: bytes | None = None
     for stage in lower:
         given = stage.forward(work, tokens, given)
     return last.evaluate(work, tokens, given)

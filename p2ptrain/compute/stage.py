@@ -34,6 +34,7 @@ from p2ptrain.compute.accumulator import (
     sum_digest,
     sum_parts,
 )
+from p2ptrain.compute.health import BoundaryWatch
 from p2ptrain.compute.initial import initial_weights
 from p2ptrain.compute.model import Slice, graph_bytes, parameter_shapes, stage_slice
 from p2ptrain.compute.optimizers import StageOptimizer, clip_factor
@@ -49,6 +50,7 @@ from p2ptrain.units import Microbatch, Slot, Step
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from p2ptrain.core.health import BoundaryReading
     from p2ptrain.ports import Buffer, Update
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Bytes, Stage
@@ -87,8 +89,10 @@ class StageState:
         self._finished = False
         self._graphs: dict[Microbatch, Graph] = {}
         self._kept_graphs = kept_graphs(spec, part, kept_graph_bytes)
+        self._watch = None if part.last else BoundaryWatch(stage)
         self.stage = stage
         self.version = Step(0)
+        self.reading: BoundaryReading | None = None
 
     @property
     def elements(self) -> int:
@@ -107,7 +111,12 @@ class StageState:
         graph = self._passes.run(work, tokens, given)
         if len(self._graphs) < self._kept_graphs:
             self._graphs[work] = graph
-        return self._passes.encode_output(graph.output, work)
+        sent = self._passes.encode_output(graph.output, work)
+        if self._watch is not None:
+            self._watch.sent(
+                graph.output.flatten(0, 1), lambda: self._passes.decode_output(sent, work)
+            )
+        return sent
 
     def backward(
         self,
@@ -121,6 +130,8 @@ class StageState:
         """Accumulate one microbatch, from its kept graph or by running forward again."""
         graph = self._graphs.pop(work, None)
         output_gradient_rd = self._passes.decode_gradient(gradient, work)
+        if self._watch is not None:
+            self._watch.returned(output_gradient_rd)
         low, high = torch.aminmax(output_gradient_rd)
         if low == 0 == high:  # weight 0, or nothing left after the codec
             return Backward(gradient=self._passes.encode_nothing(work), poisoned=False)
@@ -230,6 +241,7 @@ class StageState:
         self._finished = False
         self._own.clear()
         self._graphs.clear()
+        self.reading = None if self._watch is None else self._watch.take()
         self.version = Step(update.step + 1)
 
     def _gradients(self, whole: Tensor, update: Update) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from p2ptrain.core.chain import next_chain, step_outcome
+from p2ptrain.core.health import trouble
 from p2ptrain.core.ledger import mask_to_bytes
 from p2ptrain.core.schedule import step_slots
 from p2ptrain.observe import events as ev
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from p2ptrain.engine.pipeline import Pipeline
     from p2ptrain.ports import StageCompute
     from p2ptrain.run import RunSpec
-    from p2ptrain.units import Chain, Seconds
+    from p2ptrain.units import Chain, Seconds, Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,7 @@ class Committer:
         self._nominal_tokens = spec.batch.sequences * spec.model.context
         self._became_quiet = asyncio.Event()
         self._since: Seconds | None = None  # the last commit, or the beginning of the first step
+        self._trouble: str | None = None  # at the boundary above, as last told
 
     def begin(self, now: Seconds) -> None:
         """A step is taken up; its duration counts from the commit before it, if there was one."""
@@ -140,3 +142,24 @@ class Committer:
         self._since = now
         self._emit(event)
         self._emit(activity)
+        self._read_boundary(at.step)
+
+    def _read_boundary(self, step: Step) -> None:
+        reading = self._compute.reading
+        if reading is None:
+            return
+        self._emit(
+            ev.BoundaryRead(
+                boundary=reading.boundary,
+                step=step,
+                magnitude=reading.magnitude,
+                deviation=reading.deviation,
+                least_deviation=reading.least_deviation,
+                saturation=reading.saturation,
+                error=reading.error,
+                gradient_norm=reading.gradient_norm,
+            )
+        )
+        was, self._trouble = self._trouble, trouble(reading)
+        if self._trouble is not None and was is None:  # once, until it has passed
+            self._emit(ev.Alarm(reason=self._trouble))

@@ -244,6 +244,22 @@ class Activity(Event, frozen=True, tag=True):
     busy: int
 
 
+class BoundaryRead(Event, frozen=True, tag=True):
+    """What a seat sent over the boundary above it in a step, and what gradient came back.
+
+    See ``core/health``. ``gradient_norm``: None where no gradient came.
+    """
+
+    boundary: int
+    step: Step
+    magnitude: float
+    deviation: float
+    least_deviation: float
+    saturation: float
+    error: float
+    gradient_norm: float | None
+
+
 class Bounds(Event, frozen=True, tag=True):
     """A seat's fill beside its bounds, sampled at every commit and at each new maximum."""
 
@@ -328,6 +344,7 @@ AnyEvent: TypeAlias = (
     | SumPublished
     | StepCommitted
     | Activity
+    | BoundaryRead
     | Bounds
     | Resources
     | Alarm

@@ -93,6 +93,19 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
     busy: int
 
 
+class Boundary(msgspec.Struct, frozen=True, kw_only=True):
+    """The last reading between stage ``boundary`` and the next; see ``core/health``."""
+
+    boundary: int
+    step: Step
+    magnitude: float
+    deviation: float
+    least_deviation: float
+    saturation: float
+    error: float
+    gradient_norm: float | None
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """report.json. Times in seconds, sizes in bytes, losses in nats per token.
 
@@ -130,6 +143,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     frames_refused: int
     alarms: list[str]
     growth: Growth | None
+    boundaries: list[Boundary]
 
 
 def build_report(entries: Sequence[ev.Entry], facts: Facts) -> Report:
@@ -164,6 +178,7 @@ def build_report(entries: Sequence[ev.Entry], facts: Facts) -> Report:
         frames_refused=kinds[ev.FrameRefused],
         alarms=[e.event.reason for e in entries if isinstance(e.event, ev.Alarm)][:SHOWN_ALARMS],
         growth=growth(entries),
+        boundaries=_boundaries(entries),
     )
 
 
@@ -211,6 +226,18 @@ def _wire(entries: Iterable[ev.Entry]) -> Wire:
         ratio_vs_bf16=None if ratio is None else ratio * BF16_BYTES / FP32_BYTES,
         ratio_vs_fp32=ratio,
     )
+
+
+def _boundaries(entries: Iterable[ev.Entry]) -> list[Boundary]:
+    """Of every boundary the reading of the last step; of several replicas' the first told."""
+    last: dict[int, ev.BoundaryRead] = {}
+    for entry in entries:
+        event = entry.event
+        if isinstance(event, ev.BoundaryRead):
+            known = last.get(event.boundary)
+            if known is None or event.step > known.step:
+                last[event.boundary] = event
+    return [Boundary(**msgspec.structs.asdict(last[boundary])) for boundary in sorted(last)]
 
 
 def _microbatches(entries: Iterable[ev.Entry], kinds: Counter[type]) -> Microbatches:

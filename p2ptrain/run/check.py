@@ -264,9 +264,11 @@ def _unbuilt(spec: RunSpec) -> Iterator[str]:
             'use "bitwise" and one kind of device'
         )
     for name in used_names(spec):
-        if any(entry.width for entry in spec.codec.compositions if entry.name == name):
-            yield f"codec {name}: learned bottlenecks (width) are not built yet: use bf16"
-        elif name in {"int8", "int4"}:
+        used = [
+            entry for entry in (*BUILT_IN.values(), *spec.codec.compositions) if entry.name == name
+        ]
+        levels = [level for entry in used for level in (*entry.forward, *entry.backward)]
+        if any(bits < 16 for _, bits in levels):  # noqa: PLR2004 -- of the narrowest float
             yield f"codec {name}: integers are not built yet: use bf16"
 
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from p2ptrain.core.bottleneck import stage_elements
 from p2ptrain.core.digest import tensor_digest
-from p2ptrain.core.partition import cut_layers, stage_parameters
 from p2ptrain.core.sizes import boundary_bytes, integer_bytes, nominal_tokens
 from p2ptrain.errors import InternalError, MisbehaviourError
 from p2ptrain.ports import Backward, Loss, Whole
@@ -54,9 +54,8 @@ class ToyState:
     def __init__(
         self, spec: RunSpec, stage: Stage, *, poisoned: Collection[Microbatch] = frozenset()
     ) -> None:
-        parts = cut_layers(spec.model, spec.cut.stages, spec.cut.layers)
         self.stage = stage
-        self.elements = stage_parameters(spec.model, parts)[stage]
+        self.elements = stage_elements(spec)[stage]
         self.step_index = Step(0)
         self._spec = spec
         self._poisoned = frozenset(poisoned)

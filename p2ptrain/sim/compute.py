@@ -25,6 +25,7 @@ from p2ptrain.sim.arithmetic import ToyState
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from p2ptrain.core.health import BoundaryReading
     from p2ptrain.ports import Backward, Buffer, Loss, Update, Whole
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Bytes, Microbatch, PeerId, Seconds, Stage
@@ -173,6 +174,11 @@ class ToyStage:
     def elements(self) -> int:
         """Length of the accumulator."""
         return self._state.elements
+
+    @property
+    def reading(self) -> BoundaryReading | None:
+        """Hashes have no health."""
+        return None
 
     async def forward(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> bytes:
         """See ``ports.StageCompute``, here and below."""

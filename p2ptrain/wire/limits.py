@@ -24,7 +24,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, assert_never
 
-from p2ptrain.core.partition import cut_layers, stage_parameters
+from p2ptrain.core.bottleneck import stage_elements
 from p2ptrain.core.sizes import boundary_bytes, integer_bytes, microbatch_token_bytes
 from p2ptrain.errors import WireError
 from p2ptrain.units import DIGEST_BYTES
@@ -104,8 +104,7 @@ class FrameLimits:
 
     def __init__(self, spec: RunSpec) -> None:
         self._stages = spec.cut.stages
-        parts = cut_layers(spec.model, spec.cut.stages, spec.cut.layers)
-        self._elements = stage_parameters(spec.model, parts)
+        self._elements = stage_elements(spec)
         self._integer_bytes = integer_bytes(spec)
         self._token_bytes = microbatch_token_bytes(spec)
         self._spec = spec

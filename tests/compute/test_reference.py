@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -7,13 +8,14 @@ from hashlib import blake2b
 import msgspec
 import pytest
 
-from p2ptrain.compute.reference import StepReport, train
+from p2ptrain.compute.reference import StepReport, Training, train
 from p2ptrain.core.sizes import microbatch_token_bytes
 from p2ptrain.run import (
     Accumulator,
     Arithmetic,
     Batch,
     Codec,
+    Composition,
     Cut,
     Evaluation,
     Model,
@@ -108,3 +110,57 @@ def test_another_process_gets_the_same_bits() -> None:
     here = train(SPEC, Pattern(), device="cpu", steps=3)
     losses = [report.loss for report in here.steps]
     assert json.loads(there.stdout) == [here.weights_digest, losses]
+
+
+def narrow(anchor_order: int) -> RunSpec:
+    """Cut in two, with a bottleneck between."""
+    latents = Composition(name="latents", width=8, anchor_order=anchor_order)  # type: ignore[arg-type]
+    return change(
+        cut=Cut(stages=2),
+        codec=Codec(name="latents", compositions=(latents,)),
+        optimizer=Optimizer(steps=30, warmup_steps=2),
+        evaluation=Evaluation(every_steps=0, microbatches=4),
+    )
+
+
+def test_a_run_that_was_saved_goes_on_as_if_it_had_not_stopped() -> None:
+    whole = train(narrow(2), Pattern(), steps=4, device="cpu")
+    first, second = (Training(narrow(2), Pattern(), device="cpu") for _ in range(2))
+    reports = [first.step(), first.step()]
+    second.load(first.save())
+    reports += [second.step(), second.step()]
+    assert tuple(reports) == whole.steps
+    assert second.weights_digest() == whole.weights_digest
+    assert second.version == 4
+
+
+def last_loss(spec: RunSpec, *, severed: bool) -> float:
+    training = Training(spec, Pattern(), device="cpu", severed=severed)
+    *_, last = (training.step() for _ in range(31))
+    assert last.val_loss is not None
+    return last.val_loss
+
+
+def test_without_a_wire_a_run_is_worse_and_has_what_its_anchors_tell() -> None:
+    """Sixteen equally frequent tokens, each of which tells the next."""
+    blind, seeing = last_loss(narrow(0), severed=True), last_loss(narrow(0), severed=False)
+    assert blind > 0.95 * math.log(16)
+    assert seeing < blind - 0.4
+    assert last_loss(narrow(1), severed=True) < blind - 0.4
+
+
+def test_a_severed_run_reads_no_boundary_and_a_whole_one_reads_all() -> None:
+    for severed, boundaries in ((False, [0]), (True, [])):
+        training = Training(narrow(1), Pattern(), device="cpu", severed=severed)
+        training.step()
+        assert [reading.boundary for reading in training.readings()] == boundaries
+
+
+def test_a_bottleneck_is_part_of_the_model_so_the_cut_is_too() -> None:
+    digests = {
+        train(
+            msgspec.structs.replace(narrow(1), cut=cut), Pattern(), steps=1, device="cpu"
+        ).weights_digest
+        for cut in (Cut(stages=2), Cut(stages=3))
+    }
+    assert len(digests) == 2

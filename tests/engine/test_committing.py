@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import msgspec
 
 from p2ptrain.core.agreement import Position, Sum, Tallies
 from p2ptrain.core.chain import genesis_chain, next_chain
+from p2ptrain.core.health import BoundaryReading
 from p2ptrain.engine.committing import Committer, Done
 from p2ptrain.observe import events as ev
 from p2ptrain.sim import loop
@@ -56,9 +58,9 @@ class Bench:
             pace=SimpleNamespace(computing_seconds=1.5),
             answers=SimpleNamespace(offers=3, busies=1),
         )
-        compute: Any = SimpleNamespace(stage=Stage(0), step=self.step)
+        self.compute: Any = SimpleNamespace(stage=Stage(0), step=self.step, reading=None)
         self.committer = Committer(
-            SPEC, self.pipeline, compute, emit=self.events.append, committed=self.done.append
+            SPEC, self.pipeline, self.compute, emit=self.events.append, committed=self.done.append
         )
 
     async def step(self, update: Update) -> None:
@@ -163,3 +165,33 @@ def test_a_step_lasts_from_commit_to_commit_and_the_first_from_its_beginning() -
         (6.0, 1.5),
     ]
     assert {(event.offers, event.busy) for event in spent} == {(3, 1)}
+
+
+WELL = BoundaryReading(
+    boundary=0,
+    magnitude=2.0,
+    deviation=1.0,
+    least_deviation=0.5,
+    saturation=0.01,
+    error=0.1,
+    gradient_norm=1e-4,
+)
+DEAD = replace(WELL, gradient_norm=0.0)
+
+
+def test_what_crossed_the_boundary_above_is_told_and_an_alarm_once_until_it_has_passed() -> None:
+    bench = Bench()
+    readings = [None, WELL, DEAD, DEAD, WELL, DEAD]
+
+    async def scene() -> None:
+        for reading in readings:
+            bench.compute.reading = reading
+            await bench.committer.commit(AT, sums())
+
+    bench.play(scene)
+    told = [e for e in bench.events if isinstance(e, ev.BoundaryRead)]
+    assert [e.gradient_norm for e in told] == [1e-4, 0.0, 0.0, 1e-4, 0.0]
+    assert {(e.boundary, e.step, e.deviation, e.error) for e in told} == {(0, 0, 1.0, 0.1)}
+    alarms = [e.reason for e in bench.events if isinstance(e, ev.Alarm)]
+    assert len(alarms) == 2
+    assert "boundary 0" in alarms[0]

@@ -154,6 +154,25 @@ def test_counts_of_events() -> None:
     assert report.busy_fraction == pytest.approx(0.6)
 
 
+def test_of_every_boundary_the_last_reading_stands_in_the_report() -> None:
+    def read(boundary: int, step: int, deviation: float) -> ev.Entry:
+        event = ev.BoundaryRead(
+            boundary=boundary,
+            step=Step(step),
+            magnitude=1.0,
+            deviation=deviation,
+            least_deviation=0.1,
+            saturation=0.0,
+            error=0.1,
+            gradient_norm=None,
+        )
+        return at(float(step), ANN, event)
+
+    entries = [read(1, 0, 0.5), read(0, 0, 1.0), read(0, 1, 2.0), read(0, 1, 3.0), read(0, 0, 4.0)]
+    found = build_report(entries, FACTS).boundaries
+    assert [(b.boundary, b.step, b.deviation) for b in found] == [(0, 1, 2.0), (1, 0, 0.5)]
+
+
 def test_nothing_seen_is_said_as_nothing() -> None:
     report = build_report([], FACTS)
     assert (report.steps, report.loss, report.val_loss) == (0, [], None)

@@ -4,9 +4,11 @@ And the control: one flipped bit of one gradient sum, and it does not.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +16,12 @@ from p2ptrain.compute import reference
 from p2ptrain.compute.executor import TorchCompute
 from p2ptrain.core.digest import combine_digests
 from p2ptrain.data import load_corpus, pin
+from p2ptrain.observe import events as ev
 from p2ptrain.ports import Corpus
 from p2ptrain.run import (
     Batch,
     Codec,
+    Composition,
     Cut,
     Data,
     Evaluation,
@@ -27,15 +31,24 @@ from p2ptrain.run import (
     Sync,
     validate,
 )
-from p2ptrain.sim.scenario import PeerPlan, Scenario, crowd
+from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, crowd
 from p2ptrain.sim.world import SimWorld
 from p2ptrain.units import PeerId, Stage
+
+Play = Callable[..., SwarmResult]
+MakeCue = Callable[..., Any]
 
 HERE = Path(__file__).parent
 STEPS = 3
 
 
-def spec_of(*, stages: int, replicas: int, seed: int = 0, codec: str = "fp32") -> RunSpec:
+def spec_of(
+    *, stages: int, replicas: int, seed: int = 0, codec: str | Composition = "fp32"
+) -> RunSpec:
+    if isinstance(codec, Composition):
+        chosen = Codec(name=codec.name, compositions=(codec,))
+    else:
+        chosen = Codec(name=codec)
     spec = RunSpec(
         name="small enough for a test",
         seed=seed,
@@ -44,11 +57,27 @@ def spec_of(*, stages: int, replicas: int, seed: int = 0, codec: str = "fp32") -
         batch=Batch(sequences=2, microbatches=8),
         optimizer=Optimizer(steps=STEPS, warmup_steps=1),
         sync=Sync(start_replicas=replicas),
-        codec=Codec(name=codec),
+        codec=chosen,
         data=Data(source="text"),
         evaluation=Evaluation(every_steps=2, microbatches=2),
     )
     return validate(pin(spec, HERE))
+
+
+def latent(name: str, bits: int, *, rank: int = 0) -> Composition:
+    """A learned bottleneck of 4 values a token, and how they cross."""
+    return Composition(
+        name=name,
+        width=4,
+        anchor_order=2,
+        anchor_rank=rank,
+        mean=bits < 16,  # of integers alone
+        forward=((0, bits),),
+        backward=((0, bits),),
+    )
+
+
+BOTTLENECKS = [latent("bf16-latents", 16), latent("factorised", 32, rank=3)]
 
 
 @cache
@@ -98,6 +127,15 @@ def honest(spec: RunSpec, plan: PeerPlan) -> TorchCompute:
     return TorchCompute(spec, device="cpu", inline=True, memory_bytes=1 << 30)
 
 
+def slowly(spec: RunSpec, plan: PeerPlan) -> TorchCompute:
+    """Every call takes virtual time, so that a step has a middle."""
+
+    def cost(_stage: Stage, _kind: str) -> float:
+        return 0.05
+
+    return TorchCompute(spec, device="cpu", inline=True, cost=cost, memory_bytes=1 << 30)
+
+
 def train(spec: RunSpec, peers: int, compute=honest) -> dict[str, str]:
     scenario = Scenario(
         spec=spec,
@@ -145,6 +183,41 @@ async def test_every_tensor_of_every_stage_has_learnt() -> None:
     after = await asyncio.to_thread(train, spec, 4)
     assert before.keys() == after.keys()
     assert all(after[name] != before[name] for name in before)
+
+
+@pytest.mark.parametrize("codec", BOTTLENECKS, ids=lambda codec: codec.name)
+def test_a_bottleneck_at_every_boundary_gives_what_one_process_gives(codec: Composition) -> None:
+    spec = spec_of(stages=4, replicas=1, codec=codec)
+    assert swarm(spec, 4) == alone(spec)
+
+
+@pytest.mark.parametrize("codec", BOTTLENECKS, ids=lambda codec: codec.name)
+def test_a_bottleneck_replays_to_the_bit(codec: Composition, play: Play, cue: MakeCue) -> None:
+    spec = spec_of(stages=3, replicas=2, codec=codec)
+    victim = PeerId("s1-1")
+    counted = []
+
+    def in_mid_step(entry: ev.Entry) -> bool:
+        event = entry.event
+        if isinstance(event, ev.SlotCounted) and (entry.peer, event.step) == (victim, 1):
+            counted.append(event.slot)
+        return len(counted) == 2
+
+    def kill(world: SimWorld, _: ev.Entry) -> PeerId:
+        world.kill(victim)
+        return victim
+
+    peers = [
+        PeerPlan(peer=PeerId(f"s{stage}-{number}"), stage=Stage(stage))
+        for stage in range(3)
+        for number in range(2)
+    ]
+    scenario = Scenario(
+        spec=spec, peers=peers, compute=slowly, corpus=corpus_of(spec), verify=False
+    )
+    result = play(scenario, cue("kill", in_mid_step, kill))
+    assert combine_digests(dict(result.tensors)) == alone(spec)
+    assert [e for e in result.entries if isinstance(e.event, ev.Replayed)]
 
 
 def test_one_peer_alone_trains_the_whole_model() -> None:

@@ -1,0 +1,89 @@
+"""Readings of one boundary: the first microbatch that a stage sends in a step, and what returns.
+
+Cheap by sampling: one decode and a few reductions a step, on the computing thread, of
+tensors that are there anyway. Nothing that a run computes depends on a reading.
+
+Alternative refused: readings of every microbatch. They would cost a tenth of the encoding
+and say the same.
+
+Legend: r rows (tokens), w channels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from p2ptrain.core.health import BoundaryReading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LIMIT_SHARE = 0.02
+"""Of a channel's range: what is that near to an end is told apart from it by no codec of 4 bits."""
+
+TINY = 1e-30
+"""Keeps a ratio finite where all is zero."""
+
+LARGEST = torch.finfo(torch.float32).max
+"""What a reading says of numbers that are none."""
+
+
+class BoundaryWatch:
+    """Takes the readings of one seat. :meth:`take` ends a step."""
+
+    def __init__(self, boundary: int) -> None:
+        self._boundary = boundary
+        self._sent: tuple[float, float, float, float, float] | None = None
+        self._gradient: float | None = None
+
+    @torch.no_grad()
+    def sent(self, x_rw: Tensor, decoded: Callable[[], Tensor]) -> None:
+        """A microbatch went up; ``decoded`` gives what the stage above will see of it."""
+        if self._sent is not None:
+            return
+        x_rw = x_rw.detach().float().cpu()
+        centred_rw = x_rw - x_rw.mean(dim=0)
+        deviation_w = centred_rw.square().mean(dim=0).sqrt()
+        deviation = _root_mean_square(deviation_w)
+        low_w, high_w = torch.aminmax(x_rw, dim=0)
+        margin_w = LIMIT_SHARE * (high_w - low_w)
+        at_limit_rw = (x_rw <= low_w + margin_w) | (x_rw >= high_w - margin_w)
+        error = _root_mean_square(decoded().cpu() - x_rw) / max(deviation, TINY)
+        self._sent = (
+            _root_mean_square(x_rw),
+            deviation,
+            _root_mean_square(deviation_w.min()),
+            float(at_limit_rw.float().mean()),
+            error,
+        )
+
+    def returned(self, gradient_rw: Tensor) -> None:
+        """A gradient came back; of a microbatch that counts as zero it says nothing."""
+        if not self._gradient:
+            norm = torch.linalg.vector_norm(gradient_rw)
+            self._gradient = float(torch.nan_to_num(norm, nan=LARGEST, posinf=LARGEST))
+
+    def take(self) -> BoundaryReading | None:
+        """The reading of the step that ends, None if nothing was sent; begin the next."""
+        sent, gradient = self._sent, self._gradient
+        self._sent = self._gradient = None
+        if sent is None:
+            return None
+        magnitude, deviation, least, saturation, error = sent
+        return BoundaryReading(
+            boundary=self._boundary,
+            magnitude=magnitude,
+            deviation=deviation,
+            least_deviation=least,
+            saturation=saturation,
+            error=error,
+            gradient_norm=gradient,
+        )
+
+
+def _root_mean_square(x: Tensor) -> float:
+    """Never more than float32 holds: readings travel as JSON, which knows no infinity."""
+    return float(torch.nan_to_num(x.square().mean().sqrt(), nan=LARGEST, posinf=LARGEST))
