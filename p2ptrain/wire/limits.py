@@ -278,7 +278,7 @@ class FrameLimits:
 FREE_FIELDS = frozenset(
     {
         # choices and flags: the schema says it all
-        "channel", "what", "state", "replay", "behind", "finite", "available", "waiting",
+        "channel", "what", "state", "replay", "behind", "finite", "available", "waiting", "final",
         "size_bytes",  # of a snapshot: the puller bounds it; of a corpus piece: see check
     }
 )  # fmt: skip
