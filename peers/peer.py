@@ -193,8 +193,7 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             outputs.append(stack.enter_context(events_file(options.events)))
         emit = stamp(network.peer, asyncio.get_running_loop().time, fan_out(*outputs))
         emit(ev.PeerStarted(run=run_id, addresses=network.addresses()))
-        stack.enter_context(watched(emit, lambda: network.daemon_pid))
-        leaving.node = Node(
+        leaving.node = node = Node(
             run_id,
             spec,
             world,
@@ -203,7 +202,14 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             rng=random.Random(incarnation),
             options=NodeOptions(stage=options.stage, resume=options.resume),
         )
-        result = await leaving.node.run()
+        stack.enter_context(
+            watched(
+                emit,
+                daemon_pid=lambda: network.daemon_pid,
+                links=lambda: len(node.links.peers()),
+            )
+        )
+        result = await node.run()
         emit(ev.PeerStopped(reason="the run is complete" if result.finished else "drained"))
         if options.result is not None:
             options.result.write_bytes(msgspec.json.encode(outcome(network, run_id, result)))

@@ -141,9 +141,10 @@ def words(report: Report) -> Iterator[str]:
             f"growth a minute, worst of {grown.peers} that lived: "
             f"{grown.rss_bytes_per_minute / 1e6:+.2f} MB "
             f"(p2pd {grown.daemon_rss_bytes_per_minute / 1e6:+.2f} MB), "
-            f"{grown.descriptors_per_minute:+.2f} descriptors "
-            f"(p2pd {grown.daemon_descriptors_per_minute:+.2f}), "
-            f"{grown.tasks_per_minute:+.2f} tasks, {grown.threads_per_minute:+.2f} threads"
+            f"{grown.threads_per_minute:+.2f} threads, {grown.links_per_minute:+.2f} links; at "
+            f"equal links {grown.tasks_beyond_links_per_minute:+.2f} tasks, "
+            f"{grown.descriptors_beyond_links_per_minute:+.2f} descriptors "
+            f"(p2pd {grown.daemon_descriptors_beyond_links_per_minute:+.2f})"
         )
     if report.weights_digest is not None:
         verdict = {

@@ -1,6 +1,6 @@
 """What this peer's process holds, told every few seconds: memory, descriptors, threads, tasks.
 
-    with watched(emit, lambda: network.daemon_pid):
+    with watched(emit, daemon_pid=..., links=...):
         ...                                     # Resources events; report: observe/growth.py
 
 A peer counts itself, because only it can see its tasks, and because it is then counted in
@@ -33,14 +33,19 @@ SAMPLE_SECONDS = 5.0
 
 
 @contextmanager
-def watched(emit: Emit, daemon_pid: Callable[[], int | None]) -> Iterator[None]:
-    """Tell what this process and its p2pd hold, now and every few seconds."""
+def watched(
+    emit: Emit, *, daemon_pid: Callable[[], int | None], links: Callable[[], int]
+) -> Iterator[None]:
+    """Tell what this process and its p2pd hold, now and every few seconds.
+
+    ``daemon_pid``, ``links``: which process p2pd is, and how many links there are, when asked.
+    """
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle | None = None
 
     def tell() -> None:
         nonlocal timer
-        emit(sample(daemon_pid()))
+        emit(sample(daemon_pid(), links()))
         timer = loop.call_later(SAMPLE_SECONDS, tell)
 
     tell()
@@ -51,7 +56,7 @@ def watched(emit: Emit, daemon_pid: Callable[[], int | None]) -> Iterator[None]:
         timer.cancel()
 
 
-def sample(daemon_pid: int | None) -> Resources:
+def sample(daemon_pid: int | None, links: int) -> Resources:
     """What is held at this instant. Call it on the loop."""
     own = psutil.Process()
     daemon_rss_bytes = daemon_descriptors = 0
@@ -67,4 +72,5 @@ def sample(daemon_pid: int | None) -> Resources:
         tasks=len(asyncio.all_tasks()),
         daemon_rss_bytes=daemon_rss_bytes,
         daemon_descriptors=daemon_descriptors,
+        links=links,
     )

@@ -1,7 +1,8 @@
 """Who is alive, judged from silence.
 
     (unknown) --heard--> LIVE --silent too long--> SUSPECTED --heard--> LIVE (Restored)
-                         forget: from anywhere to (unknown)
+                                                 | silent for FORGET_SECONDS (Forgotten)
+                         forget: from anywhere   `--> (unknown)
 
 A peer that does anything at all is alive: traffic and heartbeats both count as being
 heard, and only the want of *both* makes a suspect. The detector first doubts itself:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 LAG_FACTOR = 2.0  # our unread messages, and the same delay at a peer on the same machine
 LOST_LINK_HEARTBEATS = 2.0  # a live peer reopens at once: one heartbeat, and one to spare
+FORGET_SECONDS = 300.0  # longer than any record of it lives, and than a run waits for a step
 PEERS_MAX = 4096  # remembered; at the bound the longest silent suspect is forgotten
 
 
@@ -53,7 +55,17 @@ class Restored:
     peer: PeerId
 
 
-Event: TypeAlias = Suspected | Restored
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forgotten:
+    """A suspect has been silent for so long that nothing of it is worth keeping.
+
+    Should it come back, it comes as a stranger.
+    """
+
+    peer: PeerId
+
+
+Event: TypeAlias = Suspected | Restored | Forgotten
 """A verdict: what `Membership` says about a peer."""
 
 
@@ -113,11 +125,19 @@ class Membership:
         """``peer`` has left in an orderly way, or is out of every list: judge it no more."""
         self._known.pop(peer, None)
 
-    def tick(self, *, now: Seconds) -> tuple[Suspected, ...]:
-        """Name those whose silence has just become too long, in order of their names."""
-        found = []
+    def tick(self, *, now: Seconds) -> tuple[Suspected | Forgotten, ...]:
+        """Name those whose silence has just become too long, in order of their names.
+
+        Who is forgotten is named with the first suspicion or deadline after its time: nobody
+        waits for that.
+        """
+        found: list[Suspected | Forgotten] = []
         for peer, known in sorted(self._known.items()):
-            if not known.suspected and now >= self._deadline(known):
+            if known.suspected:
+                if now - known.heard_at >= FORGET_SECONDS:
+                    del self._known[peer]
+                    found.append(Forgotten(peer=peer))
+            elif now >= self._deadline(known):
                 known.suspected = True
                 found.append(Suspected(peer=peer, silent_seconds=now - known.heard_at))
         self._due_at = self._earliest()

@@ -66,7 +66,7 @@ class DelayEstimate:
 class Delays:
     """What every seat of the next stage usually takes, as one sender sees it.
 
-    Bound: one window for each seat that ever took a frame of ours.
+    Bound: one window for each seat that took a frame of ours and is not forgotten.
     """
 
     def __init__(self) -> None:
@@ -75,6 +75,10 @@ class Delays:
     def observe(self, peer: PeerId, seconds: Seconds) -> None:
         """``peer`` has computed a forward so long after accepting it (or we gave up then)."""
         self._estimates.setdefault(peer, DelayEstimate(seconds)).observe(seconds)
+
+    def forget(self, peer: PeerId) -> None:
+        """``peer`` is gone for good."""
+        self._estimates.pop(peer, None)
 
     def deadline(
         self, peer: PeerId, offered_seconds: Seconds, *, floor_seconds: Seconds

@@ -18,9 +18,9 @@ silence twice, and could differ on who lives.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
-from p2ptrain.core.membership import Membership, Suspected
+from p2ptrain.core.membership import Forgotten, Membership, Restored, Suspected
 from p2ptrain.observe import events as ev
 
 if TYPE_CHECKING:
@@ -111,9 +111,15 @@ class Neighbourhood:
             seat.stepper.greet(peer)
 
     def down(self, peer: PeerId, now: Seconds) -> None:
-        """The link to ``peer`` broke: a hint, not a verdict."""
+        """The link to ``peer`` broke: a hint, not a verdict.
+
+        Of who is far from our seats nobody will hear whether it lives: the directory's word
+        counts again. Without a seat we have only just come: what was said is news.
+        """
         self._membership.link_lost(peer, now=now)
-        self._roster.unreached(peer)
+        far = bool(self._seats) and peer not in self._near
+        if not (far and self._roster.out_of_sight(peer)):
+            self._roster.unreached(peer)
         for seat in self._seats.values():
             seat.link_down(peer, now)
 
@@ -135,17 +141,25 @@ class Neighbourhood:
         self._near = near
 
     def _judged(self, event: Event, now: Seconds) -> None:
-        if isinstance(event, Suspected):
-            self._emit(ev.Suspected(peer=event.peer, silent_seconds=event.silent_seconds))
-            self._roster.lost(event.peer)
-            self._lost(event.peer, now)
-        else:
-            self._emit(ev.Restored(peer=event.peer))
-            self._roster.found(event.peer)
-            self._find_near()
-            for seat in list(self._seats.values()):
-                seat.found(event.peer, now)
-            self._changed()
+        match event:
+            case Suspected(peer=peer, silent_seconds=silent):
+                self._emit(ev.Suspected(peer=peer, silent_seconds=silent))
+                self._roster.lost(peer)
+                self._lost(peer, now)
+            case Restored(peer=peer):
+                self._emit(ev.Restored(peer=peer))
+                self._roster.found(peer)
+                self._find_near()
+                for seat in list(self._seats.values()):
+                    seat.found(peer, now)
+                self._changed()
+            case Forgotten(peer=peer):
+                self._roster.forget(peer)
+                self._find_near()
+                for seat in list(self._seats.values()):
+                    seat.forget(peer)
+            case _:
+                assert_never(event)
 
     def _lost(self, peer: PeerId, now: Seconds) -> None:
         for seat in list(self._seats.values()):

@@ -1,7 +1,8 @@
 """When a peer that could not be reached may be tried again.
 
 Invariants: at most MOST_PEERS are remembered (the one that failed longest ago is forgotten
-first, and may then be tried at once); a peer that was reached is forgotten.
+first, and may then be tried at once); a peer that was reached is forgotten, and so is one
+that nobody has tried for FORGET_SECONDS after its pause.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from p2ptrain.units import PeerId, Seconds
 
 MOST_PEERS = 4096  # as many as there can be links
+FORGET_SECONDS = 300.0  # who still wants it tries at the end of every pause, of a minute at most
 
 
 class Retries:
@@ -39,8 +41,11 @@ class Retries:
         entry = self._peers.pop(peer, None)
         backoff = entry[0] if entry is not None else self._fresh()
         self._peers[peer] = (backoff, now + backoff.failed())
-        while len(self._peers) > MOST_PEERS:
-            del self._peers[next(iter(self._peers))]
+        while self._peers:  # in order of their last failures
+            oldest = next(iter(self._peers))
+            if len(self._peers) <= MOST_PEERS and self._peers[oldest][1] + FORGET_SECONDS > now:
+                break
+            del self._peers[oldest]
 
     def reached(self, peer: PeerId) -> None:
         """Note that ``peer`` was reached."""

@@ -4,7 +4,9 @@ Heartbeats, commits and departures come from the peers themselves; what the dire
 lists is only used to find peers and to choose a stage. A peer is live while membership
 has heard from it lately.
 
-Invariant: versions only grow within an incarnation; a new incarnation starts afresh.
+Invariants: versions only grow within an incarnation; a new incarnation starts afresh; of who
+is gone nothing stays for longer than the directory lists it, but its last incarnation (an
+old process of a peer that was started again must not be taken for it).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from p2ptrain.units import PeerId, Stage
     from p2ptrain.wire.messages import SeatStatus
 
+
+INCARNATIONS_MOST = 4096  # as many as there can be links; who was met longest ago goes first
 
 News = Literal["seats", "versions", "nothing"]
 """Who serves what; or only how far they are: who was behind may count with us now."""
@@ -77,8 +81,10 @@ class Roster:
 
     def incarnated(self, peer: PeerId, incarnation: int) -> bool:
         """Whether ``peer`` has restarted since we last met it."""
-        known = self._incarnations.get(peer)
+        known = self._incarnations.pop(peer, None)
         self._incarnations[peer] = incarnation
+        if len(self._incarnations) > INCARNATIONS_MOST:
+            del self._incarnations[next(iter(self._incarnations))]
         if known is None or known == incarnation:
             return False
         self._heard.pop(peer, None)
@@ -94,6 +100,19 @@ class Roster:
         """``peer`` was suspected falsely."""
         self._dead.discard(peer)
         self._forget()
+
+    def forget(self, peer: PeerId) -> None:
+        """``peer`` has been lost for so long that it would come back as a stranger."""
+        self._heard.pop(peer, None)
+        self._prune()
+        self._forget()
+
+    def out_of_sight(self, peer: PeerId) -> bool:
+        """Nobody listens to ``peer`` any more: whether we had its own word until now."""
+        if peer in self._dead or self._heard.pop(peer, None) is None:
+            return False
+        self._forget()
+        return True
 
     def unreached(self, peer: PeerId) -> None:
         """No link to ``peer`` could be opened: its record may outlive it by a minute.
@@ -116,6 +135,7 @@ class Roster:
         listed = tuple(seats)
         if listed != self._listed:
             self._listed = listed
+            self._prune()
             self._forget()
 
     def serving(self, stage: Stage) -> tuple[SeatView, ...]:
@@ -203,6 +223,12 @@ class Roster:
             del self._present[stage]
         elif before is not after:
             self._present[stage] = tuple(after if view is before else view for view in listed)
+
+    def _prune(self) -> None:
+        """A mark on who is not known and not listed says nothing."""
+        listed = {seat.peer for seat in self._listed}
+        self._dead &= listed | self._heard.keys()
+        self._unreached &= listed
 
     def _forget(self) -> None:
         self._present.clear()

@@ -224,6 +224,10 @@ class SeatRuntime:
         for custodian in self._custodians():
             custodian.found(peer, now)
 
+    def forget(self, peer: PeerId) -> None:
+        """``peer`` will not come back as who it was."""
+        self.pipeline.custodian.delays.forget(peer)  # a step's custodian has those of the last
+
     def link_down(self, peer: PeerId, now: Seconds) -> None:
         """The link to ``peer`` broke: what was on its way may not have arrived."""
         for custodian in self._custodians():

@@ -275,7 +275,8 @@ class Bounds(Event, frozen=True, tag=True):
 class Resources(Event, frozen=True, tag=True):
     """What this peer's process holds now, and apart from it its p2pd (zeros while that restarts).
 
-    ``tasks``: of asyncio; ``rss_bytes``: resident memory.
+    ``tasks``: of asyncio; ``rss_bytes``: resident memory; ``links``: to other peers, each of
+    which takes a few tasks and descriptors.
     """
 
     rss_bytes: int
@@ -284,6 +285,7 @@ class Resources(Event, frozen=True, tag=True):
     tasks: int
     daemon_rss_bytes: int
     daemon_descriptors: int
+    links: int
 
 
 class Alarm(Event, frozen=True, tag=True):

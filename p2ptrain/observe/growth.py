@@ -5,7 +5,9 @@
 
 Intuition: what leaks under churn leaks a little with every death of a neighbour; no single
 number shows it, its slope does. Of several peers the fastest growing counts, each resource
-by itself. A peer's p2pd is a process of its own: it is judged apart.
+by itself. A peer's p2pd is a process of its own: it is judged apart. Tasks and descriptors
+follow the number of links, which follows the number of peers that live: what they grow by
+at an equal number of links (the plane of least squares over time and links) is a leak.
 
 Invariants: a peer without enough samples says nothing (a slope of three points is noise);
 the warm-up is left out, because allocators and import caches fill then; nor does a peer
@@ -44,7 +46,8 @@ SECONDS_PER_MINUTE = 60.0
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
     """Slopes over the run of the fastest growing of ``peers`` that lived through it.
 
-    ``daemon``: of p2pd; the others are of the peer's own process.
+    ``daemon``: of p2pd; the others are of the peer's own process. ``beyond_links``: the
+    slope at an equal number of links.
     """
 
     peers: int
@@ -54,6 +57,10 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True):
     tasks_per_minute: float
     daemon_rss_bytes_per_minute: float
     daemon_descriptors_per_minute: float
+    links_per_minute: float
+    tasks_beyond_links_per_minute: float
+    descriptors_beyond_links_per_minute: float
+    daemon_descriptors_beyond_links_per_minute: float
 
 
 def growth(entries: Iterable[ev.Entry]) -> Growth | None:
@@ -85,13 +92,38 @@ def _suffice(samples: Sequence[tuple[Seconds, ev.Resources]]) -> bool:
 
 def _worst(peers: Sequence[Sequence[tuple[Seconds, ev.Resources]]]) -> Growth:
     slopes = {
-        f"{name}_per_minute": max(_per_minute(samples, name) for samples in peers)
+        f"{name}_per_minute": max(_slope(samples, name) for samples in peers)
         for name in ev.Resources.__struct_fields__
     }
-    return Growth(peers=len(peers), **slopes)
+    beyond = {
+        f"{name}_beyond_links_per_minute": max(_slope_beyond_links(s, name) for s in peers)
+        for name in ("tasks", "descriptors", "daemon_descriptors")
+    }
+    return Growth(peers=len(peers), **slopes, **beyond)
 
 
-def _per_minute(samples: Sequence[tuple[Seconds, ev.Resources]], name: str) -> float:
-    times = [at for at, _ in samples]
-    values = [float(getattr(sample, name)) for _, sample in samples]
+def _slope(samples: Sequence[tuple[Seconds, ev.Resources]], name: str) -> float:
+    times, values = _columns(samples, name)
     return statistics.linear_regression(times, values).slope * SECONDS_PER_MINUTE
+
+
+def _slope_beyond_links(samples: Sequence[tuple[Seconds, ev.Resources]], name: str) -> float:
+    """What is left of the slope when the part that goes with the links is taken out of both."""
+    times, values = _columns(samples, name)
+    _, links = _columns(samples, "links")
+    if min(links) == max(links):
+        return _slope(samples, name)
+    times, values = _without(times, links), _without(values, links)
+    slope, _ = statistics.linear_regression(times, values)
+    return slope * SECONDS_PER_MINUTE
+
+
+def _without(values: Sequence[float], links: Sequence[float]) -> list[float]:
+    slope, start = statistics.linear_regression(links, values)
+    return [value - start - slope * count for value, count in zip(values, links, strict=True)]
+
+
+def _columns(
+    samples: Sequence[tuple[Seconds, ev.Resources]], name: str
+) -> tuple[list[float], list[float]]:
+    return [at for at, _ in samples], [float(getattr(sample, name)) for _, sample in samples]

@@ -3,7 +3,14 @@
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from p2ptrain.core.membership import PEERS_MAX, Membership, Restored, Suspected
+from p2ptrain.core.membership import (
+    FORGET_SECONDS,
+    PEERS_MAX,
+    Forgotten,
+    Membership,
+    Restored,
+    Suspected,
+)
 from p2ptrain.run import Limits
 from p2ptrain.units import PeerId
 
@@ -42,6 +49,17 @@ def test_speech_takes_a_suspicion_back_and_it_is_counted() -> None:
     assert made.due_at <= 11.1
     assert made.tick(now=11.0) == ()
     assert made.due_at == 11.1
+
+
+def test_a_suspect_that_stays_silent_is_forgotten_and_would_come_back_as_a_stranger() -> None:
+    made = members(ANN, BOB)
+    made.tick(now=5.0)
+    made.heard(BOB, now=FORGET_SECONDS - 1.0)
+    assert made.tick(now=FORGET_SECONDS - 0.1) == ()
+    assert made.tick(now=FORGET_SECONDS) == (Forgotten(peer=ANN),)
+    assert made.tick(now=FORGET_SECONDS) == ()
+    assert made.heard(ANN, now=FORGET_SECONDS + 1.0) == ()
+    assert made.live() == frozenset({ANN, BOB})
 
 
 def test_a_judge_that_lagged_is_patient_for_as_long_as_the_lag_explains_silence() -> None:

@@ -8,11 +8,14 @@ from p2ptrain.core.stragglers import (
     CEILING_SECONDS,
     FACTOR,
     FLOOR_SECONDS,
+    KNOWN_SAMPLES,
     WINDOW_SAMPLES,
     DelayEstimate,
+    Delays,
     expected_delay,
     recall_deadline,
 )
+from p2ptrain.units import PeerId
 
 delays = st.floats(0.0, 1e6)
 
@@ -64,3 +67,13 @@ def test_a_deep_queue_or_a_slow_link_both_give_time() -> None:
 def test_what_an_offer_promises() -> None:
     assert expected_delay(ahead=0, backwards=0, service_seconds=0.3) == pytest.approx(0.3)
     assert expected_delay(ahead=2, backwards=3, service_seconds=0.3) == pytest.approx(1.5)
+
+
+def test_who_is_forgotten_is_a_stranger_again() -> None:
+    delays, ann = Delays(), PeerId("ann")
+    for _ in range(KNOWN_SAMPLES):
+        delays.observe(ann, 10.0)
+    assert delays.deadline(ann, 0.1, floor_seconds=5.0) == FACTOR * 10.0
+    delays.forget(ann)
+    delays.forget(ann)
+    assert delays.deadline(ann, 0.1, floor_seconds=5.0) == 5.0

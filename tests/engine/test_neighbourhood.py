@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from p2ptrain.core.membership import FORGET_SECONDS
 from p2ptrain.engine.neighbourhood import Neighbourhood
 from p2ptrain.engine.roster import Roster
 from p2ptrain.observe import events as ev
@@ -42,7 +43,7 @@ class Street:
             return lambda *_: self.calls.append(f"{stage}.{what}")
 
         stepper = {name: told(name) for name in ("restarted", "greet")}
-        own = ("lost", "found", "roster_changed", "advanced", "link_down")
+        own = ("lost", "found", "forget", "roster_changed", "advanced", "link_down")
         return SimpleNamespace(
             position="somewhere",
             stepper=SimpleNamespace(**stepper),
@@ -183,3 +184,28 @@ def test_a_seat_may_close_while_it_hears_of_a_loss(street: Street) -> None:
     street.seats[Stage(1)].lost = lambda *_: street.seats.pop(Stage(1))
     street.near.left(NEAR, 1.0)
     assert street.said() == ["2.lost", "changed"]
+
+
+def test_a_neighbour_lost_for_minutes_is_forgotten_by_all(street: Street) -> None:
+    street.near.tick(LIMITS.suspect_seconds + 1.0)
+    assert street.near.is_near(NEAR)  # it may come back
+    street.said()
+    street.near.tick(FORGET_SECONDS + 1.0)
+    assert street.said() == ["1.forget", "2.forget"]
+    assert not street.near.is_near(NEAR)
+    assert street.beat(NEAR, 3, now=FORGET_SECONDS + 2.0)  # it comes as a stranger
+    assert street.near.is_near(NEAR)
+
+
+def test_who_is_far_and_out_of_reach_is_what_the_directory_says(street: Street) -> None:
+    """Nobody hears whether it lives: it would count as serving for ever."""
+    assert FAR in street.roster.everyone()
+    street.near.down(FAR, 1.0)
+    assert FAR not in street.roster.everyone()
+    street.beat(FAR, 7, now=2.0)
+    assert FAR in street.roster.everyone()
+
+
+def test_a_neighbour_whose_link_breaks_is_judged_by_its_silence(street: Street) -> None:
+    street.near.down(NEAR, 1.0)
+    assert NEAR in street.roster.everyone()

@@ -5,7 +5,7 @@ import random
 import hypothesis.strategies as st
 from hypothesis import given
 
-from p2ptrain.engine.retries import MOST_PEERS, Retries
+from p2ptrain.engine.retries import FORGET_SECONDS, MOST_PEERS, Retries
 from p2ptrain.units import PeerId
 
 ANN = PeerId("ann")
@@ -33,3 +33,16 @@ def test_the_longest_past_failure_is_forgotten_at_the_bound() -> None:
         each.failed(PeerId(str(index)), now=0.0)
     assert each.wait_seconds(PeerId("0"), now=0.0) == 0.0
     assert each.wait_seconds(PeerId("1"), now=0.0) > 0.0
+
+
+def test_who_is_tried_no_more_is_forgotten_after_a_while() -> None:
+    each, bob = retries(), PeerId("bob")
+    for _ in range(5):
+        each.failed(ANN, now=0.0)
+    pause = each.wait_seconds(ANN, now=0.0)
+    assert pause > 1.0
+    each.failed(bob, now=FORGET_SECONDS - 1.0)
+    assert each.wait_seconds(ANN, now=0.0) == pause
+    each.failed(bob, now=pause + FORGET_SECONDS)
+    assert each.wait_seconds(ANN, now=0.0) == 0.0
+    assert each.wait_seconds(bob, now=pause + FORGET_SECONDS) > 0.0

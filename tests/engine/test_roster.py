@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from p2ptrain.core.agreement import Position
 from p2ptrain.core.assignment import SeatView
-from p2ptrain.engine.roster import Roster
+from p2ptrain.engine.roster import INCARNATIONS_MOST, Roster
 from p2ptrain.units import Chain, PeerId, Stage, Step
 from p2ptrain.wire.messages import SeatStatus
 
@@ -110,3 +110,54 @@ def test_covered_wants_serving_seats_of_every_stage() -> None:
     roster.hear(B, [status(1)])
     assert roster.covered(2, 1)
     assert not roster.covered(2, 2)
+
+
+def test_who_is_forgotten_is_no_seat_and_no_mark_until_it_speaks_again() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0)])
+    roster.list([view(A, 0), view(B, 0)])
+    roster.lost(A)
+    roster.forget(A)
+    assert [seat.peer for seat in roster.views()] == [B]  # its record may outlive it
+    roster.list([view(B, 0)])
+    roster.list([view(A, 0), view(B, 0)])  # no: listed anew, it is as good as any stranger
+    assert [seat.peer for seat in roster.views()] == [A, B]
+    assert roster.near([0]) == frozenset({A, B})
+    assert roster.hear(A, [status(0)]) == "seats"
+
+
+def test_who_could_not_be_reached_counts_again_once_it_was_out_of_the_list() -> None:
+    roster = Roster(ME)
+    roster.list([view(A, 0)])
+    roster.unreached(A)
+    assert roster.views() == ()
+    roster.list([])
+    roster.list([view(A, 0)])
+    assert [seat.peer for seat in roster.views()] == [A]
+
+
+def test_of_who_is_out_of_sight_the_directory_speaks() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(7, version=5)])
+    assert roster.out_of_sight(A)
+    assert roster.views() == ()
+    assert not roster.out_of_sight(A)  # nothing was known at first hand
+    roster.list([view(A, 7, version=4)])
+    assert [seat.version for seat in roster.views()] == [4]
+
+
+def test_a_suspect_stays_one_when_its_link_breaks() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0)])
+    roster.lost(A)
+    assert not roster.out_of_sight(A)
+    roster.found(A)
+    assert [seat.peer for seat in roster.present(Stage(0))] == [A]
+
+
+def test_incarnations_are_remembered_of_those_met_last() -> None:
+    roster = Roster(ME)
+    for number in range(INCARNATIONS_MOST + 1):
+        roster.incarnated(PeerId(f"peer-{number}"), 1)
+    assert not roster.incarnated(PeerId("peer-0"), 2)  # forgotten: as if it were the first
+    assert roster.incarnated(PeerId(f"peer-{INCARNATIONS_MOST}"), 2)

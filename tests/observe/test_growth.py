@@ -1,6 +1,6 @@
 """Growth: slopes of those who lived long enough, without their warm-up, the worst of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -22,7 +22,13 @@ def stepped(peer: str) -> ev.Entry:
 
 
 def watch(
-    peer: str, *, samples: int, leak_bytes: int = 0, files: float = 0, tasks: float = 0
+    peer: str,
+    *,
+    samples: int,
+    leak_bytes: int = 0,
+    files: float = 0,
+    tasks: float = 0,
+    links: Callable[[int], int] = lambda _: 5,
 ) -> Iterator[ev.Entry]:
     """A peer that swells in its warm-up and leaks so much a second afterwards."""
     yield stepped(peer)
@@ -31,11 +37,12 @@ def watch(
         warm = 10**8 if age >= WARM_UP_SECONDS else int(age * 10**6)
         event = ev.Resources(
             rss_bytes=warm + int(age) * leak_bytes,
-            descriptors=40 + int(age * files),
+            descriptors=10 + 6 * links(number) + int(age * files),
             threads=9,
             tasks=30 + int(age * tasks),
             daemon_rss_bytes=5 * 10**7 + int(age) * leak_bytes // 10,
-            daemon_descriptors=20,
+            daemon_descriptors=5 + 3 * links(number),
+            links=links(number),
         )
         yield ev.Entry(at=BEGAN + age, peer=PeerId(peer), event=event)
 
@@ -54,6 +61,21 @@ def test_the_fastest_growing_counts_in_each_and_the_warm_up_does_not() -> None:
     assert all_of_them.descriptors_per_minute == pytest.approx(12.0, rel=0.05)
     assert all_of_them.daemon_descriptors_per_minute == pytest.approx(0.0)
     assert all_of_them.tasks_per_minute == pytest.approx(24.0, rel=0.05)
+
+
+def test_what_goes_with_the_links_is_no_leak() -> None:
+    def more(number: int) -> int:
+        return 3 + number // 8
+
+    calm = growth(watch("calm", samples=LONG, links=more))
+    leaking = growth(watch("leaking", samples=LONG, links=more, files=0.2))
+    assert calm is not None
+    assert leaking is not None
+    assert calm.descriptors_per_minute > 5.0
+    assert calm.links_per_minute == pytest.approx(calm.descriptors_per_minute / 6)
+    assert calm.descriptors_beyond_links_per_minute == pytest.approx(0.0, abs=1e-6)
+    assert calm.daemon_descriptors_beyond_links_per_minute == pytest.approx(0.0, abs=1e-6)
+    assert leaking.descriptors_beyond_links_per_minute == pytest.approx(12.0, rel=0.1)
 
 
 def test_who_was_killed_does_not_count() -> None:

@@ -105,8 +105,10 @@ def test_growth_is_told_where_it_was_measured(program: Program) -> None:
     report = build_report([], summary.facts(chosen, simulated))
     assert not [line for line in summary.words(report) if line.startswith("growth")]
     grown = Growth(
-        peers=3, rss_bytes_per_minute=1.5e6, descriptors_per_minute=0.25, threads_per_minute=0.0,
-        tasks_per_minute=-0.5, daemon_rss_bytes_per_minute=2e5, daemon_descriptors_per_minute=1.0,
+        peers=3, rss_bytes_per_minute=1.5e6, descriptors_per_minute=2.0, threads_per_minute=0.0,
+        tasks_per_minute=9.0, daemon_rss_bytes_per_minute=2e5, daemon_descriptors_per_minute=2.0,
+        links_per_minute=1.0, tasks_beyond_links_per_minute=-0.5,
+        descriptors_beyond_links_per_minute=0.25, daemon_descriptors_beyond_links_per_minute=0.0,
     )  # fmt: skip
     (line,) = [
         line
@@ -114,8 +116,8 @@ def test_growth_is_told_where_it_was_measured(program: Program) -> None:
         if line.startswith("growth")
     ]
     assert line == (
-        "growth a minute, worst of 3 that lived: +1.50 MB (p2pd +0.20 MB), +0.25 descriptors "
-        "(p2pd +1.00), -0.50 tasks, +0.00 threads"
+        "growth a minute, worst of 3 that lived: +1.50 MB (p2pd +0.20 MB), +0.00 threads, "
+        "+1.00 links; at equal links -0.50 tasks, +0.25 descriptors (p2pd +0.00)"
     )
 
 

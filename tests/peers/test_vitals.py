@@ -17,14 +17,14 @@ NOBODY = 2**22 + 1  # beyond every process id of Linux
 
 @pytest.mark.asyncio
 async def test_a_sample_counts_what_was_opened() -> None:
-    before = sample(None)
+    before = sample(None, 0)
     over = threading.Event()
     thread = threading.Thread(target=over.wait)
     with socket.socket(), socket.socket():
         thread.start()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(asyncio.sleep(0))
-            after = sample(None)
+            after = sample(None, 0)
     over.set()
     thread.join()
     assert after.descriptors - before.descriptors == 2
@@ -35,10 +35,10 @@ async def test_a_sample_counts_what_was_opened() -> None:
 
 @pytest.mark.asyncio
 async def test_the_daemon_is_counted_apart() -> None:
-    here = sample(os.getpid())  # any process will do
+    here = sample(os.getpid(), 0)  # any process will do
     assert here.daemon_descriptors == psutil.Process().num_fds()
     assert here.daemon_rss_bytes > 10**7
-    for gone in (sample(None), sample(NOBODY)):
+    for gone in (sample(None, 0), sample(NOBODY, 0)):
         assert (gone.daemon_rss_bytes, gone.daemon_descriptors) == (0, 0)
 
 
@@ -46,10 +46,10 @@ def test_samples_come_at_once_and_then_now_and_then_until_the_end() -> None:
     told: list[ev.AnyEvent] = []
 
     async def live() -> None:
-        with watched(told.append, lambda: None):
+        with watched(told.append, daemon_pid=lambda: None, links=lambda: 7):
             await asyncio.sleep(2.5 * SAMPLE_SECONDS)
         await asyncio.sleep(2 * SAMPLE_SECONDS)
 
     run(live(), ceiling_seconds=60.0)
     assert len(told) == 3
-    assert all(isinstance(event, ev.Resources) for event in told)
+    assert [event.links for event in told if isinstance(event, ev.Resources)] == [7, 7, 7]
