@@ -10,10 +10,11 @@ import torch
 from p2ptrain.compute.snapshot import pack
 from p2ptrain.compute.stage import LOSS_SCALE, StageState
 from p2ptrain.core.digest import tensor_digest
+from p2ptrain.core.health import trouble
 from p2ptrain.core.sizes import boundary_bytes, microbatch_token_bytes, nominal_tokens
 from p2ptrain.errors import InternalError, MisbehaviourError
 from p2ptrain.ports import Update
-from p2ptrain.run import Accumulator, Batch, Codec, Cut, Model, Optimizer, RunSpec
+from p2ptrain.run import Accumulator, Batch, Codec, Composition, Cut, Model, Optimizer, RunSpec
 from p2ptrain.units import Microbatch, Slot, Stage, Step
 
 MODEL = Model(d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=24, context=8)
@@ -250,3 +251,46 @@ def test_a_probe_finds_a_state_that_gives_nothing_finite(stage: int) -> None:
     state.load(pack(tensors))
     with pytest.raises(MisbehaviourError, match="no finite output"):
         state.probe()
+
+
+NARROW = msgspec.structs.replace(
+    SPEC,
+    codec=Codec(name="narrow", compositions=(Composition(name="narrow", width=4, anchor_order=1),)),
+)
+
+
+@pytest.mark.parametrize(("encoder_scale", "word"), [(1.0, None), (0.0, "same for every token")])
+def test_a_step_leaves_its_reading_and_an_encoder_that_died_is_told(
+    encoder_scale: float, word: str | None
+) -> None:
+    lower, upper = seat(0, NARROW), seat(1, NARROW)
+    tensors = safetensors.torch.load(lower.save())
+    tensors["weights/bottleneck.0.encoder.weight"] *= encoder_scale
+    lower.load(pack(tensors))
+    assert lower.reading is None
+    sent = lower.forward(WORK, TOKENS, None)
+    assert len(sent) == boundary_bytes(NARROW, 0, "forward", 0)
+    gradient = upper.loss(WORK, TOKENS, sent).gradient
+    assert gradient is not None
+    assert len(gradient) == boundary_bytes(NARROW, 0, "backward", 0)
+    lower.backward(WORK, TOKENS, None, gradient)
+    whole = lower.finish([(0, own(lower))])
+    lower.step(Update(step=Step(0), tokens=nominal_tokens(NARROW), norms=whole.norms, skip=False))
+    assert lower.reading is not None
+    assert lower.reading.gradient_norm
+    told = trouble(lower.reading)
+    assert told is None if word is None else told is not None and word in told
+
+
+def test_a_bottleneck_travels_with_its_stages_state() -> None:
+    names = {
+        stage: {name for name in seat(stage, NARROW).weights() if name.startswith("bottleneck")}
+        for stage in (0, 1)
+    }
+    assert names == {
+        0: {"bottleneck.0.encoder.weight"},
+        1: {"bottleneck.0.anchor.0.weight", "bottleneck.0.decoder.weight"},
+    }
+    for stage, own_names in names.items():
+        held = safetensors.torch.load(seat(stage, NARROW).save())
+        assert {f"weights/{name}" for name in own_names} <= held.keys()

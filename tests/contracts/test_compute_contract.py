@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from p2ptrain.compute.executor import TorchCompute
+from p2ptrain.core.bottleneck import stage_elements
 from p2ptrain.core.partition import cut_layers, stage_parameters
 from p2ptrain.core.sizes import (
     boundary_bytes,
@@ -24,7 +26,7 @@ from p2ptrain.core.sizes import (
 )
 from p2ptrain.errors import MisbehaviourError, UserError
 from p2ptrain.ports import Compute, StageCompute, Update
-from p2ptrain.run import Batch, Cut, Evaluation, Model, RunSpec
+from p2ptrain.run import Batch, Codec, Composition, Cut, Evaluation, Model, RunSpec
 from p2ptrain.sim.compute import CostModel, ToyCompute
 from p2ptrain.units import Microbatch, PeerId, Slot, Stage, Step
 
@@ -173,6 +175,20 @@ async def test_the_accumulator_has_one_integer_per_parameter(compute: Compute) -
     assert tuple(seat.elements for seat in seats) == stage_parameters(SPEC.model, parts)
     for seat in seats:
         assert await own(seat) == bytes(seat.elements * integer_bytes(SPEC))
+
+
+@pytest.mark.asyncio
+async def test_bottlenecks_have_integers_too(factory: Callable) -> None:
+    narrow = Composition(name="narrow", width=4, anchor_order=2, anchor_rank=3)
+    codec = Codec(boundaries=("bf16", "narrow"), compositions=(narrow,))
+    spec = msgspec.structs.replace(SPEC, codec=codec)
+    with factory(spec) as compute:
+        seats = [await compute.open(stage) for stage in STAGES]
+        found = tuple(seat.elements for seat in seats)
+    d, k, v, rank = SPEC.model.d_model, 4, SPEC.model.vocab_size, 3
+    plain = stage_parameters(SPEC.model, cut_layers(SPEC.model, SPEC.cut.stages, ()))
+    assert found == (plain[0], plain[1] + k * d, plain[2] + d * k + 2 * (v * rank + d * rank))
+    assert found == stage_elements(spec)
 
 
 @pytest.mark.asyncio
