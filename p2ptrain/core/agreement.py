@@ -38,7 +38,10 @@ class Tallies(Message, frozen=True, array_like=True):
 
 
 class Bitmap(Message, frozen=True, tag=True):
-    """Which slots of a step one seat has counted. The highest (incarnation, seq) replaces."""
+    """Which slots of a step one seat has counted. The highest (incarnation, seq) replaces.
+
+    ``pace``: how fast the seat is, coarsely (core/sourcing); 0 while it does not know.
+    """
 
     peer: PeerId
     incarnation: int
@@ -48,6 +51,7 @@ class Bitmap(Message, frozen=True, tag=True):
     slots: bytes
     tallies: Tallies
     signature: bytes
+    pace: int = 0
 
 
 class Ballot(Message, frozen=True, array_like=True, order=True):
@@ -68,6 +72,7 @@ class Share(Message, frozen=True, array_like=True):
     tallies: Tallies
     start: int
     stop: int
+    pace: int = 0
 
 
 class Plan(Message, frozen=True, tag=True):
@@ -117,6 +122,7 @@ class Sum(Message, frozen=True, tag=True):
 
     ``norms``: squared norm of every parameter's sum, in name order. ``cover`` and
     ``members`` are not unique: they are the publisher's and feed the ledger and the hashes.
+    ``paces`` are the members', in their order: stage 0 shares the next step out by them.
     ``round`` is the ballot's round, for the log. ``final``: who tells it has stepped with it
     (said by the teller; it matters where arithmetic differs, see core/choice).
     """
@@ -130,4 +136,5 @@ class Sum(Message, frozen=True, tag=True):
     cover: tuple[Counted, ...]
     members: tuple[PeerId, ...]
     round: int
+    paces: tuple[int, ...] = ()
     final: bool = False

@@ -91,6 +91,7 @@ def bitmap_bytes(bitmap: Bitmap) -> bytes:
         bitmap.seq,
         bitmap.slots,
         *(tallies.loss, tallies.tokens, tallies.val_loss, tallies.val_tokens, tallies.poisoned),
+        bitmap.pace,
     )
 
 

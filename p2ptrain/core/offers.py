@@ -29,9 +29,8 @@ Invariants:
     * one microbatch holds one place, however often it is asked for or arrives.
 
 At the bounds: a full queue declines (the sender comes again), full parking stops forwards
-(`may_start`), so that the queue fills. The alternative refused: one slot from forward to
-gradient. Simulated with four of them it reached .70 of capacity at 4 stages and .21 at
-16; with these bounds 1.0 and .92 (DESIGN 4).
+(`may_start`), so that the queue fills. Refused: one slot from forward to gradient. Simulated
+with four it reached .70 of capacity at 4 stages, .21 at 16; so 1.0 and .92 (DESIGN 4).
 """
 
 from __future__ import annotations
@@ -102,12 +101,11 @@ def parked_bound(
         share: the seat's fraction of its stage's rate, 0..1.
         replicas: seats serving the stage, this one included.
         total_slots: slots of a step, G + E: more can never be parked.
-        window_per_stage: microbatches in flight per stage and average seat. Simulated with
-            2 / 3 / 4 on 16 stages of equal seats: 83 / 90 / 92% of capacity.
+        window_per_stage: in flight per stage and average seat; 2 / 3 / 4 on 16 stages of
+            equal seats: 83 / 90 / 92% of capacity.
     """
     average = window_per_stage * (stages - stage)
-    # A share such as 1/3 times 3 must not be rounded up to one place more.
-    wanted = math.ceil(average * share * replicas - 1e-9)
+    wanted = math.ceil(average * share * replicas - 1e-9)  # 1/3 times 3 is not one place more
     return max(1, min(wanted, total_slots))
 
 
@@ -180,10 +178,15 @@ class OfferBook:
 
         It needs no queue slot, for nobody sends it; the parked bound is its window.
         """
-        if self.state(work) != "none" or self._window >= self._bound:
+        if self.state(work) != "none" or not self.source_room:
             return False
         self._places[work] = _Place("queued", replay=False, sourced=True)
         return True
+
+    @property
+    def source_room(self) -> int:
+        """How many more could be sourced now."""
+        return max(0, self._bound - self._window)
 
     def may_start(self, *, parks: bool = True) -> bool:
         """Whether a forward may start; what will not park (``parks`` False) always may."""
@@ -237,8 +240,6 @@ class OfferBook:
     @property
     def due_at(self) -> Seconds | None:
         """When the next lease lapses; None: none is out."""
-        if not self._places:
-            return None
         first = min((place.expires_at for place in self._places.values()), default=math.inf)
         return None if first == math.inf else first
 

@@ -86,6 +86,7 @@ def make_plan(
             tallies=bitmap.tallies,
             start=start,
             stop=stop,
+            pace=bitmap.pace,
         )
         for bitmap, (start, stop) in zip(bitmaps, cuts, strict=True)
     )
@@ -103,7 +104,7 @@ def plan_digest(
         tallies = share.tallies
         fields += [share.peer, share.incarnation, share.seq, share.slots, share.start, share.stop]
         fields += [tallies.loss, tallies.tokens, tallies.val_loss, tallies.val_tokens]
-        fields += [tallies.poisoned]
+        fields += [tallies.poisoned, share.pace]
     return digest("p2ptrain plan", *fields)
 
 
@@ -147,6 +148,7 @@ def sum_of(plan: Plan, outcome: Outcome) -> Sum:
         ),
         members=tuple(share.peer for share in plan.shares),
         round=plan.ballot.round,
+        paces=tuple(share.pace for share in plan.shares),
     )
 
 

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, assert_never
 
 from p2ptrain.core import duties as c
 from p2ptrain.core.custody import Custody, Way
+from p2ptrain.core.ledger import slots_of
 from p2ptrain.core.routing import Quote
 from p2ptrain.core.stragglers import Delays
+from p2ptrain.engine.docket import WAYS, Docket
 from p2ptrain.observe import events as ev
-from p2ptrain.units import Microbatch, Stage
+from p2ptrain.units import Microbatch, Slot, Stage
 from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
@@ -28,9 +30,6 @@ if TYPE_CHECKING:
     from p2ptrain.engine.post import Post
     from p2ptrain.ports import Buffer
     from p2ptrain.units import PeerId, Seconds
-
-
-WAYS: tuple[c.What, c.What] = ("forward", "gradient")
 
 
 class Custodian:
@@ -48,14 +47,13 @@ class Custodian:
     ) -> None:
         self.stage = stage
         self.retained_bytes = 0
-        self.due_at: Seconds | None = None
         self._router = router
         self.delays = delays or Delays()
         self._post = post
         self._emit = emit
         self._limits = limits or c.CustodyLimits()
         self._at: Position | None = None
-        self._duties: dict[tuple[Microbatch, c.What], Custody] = {}
+        self._duties = Docket()
         self._frames: dict[tuple[Microbatch, c.What], tuple[Buffer, ...]] = {}
         self._paths: dict[Microbatch, tuple[PeerId, ...]] = {}
 
@@ -71,32 +69,35 @@ class Custodian:
 
     def clear(self) -> None:
         """Let go of every frame."""
-        self._duties.clear()
+        self._duties = Docket()
         self._frames.clear()
         self._paths.clear()
         self.retained_bytes = 0
-        self.due_at = None
+
+    @property
+    def due_at(self) -> Seconds | None:
+        """When :meth:`tick` must run next."""
+        return self._duties.due_at
 
     # --- after the step --------------------------------------------------------------------
 
     def conclude(self, now: Seconds) -> None:
         """Every stage has counted everything; nobody looks for who did."""
-        for (work, what), duty in sorted(self._duties.items(), key=lambda entry: entry[0]):
+        for work, what in self._duties:
             self._feed(work, what, c.Returned(), now)
-            if duty.state is not c.State.COUNTED:
-                self._feed(work, what, c.Tallied(live=True), now)
+        for what in WAYS:
+            self.tallied(what, -1, now)
 
     def count_out(self, what: c.What, mask: int, now: Seconds) -> None:
         """What the receiving stage had counted of ``mask`` is lost with the seat that had."""
-        for work, which in sorted(self._duties):
+        for work, which in self._duties:
             if which == what and mask >> work.slot & 1:
                 self._feed(work, what, c.Tallied(live=False), now)
 
     def release(self, what: c.What) -> None:
         """Let go of the frames of one direction: their receivers need them no more."""
-        for work, which in [key for key in self._duties if key[1] == what]:
-            del self._duties[work, which]
-            frame = self._frames.pop((work, which), ())
+        for key in self._duties.drop(what):
+            frame = self._frames.pop(key, ())
             self.retained_bytes -= sum(len(part) for part in frame)
 
     # --- what the seat says ---------------------------------------------------------------
@@ -189,49 +190,49 @@ class Custodian:
 
     def lost(self, peer: PeerId, now: Seconds) -> None:
         """``peer`` is gone: what it held goes another way."""
-        for work, what in sorted(self._duties):
+        for work, what in self._duties:
             self._feed(work, what, c.Lost(peer), now)
 
     def found(self, peer: PeerId, now: Seconds) -> None:
         """``peer`` was suspected falsely: what it parked still waits there."""
-        for work, what in sorted(self._duties):
+        for work, what in self._duties:
             self._feed(work, what, c.Found(peer), now)
 
     def link_down(self, peer: PeerId, now: Seconds) -> None:
         """The link to ``peer`` broke: what was on its way may not have arrived."""
-        for work, what in sorted(self._duties):
+        for work, what in self._duties:
             self._feed(work, what, c.LinkBroke(peer), now)
 
     def seats_changed(self, now: Seconds) -> None:
         """Others have opened or closed seats: what lay in a closed one is lost."""
         seats = {what: self._post.seats(self._there(what)) for what in WAYS}
-        for work, what in sorted(self._duties):
-            holder = self._duties[work, what].holder
+        for work, what in self._duties:
+            duty = self._duties.get((work, what))
+            holder = None if duty is None else duty.holder
             if holder is not None and holder not in seats[what]:
                 self._feed(work, what, c.Lost(holder), now)
 
     def tallied(self, what: c.What, union: int, now: Seconds) -> None:
         """The live bitmaps of the stage above (forward) or below (gradient) cover ``union``."""
-        for (work, which), duty in sorted(self._duties.items(), key=lambda entry: entry[0]):
-            counted = bool(union >> work.slot & 1)
-            if which == what and counted != (duty.state is c.State.COUNTED):  # else it knows
-                self._feed(work, what, c.Tallied(counted), now)
+        for slot in slots_of(self._duties.news(what, union)):
+            assert self._at is not None
+            work = Microbatch(self._at.step, Slot(slot))
+            self._feed(work, what, c.Tallied(bool(union >> slot & 1)), now)
 
     def tick(self, now: Seconds) -> None:
         """Act on every deadline that has passed."""
         if self.due_at is None or now < self.due_at:
             return
-        for key, duty in sorted(self._duties.items(), key=lambda entry: entry[0]):
-            self._perform(duty, duty.tick(now=now))
-            assert duty.due_at is None or duty.due_at > now, (key, duty.state)
-        self.due_at = min(
-            (d.due_at for d in self._duties.values() if d.due_at is not None), default=None
-        )
+        for key in self._duties.due(now):
+            if (duty := self._duties.get(key)) is not None:
+                self._perform(duty, duty.tick(now=now))
+                assert duty.due_at is None or duty.due_at > now, (key, duty.state)
+        self._duties.look_ahead()
 
     # --- doing ----------------------------------------------------------------------------
 
     def _open(self, duty: Custody, now: Seconds) -> None:
-        self._duties[duty.work, duty.what] = duty
+        self._duties.add(duty)
         seats = self._post.seats(self._there(duty.what)) if duty.replay else ()
         self._perform(duty, duty.start(now=now, seats=seats))
 
@@ -248,8 +249,7 @@ class Custodian:
     def _perform(self, duty: Custody, actions: tuple[c.Action, ...]) -> None:
         for action in actions:
             self._act(duty, action)
-        if duty.due_at is not None and (self.due_at is None or duty.due_at < self.due_at):
-            self.due_at = duty.due_at
+        self._duties.note(duty)
 
     def _there(self, what: c.What) -> Stage:
         """The stage that frames of this kind go to."""

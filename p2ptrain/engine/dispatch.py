@@ -8,6 +8,7 @@ follows from its kind:
     for both neighbours (either may     Accepted, Whereabouts
     be the sender of what it speaks of)
     for the seat above it               Repath (it names the sender's stage)
+    for the seat of stage 0             WantSlots, GiveSlots
     for it and both neighbours          Bitmap
     for every seat                      Sum, WantSums
 
@@ -38,6 +39,8 @@ Flow = (
     | m.Recall
     | m.Where
     | m.Repath
+    | m.WantSlots
+    | m.GiveSlots
     | m.Offer
     | m.Busy
     | m.Accepted
@@ -66,6 +69,10 @@ class Dispatcher:
             case m.Repath():
                 if (seat := self._seats.get(Stage(message.stage + 1))) is not None:
                     seat.pipeline.repath(peer, message, now)
+            case m.WantSlots() | m.GiveSlots():
+                seat = self._seats.get(Stage(0))
+                if seat is not None and seat.sourcer is not None:
+                    seat.sourcer.hear(peer, message, now)
             case _:
                 if (seat := self._seats.get(message.stage)) is not None:
                     _to_pipeline(seat, peer, message, now)

@@ -24,6 +24,7 @@ import msgspec
 from p2ptrain.core.agreement import Bitmap
 from p2ptrain.core.ledger import Ledger, bitmap_bytes, bytes_to_mask, mask_to_bytes
 from p2ptrain.core.schedule import step_slots
+from p2ptrain.core.sourcing import pace_of
 from p2ptrain.errors import MisbehaviourError
 from p2ptrain.units import Stage
 
@@ -125,6 +126,7 @@ class Gossip:
             slots=mask_to_bytes(pipeline.counted, self._slots.width),
             tallies=pipeline.tallies,
             signature=b"",
+            pace=pace_of(pipeline.pace.rate),
         )
         signature = self._signer.sign(bitmap_bytes(unsigned))
         self.newest = msgspec.structs.replace(unsigned, signature=signature)

@@ -72,9 +72,9 @@ class Pipeline:
         self.tallies = Tallies()
         self.pace = Pace()
         self.past: Past | None = None  # the last step, while another stage may need it
-        self._shelf = Shelf(place, book, lambda: self.retained_bytes)
+        self.shelf = Shelf(place, book, lambda: self.retained_bytes)
         self.answers = Answers(
-            place.stage, self.pace, post=post, emit=emit, held=self._shelf.state, backlog=backlog
+            place.stage, self.pace, post=post, emit=emit, held=self.shelf.state, backlog=backlog
         )
         self.answers.keeps = self._keeps
         self.frozen = self.passing = False
@@ -96,7 +96,7 @@ class Pipeline:
         self.counted, self.tallies = 0, Tallies()
         self.answers.begin(at)
         self.pace.begin()
-        self._shelf.clear()
+        self.shelf.clear()
         self.book.clear()
         self.book.set_parked_bound(parked_bound)
         self.custodian.begin(at)
@@ -125,15 +125,15 @@ class Pipeline:
     @property
     def drained(self) -> bool:
         """Whether this seat has nothing left to do for now."""
-        return self._shelf.drained
+        return self.shelf.drained
 
     def holds(self, work: Microbatch) -> bool:
         """Whether the microbatch is here in any state."""
-        return self._shelf.get(work) is not None
+        return self.shelf.get(work) is not None
 
     def counted_elsewhere(self, union: int) -> None:
         """Other live seats of this stage have counted ``union``: let go of our copies."""
-        self._shelf.drop_waiting(union & ~self.counted)
+        self.shelf.drop_waiting(union & ~self.counted)
         self.on_change()
 
     # --- messages ---------------------------------------------------------------------------
@@ -144,7 +144,7 @@ class Pipeline:
         if self.at is None or message.at != self.at:
             self.answers.elsewhere(peer, message)
             return
-        if self._shelf.state(work) != "none":
+        if self.shelf.state(work) != "none":
             self.answers.whereabouts(peer, work, message.at)
             return
         reason: BusyReason
@@ -152,7 +152,7 @@ class Pipeline:
             reason, retry = "unknown", FOREIGN_RETRY_SECONDS
         elif self.draining:
             reason, retry = "draining", self.pace.service_seconds
-        elif self._stands_still or not self._shelf.has_room():  # nothing begins, or could be kept
+        elif self._stands_still or not self.shelf.has_room():  # nothing begins, or could be kept
             reason, retry = "queue", max(self.pace.service_seconds, BEHIND_RETRY_SECONDS)
         else:
             answer = self.book.ask(
@@ -173,9 +173,9 @@ class Pipeline:
     def forward(self, peer: PeerId, message: m.Forward, payload: memoryview, now: Seconds) -> None:
         """A frame has arrived: it holds its place, or goes back to its sender's care."""
         work = Microbatch(message.at.step, message.slot)
-        known = message.at != self.at or self._shelf.state(work) != "none"
+        known = message.at != self.at or self.shelf.state(work) != "none"
         offered = self.book.state(work) == "reserved"
-        may_come = offered or (self._expects(work) and not self.draining and self._shelf.has_room())
+        may_come = offered or (self._expects(work) and not self.draining and self.shelf.has_room())
         if known or not may_come:
             self.answers.whereabouts(peer, work, message.at)
             return
@@ -191,7 +191,7 @@ class Pipeline:
             given=payload[self._place.token_bytes :],
             replay=message.replay,
         )
-        self._shelf.put(item)
+        self.shelf.put(item)
         self.answers.accepted(peer, message, "forward")
         self.on_change()
 
@@ -204,7 +204,7 @@ class Pipeline:
         stage had counted already.
         """
         work = Microbatch(message.at.step, message.slot)
-        item = self._shelf.get(work)
+        item = self.shelf.get(work)
         if message.at != self.at or item is None or item.state == "counted":
             self.answers.whereabouts(peer, work, message.at)
             return
@@ -217,9 +217,9 @@ class Pipeline:
     def recall(self, peer: PeerId, message: m.Recall) -> None:
         """Give a queued microbatch back; once begun it is kept."""
         work = Microbatch(message.at.step, message.slot)
-        item = self._shelf.get(work)
+        item = self.shelf.get(work)
         if message.at == self.at and item is not None and item.state == "queued":
-            self._shelf.drop(work)
+            self.shelf.drop(work)
             self.on_change()
         self.answers.whereabouts(peer, work, message.at)
 
@@ -230,7 +230,7 @@ class Pipeline:
     def repath(self, peer: PeerId, message: m.Repath, now: Seconds) -> None:
         """The stage below replays this microbatch: its gradient goes to ``peer``."""
         work = Microbatch(message.at.step, message.slot)
-        item = self._shelf.get(work)
+        item = self.shelf.get(work)
         if message.at == self.at and item is not None:
             item.sender = peer
             item.path = (*item.path[:-1], peer)
@@ -240,9 +240,9 @@ class Pipeline:
 
     def source(self, work: Microbatch, *, replay: bool) -> bool:
         """Stage 0: take a microbatch from the data, unless the parked bound forbids it."""
-        if self._stands_still or self.corpus is None or self._shelf.state(work) != "none":
+        if self._stands_still or self.corpus is None or self.shelf.state(work) != "none":
             return False
-        if not self._shelf.has_room() or not self.book.source(work):
+        if not self.shelf.has_room() or not self.book.source(work):
             return False
         item = Item(
             work=work,
@@ -253,7 +253,7 @@ class Pipeline:
             given=None,
             replay=replay,
         )
-        self._shelf.put(item)
+        self.shelf.put(item)
         self._emit(ev.Sourced(step=work.step, slot=work.slot, order=int(replay)))
         return True
 
@@ -261,7 +261,7 @@ class Pipeline:
         """The oldest microbatch that may be computed now; see ``Item.age``."""
         if self._stands_still:
             return None
-        return self._shelf.oldest(self.passes)
+        return self.shelf.oldest(self.passes)
 
     def counts(self, item: Item, tallies: Tallies, *, sign: Literal[0, 1] = 1) -> None:
         """The microbatch is in the accumulator (or, evaluating, has passed); see ``sign``."""
@@ -279,14 +279,14 @@ class Pipeline:
         work = item.work
         self.counted &= ~(1 << work.slot)
         self.tallies = sum_tallies((self.tallies, tallies))
-        self._shelf.take(work)
+        self.shelf.take(work)
         if item.sender is not None and self.at is not None:
             self.answers.whereabouts(item.sender, work, self.at)  # its custody has not ended
         self._emit(ev.Subtracted(stage=self.stage, step=work.step, slot=work.slot))
 
     def counted_items(self, mask: int) -> list[Item]:
         """What of ``mask`` this seat has counted, oldest first."""
-        return self._shelf.of(mask & self.counted)
+        return self.shelf.of(mask & self.counted)
 
     def evaluates(self, work: Microbatch) -> bool:
         """Whether the microbatch only passes, to be scored at the last stage."""
@@ -313,7 +313,7 @@ class Pipeline:
 
     def backlog_seconds(self) -> Seconds:
         """Compute that is waiting or running here."""
-        return (self._shelf.services_waiting() + self.running) * self.pace.service_seconds
+        return (self.shelf.services_waiting() + self.running) * self.pace.service_seconds
 
     def _expects(self, work: Microbatch) -> bool:
         """Whether the step has this slot: those of an evaluation are not in every step."""

@@ -14,9 +14,11 @@ import asyncio
 from typing import TYPE_CHECKING, Literal
 
 from p2ptrain.core.agreement import Position
-from p2ptrain.core.offers import OfferBook, parked_bound
+from p2ptrain.core.offers import OfferBook
 from p2ptrain.core.routing import Router
 from p2ptrain.core.schedule import step_slots
+from p2ptrain.core.sourcing import weighted
+from p2ptrain.engine import window
 from p2ptrain.engine.custodian import Custodian
 from p2ptrain.engine.past import Past
 from p2ptrain.engine.pipeline import Pipeline
@@ -73,8 +75,13 @@ class SeatRuntime:
             committed=lambda done: around.committed(self.stage, done),
             next_seq=around.next_seq,
         )
-        self._sourcer = Sourcer(around.run, me, self.pipeline) if self.stage == 0 else None
+        self.sourcer = (
+            Sourcer(around.run, me, self.pipeline, around.post, rate=self._rate)
+            if self.stage == 0
+            else None
+        )
         self._highest: tuple[int, int, int] = (0, 0, 0)
+        self._total_slots = 0  # of this step
         self._step_seconds = 0.0
         self._began = 0.0
 
@@ -87,9 +94,10 @@ class SeatRuntime:
         self._step_seconds, self._began = (now - self._began) if at.step else 0.0, now
         slots = step_slots(self._around.spec, at.step)
         self._sample()
-        if self._sourcer is not None:
-            self._sourcer.stop()  # what is pending belongs to the last step
-        self.pipeline.begin(at, slots, parked_bound=self._parked_bound(slots.width))
+        if self.sourcer is not None:
+            self.sourcer.stop()  # what is pending belongs to the last step
+        self._total_slots = slots.width
+        self.pipeline.begin(at, slots, parked_bound=self._parked_bound())
         self.stepper.begin(at, members, now)
         if any(members):
             self.start_sourcing()
@@ -102,13 +110,16 @@ class SeatRuntime:
         step record then, so the seats that serve stage 0 now are the owners.
         """
         at, now = self.position, _now()
-        if self._sourcer is None or at is None:
+        if self.sourcer is None or at is None:
             return
-        members = self.stepper.members[0]
+        last, members = self.stepper.last, self.stepper.members[0]
+        paces: tuple[int, ...] = ()
         if not members:
             members = tuple(seat.peer for seat in self._around.roster.serving(self.stage))
-        slots = step_slots(self._around.spec, at.step)
-        self._sourcer.begin(at, slots, members, now=now, last_seconds=self._step_seconds)
+        elif last is not None and last.chain == at.chain:
+            paces = last.sums[0].paces
+        slots, shares = step_slots(self._around.spec, at.step), weighted(members, paces)
+        self.sourcer.begin(at, slots, shares, now=now, last_seconds=self._step_seconds)
         self.refresh_sources(now)
 
     def stepped(self, done: Done) -> None:
@@ -121,8 +132,8 @@ class SeatRuntime:
     def stop(self) -> None:
         """The run is over for this seat, or the seat is given away: take nothing more."""
         self.pipeline.draining = self.pipeline.frozen = True
-        if self._sourcer is not None:
-            self._sourcer.stop()
+        if self.sourcer is not None:
+            self.sourcer.stop()
 
     def part(self) -> None:
         """Count no more; answer for the last step until :attr:`may_close`."""
@@ -207,8 +218,8 @@ class SeatRuntime:
     def refresh_sources(self, now: Seconds) -> None:
         """Stage 0: see what is ours to take from the data."""
         machine, at = self.stepper.machine, self.position
-        if self._sourcer is not None and machine is not None and at is not None:
-            self._sourcer.refresh(self.stepper.live, machine.ledger.union(), now)
+        if self.sourcer is not None and machine is not None and at is not None:
+            self.sourcer.refresh(self.stepper.live, machine.ledger.union(), now)
             self._around.wake()
 
     def lost(self, peer: PeerId, now: Seconds) -> None:
@@ -236,7 +247,7 @@ class SeatRuntime:
     @property
     def due_at(self) -> Seconds | None:
         """When :meth:`tick` must run next."""
-        sourced = None if self._sourcer is None else self._sourcer.due_at
+        sourced = None if self.sourcer is None else self.sourcer.due_at
         past = self.pipeline.past
         first = self.pipeline.custodian.due_at
         before = None if past is None else past.custodian.due_at
@@ -251,7 +262,7 @@ class SeatRuntime:
             custodian.tick(now)
         self.stepper.tick(now)
         self.pipeline.book.expire(now=now)
-        sourcer = self._sourcer
+        sourcer = self.sourcer
         if sourcer is not None and sourcer.due_at is not None and now >= sourcer.due_at:
             self.refresh_sources(now)
 
@@ -266,28 +277,24 @@ class SeatRuntime:
     # --- small things -----------------------------------------------------------------------
 
     def _changed(self) -> None:
-        if self._sourcer is not None:
-            self._sourcer.feed()
+        if self.sourcer is not None:
+            self.sourcer.feed(_now())
         self._sample()
         self.stepper.quiet(_now())
         self._around.wake()
 
     def _counted(self) -> None:
+        # A speed is known from the first count on, and may have changed since.
+        self.pipeline.book.set_parked_bound(self._parked_bound())
         self.stepper.counted(_now())
 
-    def _parked_bound(self, total_slots: int) -> int:
-        seats = self._around.roster.present(self.stage)
-        rates = {seat.peer: seat.rate for seat in seats if seat.rate > 0}
-        own = self.pipeline.pace.rate
-        known = bool(own) and len(rates) == len(seats)
-        rates[self._around.signer.peer] = own
-        return parked_bound(
-            stages=self._around.spec.cut.stages,
-            stage=self.stage,
-            share=own / sum(rates.values()) if known else 1.0 / max(1, len(seats)),
-            replicas=max(1, len(seats)),
-            total_slots=total_slots,
-            window_per_stage=self._around.spec.limits.window_per_stage,
+    def _rate(self, peer: PeerId) -> float:
+        rates = window.rates(self._around, self.stage, own=self.pipeline.pace.rate)
+        return rates.get(peer, 0.0)
+
+    def _parked_bound(self) -> int:
+        return window.parked_bound(
+            self._around, self.stage, rate=self.pipeline.pace.rate, total_slots=self._total_slots
         )
 
     def _sample(self) -> None:

@@ -93,6 +93,14 @@ class Shelf:
         )
         return min(ready, key=lambda item: item.age, default=None)
 
+    def sourced_waiting(self) -> int:
+        """Slots that were taken from the data, and whose forward has not begun, as a set."""
+        slots = 0
+        for work, item in self._items.items():
+            if item.state == "queued" and item.sender is None:
+                slots |= 1 << work.slot
+        return slots
+
     def services_waiting(self) -> float:
         """How many services wait here: a backward, about two forwards, is two thirds of one."""
         items = self._items.values()

@@ -1,86 +1,178 @@
 """Which microbatches this seat of stage 0 takes from the data, and when.
 
-Every seat of stage 0 can source every microbatch; the preferred owner is the first live
-seat in a rendezvous order over the last step record. The order is the same everywhere, so
-nobody needs to be asked. Views may differ for a while: then a microbatch is sourced twice
-(work lost, nothing else), or by nobody, which patience cures: the k-th seat in order takes
-what is still missing after k patiences without any progress of the stage.
+    what is mine --window--> the pipeline
+    nothing left --WantSlots--> a stage-mate that has --GiveSlots--> mine
+    a mate asks --> what has not begun here goes to it
+
+Every seat of stage 0 can source every microbatch; core/sourcing says whose each is. The
+order is the same everywhere, so nobody needs to be asked before the end of one's share.
+Views may differ for a while: then a microbatch is sourced twice (work lost, nothing else),
+or by nobody, which patience cures: the k-th seat in order takes what is still missing after
+k patiences without any progress of the stage.
+
+Bounds: one question is under way at a time; who had nothing to give is left alone for a
+while; a question that gets no answer is forgotten after ANSWER_SECONDS.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from p2ptrain.core.schedule import owners
-from p2ptrain.units import Microbatch, Slot
+from p2ptrain.core.ledger import bytes_to_mask, mask_to_bytes, slots_of
+from p2ptrain.core.sourcing import Shares, part_for
+from p2ptrain.units import Microbatch, Slot, Stage
+from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from p2ptrain.core.agreement import Position
     from p2ptrain.core.schedule import StepSlots
     from p2ptrain.engine.pipeline import Pipeline
+    from p2ptrain.engine.post import Post
     from p2ptrain.units import PeerId, RunId, Seconds
 
 PATIENCE_SECONDS = 15.0  # no progress for so long: a live owner is stuck (several suspicions)
 ROUNDING = 1e-6  # of a patience: the timer may fire a float's last bit early
 PATIENCE_STEPS = 3.0  # ... or three of the last step's durations, whichever is longer
+ANSWER_SECONDS = 3.0  # a mate's loop answers, never behind compute
+POOR_SECONDS = 5.0  # who had nothing to give is asked again after so long: a taker may have died
+LOW_SLOTS = 2  # ask when so few are left to begin: the answer comes before they have
 
 
 class Sourcer:
-    """Feeds one stage-0 pipeline with the microbatches that are its own."""
+    """Feeds one stage-0 pipeline with the microbatches that are its own.
 
-    def __init__(self, run: RunId, me: PeerId, pipeline: Pipeline) -> None:
-        self._run, self._me, self._pipeline = run, me, pipeline
-        self._orders: dict[Microbatch, tuple[PeerId, ...]] = {}
-        self._pending: list[tuple[Microbatch, bool]] = []  # mine to source; is it a replay
+    ``rate``: the announced rate of a stage-mate or of this seat; 0 is unknown.
+    """
+
+    def __init__(
+        self,
+        run: RunId,
+        me: PeerId,
+        pipeline: Pipeline,
+        post: Post,
+        *,
+        rate: Callable[[PeerId], float] = lambda _peer: 0.0,
+    ) -> None:
+        self._run, self._me, self._pipeline, self._post = run, me, pipeline, post
+        self._rate = rate
+        self._at: Position | None = None
+        self._shares: Shares | None = None
+        self._slots: StepSlots | None = None
+        self._pending = 0  # mine to source and not here yet
+        self._live: frozenset[PeerId] = frozenset()
+        self._union = 0  # counted by somebody who lives
         self._patience = PATIENCE_SECONDS
         self._moved_at = 0.0  # when the stage last counted anything new
         self._counted = 0  # every slot that was ever counted in this step
+        self._asked: tuple[PeerId, Seconds] | None = None  # whom, and until when it may answer
+        self._poor: dict[PeerId, Seconds] = {}  # who had nothing to give, and until when
         self.due_at: Seconds | None = None
 
     def begin(
         self,
         at: Position,
         slots: StepSlots,
-        members: tuple[PeerId, ...],
+        members: Sequence[tuple[PeerId, float]],
         *,
         now: Seconds,
         last_seconds: Seconds,
     ) -> None:
-        """A new step: ``members`` are stage 0's peers of the last step record, us or not."""
-        weighted = [(peer, 1.0) for peer in members or (self._me,)]
-        works = [Microbatch(at.step, Slot(slot)) for slot in slots]
-        self._orders = {work: owners(self._run, work, weighted) for work in works}
+        """A new step. ``members``: (peer, weight) of stage 0 in the last step record."""
+        self._at, self._slots = at, slots
+        everybody = members or ((self._me, 1.0),)
+        self._shares = Shares(self._run, self._me, at.step, list(slots), everybody)
         self._patience = max(PATIENCE_SECONDS, PATIENCE_STEPS * last_seconds)
-        self._moved_at, self._counted, self._pending = now, 0, []
+        self._moved_at, self._counted, self._pending, self._union = now, 0, 0, 0
+        self._asked, self._poor = None, {}
 
     def stop(self) -> None:
         """Nothing is to be sourced until the next begin."""
-        self._orders, self._pending, self.due_at = {}, [], None
+        self._at = self._shares = self.due_at = None
+        self._pending = 0
 
     def refresh(self, live: frozenset[PeerId], union: int, now: Seconds) -> None:
         """Who lives, or what is counted, has changed: see what is ours to source now."""
         if union & ~self._counted:  # long steps are no sign of a stuck owner, standstill is
             self._moved_at = now
         self._counted |= union
-        self._pending = []
+        self._live, self._union = live, union
+        shares = self._shares
+        if shares is None:
+            return
+        shares.set_live(live)
         waited = int((now - self._moved_at) / self._patience + ROUNDING)
-        for work, order in self._orders.items():
-            if union >> work.slot & 1 or self._pipeline.holds(work):
-                continue
-            alive = [peer for peer in order if peer in live] or [self._me]
-            rank = alive.index(self._me) if self._me in alive else len(alive)
-            if rank <= waited:
-                again = order[0] != self._me or bool(self._counted >> work.slot & 1)
-                self._pending.append((work, again))
+        self._pending = shares.fallen_to(waited) if waited else shares.mine()
+        self._pending &= ~union
         self.due_at = self._moved_at + (waited + 1) * self._patience
-        if not self._orders:
-            self.due_at = None
-        self.feed()
+        self.feed(now)
 
-    def feed(self) -> None:
-        """Take as many as the bound allows, oldest first."""
-        while self._pending:
-            work, replay = self._pending[0]
-            if not self._pipeline.holds(work) and not self._pipeline.source(work, replay=replay):
-                return
-            self._pending.pop(0)
+    def feed(self, now: Seconds) -> None:
+        """Take as many as the bound allows, oldest first; near the end ask for more."""
+        shares, at = self._shares, self._at
+        if shares is None or at is None:
+            return
+        for slot in slots_of(self._pending):
+            work = Microbatch(at.step, Slot(slot))
+            if not self._pipeline.holds(work):
+                again = not shares.is_first_choice(slot) or bool(self._counted >> slot & 1)
+                if not self._pipeline.source(work, replay=again):
+                    return
+            self._pending &= ~(1 << slot)
+        self._want(shares, at, now)
+
+    # --- handing on ---------------------------------------------------------------------------
+
+    def hear(self, peer: PeerId, message: m.WantSlots | m.GiveSlots, now: Seconds) -> None:
+        """A stage-mate asks or answers; of another step, nothing is done."""
+        if message.at != self._at:
+            return
+        if isinstance(message, m.WantSlots):
+            self._hand_on(peer, message, now)
+        else:
+            self._take(peer, message, now)
+
+    def _hand_on(self, peer: PeerId, message: m.WantSlots, now: Seconds) -> None:
+        """A stage-mate has nothing left: hand it a part of what has not begun here."""
+        shares, slots = self._shares, self._slots
+        if shares is None or slots is None:
+            return
+        waiting = self._pipeline.shelf.sourced_waiting()
+        part = part_for(self._rate(peer), self._rate(self._me))
+        given = shares.give(peer, self._pending | waiting, room=message.room, part=part)
+        self._pipeline.shelf.drop_waiting(given & waiting)
+        self._pending &= ~given
+        answer = m.GiveSlots(at=message.at, slots=mask_to_bytes(given, slots.width))
+        self._post.tell(peer, answer)
+        self.feed(now)
+
+    def _take(self, peer: PeerId, message: m.GiveSlots, now: Seconds) -> None:
+        """A stage-mate has handed us a part of its own."""
+        if self._shares is None:
+            return
+        before = self._shares.mine()
+        self._shares.take(bytes_to_mask(message.slots))
+        new = self._shares.mine() & ~before
+        if self._asked is not None and self._asked[0] == peer:
+            self._asked = None
+        if not new:
+            self._poor[peer] = now + POOR_SECONDS
+        self._pending |= new & ~self._union
+        self.feed(now)
+
+    def _want(self, shares: Shares, at: Position, now: Seconds) -> None:
+        """Ask the mate with most left, if nothing waits here and there is place."""
+        if self._asked is not None and now < self._asked[1]:
+            return
+        pipeline, room = self._pipeline, self._pipeline.book.source_room
+        unbegun = pipeline.shelf.sourced_waiting()
+        if pipeline.corpus is None or not room or unbegun.bit_count() > LOW_SLOTS:
+            return
+        self._poor = {peer: until for peer, until in self._poor.items() if until > now}
+        mates = set(self._post.seats(Stage(0))) & self._live
+        away = [peer for peer in shares.owners() if peer not in mates]
+        richest = shares.richest(self._union, but=[*self._poor, *away])
+        if richest is not None:
+            self._asked = (richest, now + ANSWER_SECONDS)
+            self._post.tell(richest, m.WantSlots(at=at, room=room))

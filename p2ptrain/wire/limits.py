@@ -232,12 +232,12 @@ class FrameLimits:
             "stages": lambda named: few(named) or each(stage)(named),
             "slot": Between(0, self._slots - 1),
             "slots": sized(0, -(-self._slots // 8)),
-            "step": version,  # one beyond the last step: who has finished says so
-            "version": version,
+            "paces": each(counter),
+            **dict.fromkeys(("step", "version"), version),  # who has finished is one beyond
             **dict.fromkeys(("epoch", "incarnation", "seq", "round", "attempt", "count"), counter),
             **dict.fromkeys(("queue", "parked", "protocol", "poisoned", "index"), counter),
             "rank": Between(-1, COUNTER_MOST),
-            **dict.fromkeys(("tokens", "val_tokens"), counter),
+            **dict.fromkeys(("tokens", "val_tokens", "room", "pace"), counter),
             **dict.fromkeys(("loss", "val_loss"), Between(-COUNTER_MOST, COUNTER_MOST)),
             **dict.fromkeys(("start", "stop"), element),
             **dict.fromkeys(("delay_seconds", "service_seconds", "lag_seconds"), seconds),

@@ -194,6 +194,23 @@ class Gradient(Message, frozen=True, tag=True):
     stage: Stage
 
 
+# --- stage 0: what is taken from the data (core/sourcing) -------------------------------
+
+
+class WantSlots(Message, frozen=True, tag=True):
+    """I have nothing left to take from the data, and place for so many: hand me some of yours."""
+
+    at: Position
+    room: int
+
+
+class GiveSlots(Message, frozen=True, tag=True):
+    """These are yours now: all that I have handed you in this step; I shall not begin them."""
+
+    at: Position
+    slots: bytes
+
+
 # --- reduction and barrier (DESIGN 5) ---------------------------------------------------
 
 
@@ -314,6 +331,8 @@ Control: TypeAlias = (
     | Where
     | Whereabouts
     | Repath
+    | WantSlots
+    | GiveSlots
     | Bitmap
     | Plan
     | Ack

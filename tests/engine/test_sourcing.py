@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
+from p2ptrain.core.ledger import bytes_to_mask, slots_of
 from p2ptrain.core.schedule import owners, step_slots
-from p2ptrain.engine.sourcing import PATIENCE_SECONDS, Sourcer
+from p2ptrain.core.sourcing import weighted
+from p2ptrain.engine.sourcing import ANSWER_SECONDS, PATIENCE_SECONDS, POOR_SECONDS, Sourcer
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Microbatch, PeerId, RunId, Slot, Step
+from p2ptrain.wire import messages as m
 
 ME, OTHER = PeerId("me"), PeerId("other")
 RUN = RunId("0" * 32)
@@ -17,9 +22,9 @@ MakeBench = Callable[..., Any]
 
 
 def begun(seat: Any, members: tuple[PeerId, ...] = (ME, OTHER)) -> Sourcer:
-    sourcer = Sourcer(RUN, ME, seat.pipeline)
+    sourcer = Sourcer(RUN, ME, seat.pipeline, seat.post)
     slots = step_slots(seat.spec, Step(0))
-    sourcer.begin(seat.at, slots, members, now=0.0, last_seconds=0.0)
+    sourcer.begin(seat.at, slots, weighted(members, ()), now=0.0, last_seconds=0.0)
     return sourcer
 
 
@@ -71,7 +76,7 @@ def test_the_parked_bound_is_the_window(bench: MakeBench) -> None:
     sourcer.refresh(frozenset({ME}), 0, 0.0)
     assert sourced(seat) == {0, 1}
     seat.pipeline.counted_elsewhere(0b1)
-    sourcer.feed()
+    sourcer.feed(0.0)
     assert sourced(seat) == {0, 1, 2}
 
 
@@ -92,3 +97,98 @@ def test_a_stopped_sourcer_takes_nothing(bench: MakeBench) -> None:
     sourcer.refresh(BOTH, 0, 100.0)
     assert sourced(seat) == set()
     assert sourcer.due_at is None
+
+
+# --- handing on ---------------------------------------------------------------------------------
+
+
+def theirs() -> set[int]:
+    return set(range(8)) - mine()
+
+
+def counted(slots: set[int]) -> int:
+    return sum(1 << slot for slot in slots)
+
+
+def test_who_has_nothing_left_asks_the_mate_that_has(bench: MakeBench) -> None:
+    seat = bench(stage=0, parked=3)
+    seat.post.serving[0] = (ME, OTHER)
+    sourcer = begun(seat)
+    sourcer.refresh(BOTH, counted(mine()), 0.0)
+    assert seat.post.told == [(OTHER, m.WantSlots(at=seat.at, room=3))]
+    slots = sorted(theirs())[-2:]
+    sourcer.hear(OTHER, m.GiveSlots(at=seat.at, slots=bytes([counted(set(slots))])), 0.1)
+    assert sourced(seat) == set(slots)
+    assert all(not event.order for event in seat.events if isinstance(event, ev.Sourced))
+
+
+def test_one_question_at_a_time_and_the_poor_are_left_alone(bench: MakeBench) -> None:
+    seat = bench(stage=0)
+    seat.post.serving[0] = (ME, OTHER)
+    sourcer = begun(seat)
+    sourcer.refresh(BOTH, counted(mine()), 0.0)
+    sourcer.feed(ANSWER_SECONDS / 2)
+    assert len(seat.post.told) == 1
+    sourcer.hear(OTHER, m.GiveSlots(at=seat.at, slots=b"\0"), ANSWER_SECONDS / 2)
+    sourcer.feed(ANSWER_SECONDS)
+    assert len(seat.post.told) == 1
+    sourcer.feed(ANSWER_SECONDS / 2 + POOR_SECONDS)
+    assert len(seat.post.told) == 2
+
+
+def test_an_answer_that_does_not_come_is_asked_for_again(bench: MakeBench) -> None:
+    seat = bench(stage=0)
+    seat.post.serving[0] = (ME, OTHER)
+    sourcer = begun(seat)
+    sourcer.refresh(BOTH, counted(mine()), 0.0)
+    sourcer.feed(ANSWER_SECONDS)
+    assert len(seat.post.told) == 2
+
+
+def test_nobody_is_asked_while_there_is_no_place(bench: MakeBench) -> None:
+    seat = bench(stage=0, parked=1)
+    seat.post.serving[0] = (ME, OTHER)
+    sourcer = begun(seat)
+    sourcer.refresh(BOTH, counted(mine()) & ~(counted(mine()) & -counted(mine())), 0.0)
+    assert len(sourced(seat)) == 1
+    assert seat.post.told == []
+
+
+def test_what_has_not_begun_is_handed_on_and_not_begun_then(bench: MakeBench) -> None:
+    seat = bench(stage=0)
+    sourcer = begun(seat)
+    sourcer.refresh(BOTH, 0, 0.0)  # all of it waits for its forward
+    sourcer.hear(OTHER, m.WantSlots(at=seat.at, room=8), 0.1)
+    (peer, answer) = seat.post.told[-1]
+    given = set(slots_of(bytes_to_mask(answer.slots)))
+    assert peer == OTHER
+    assert given == set(sorted(mine())[-len(given) :])
+    assert len(given) == round(len(mine()) / 2)
+    assert {slot for slot in mine() if seat.pipeline.holds(Microbatch(Step(0), Slot(slot)))} == (
+        mine() - given
+    )
+    sourcer.refresh(BOTH, 0, 0.2)
+    assert not any(seat.pipeline.holds(Microbatch(Step(0), Slot(slot))) for slot in given)
+    sourcer.refresh(frozenset({ME}), 0, 0.3)  # the taker is gone
+    assert all(seat.pipeline.holds(Microbatch(Step(0), Slot(slot))) for slot in range(8))
+
+
+def test_what_is_computing_is_not_handed_on(bench: MakeBench) -> None:
+    seat = bench(stage=0)
+    sourcer = begun(seat)
+    sourcer.refresh(BOTH, 0, 0.0)
+    while (job := seat.pipeline.next_job()) is not None:
+        job.state = "computing"
+    sourcer.hear(OTHER, m.WantSlots(at=seat.at, room=8), 0.1)
+    (_, answer) = seat.post.told[-1]
+    assert bytes_to_mask(answer.slots) == 0
+
+
+def test_words_of_another_step_are_not_heard(bench: MakeBench) -> None:
+    seat = bench(stage=0)
+    sourcer = begun(seat)
+    other = msgspec.structs.replace(seat.at, step=Step(1))
+    sourcer.hear(OTHER, m.WantSlots(at=other, room=8), 0.0)
+    sourcer.hear(OTHER, m.GiveSlots(at=other, slots=b"\xff"), 0.0)
+    assert seat.post.told == []
+    assert sourced(seat) == set()

@@ -1,0 +1,41 @@
+"""What a seat may park follows its share of the stage's rate, as soon as all rates are known."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from p2ptrain.core.assignment import SeatView
+from p2ptrain.engine import window
+from p2ptrain.sim.toy import toy_spec
+from p2ptrain.units import PeerId, Stage, Step
+
+ME, MATE = PeerId("me"), PeerId("mate")
+
+
+def around(**rates: float) -> Any:
+    seats = tuple(
+        SeatView(peer=PeerId(peer), stage=Stage(0), state="serving", rate=rate, version=Step(0))
+        for peer, rate in rates.items()
+    )
+    return SimpleNamespace(
+        spec=toy_spec(stages=2, microbatches=64, steps=1),
+        roster=SimpleNamespace(present=lambda _stage: seats),
+        signer=SimpleNamespace(peer=ME),
+    )
+
+
+def test_our_own_rate_is_what_we_measure_now() -> None:
+    assert window.rates(around(me=1.0, mate=2.0), Stage(0), own=3.0) == {ME: 3.0, MATE: 2.0}
+    assert window.rates(around(), Stage(0), own=0.0) == {ME: 0.0}
+
+
+@pytest.mark.parametrize(
+    ("own", "mate", "bound"),
+    [(1.0, 1.0, 8), (0.5, 1.5, 4), (1.0, 0.0, 8), (0.0, 1.0, 8), (0.01, 0.99, 1)],
+)
+def test_the_window_is_shared_by_speed(own: float, mate: float, bound: int) -> None:
+    found = window.parked_bound(around(me=0.1, mate=mate), Stage(0), rate=own, total_slots=64)
+    assert found == bound
