@@ -1,12 +1,14 @@
 """The mathematics of a learned bottleneck, and where its parameters begin.
 
-    stage b:      h (b, t, d) -- E --> z (b, t, k) -- codec --> wire
+    stage b:      h (b, t, d) -- norm, E --> z (b, t, k) -- codec --> wire
     stage b + 1:  wire -- codec --> z -- D --> + anchors(token ids) --> x (b, t, d)
 
 Intuition: near its start the residual stream is little more than the token's embedding,
 which the receiver can look up. E and D begin as a random projection and its transpose,
 and the first anchor as the part of the first embedding that this projection drops; so an
-untrained bottleneck already hands over nearly what it was given.
+untrained bottleneck already hands over nearly what it was given. (With
+anchors that began at zero, a short run lost more than one without a wire.) The norm keeps
+the wire's scale while the residual stream grows through training.
 
 Invariants:
     * the decoded z is a leaf of the receiving stage's graph, and z the output of the
@@ -29,16 +31,21 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everybody reads
 from torch import Tensor
 
+from p2ptrain.compute.model import rms_norm
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from p2ptrain.core.bottleneck import Bottleneck
 
 
-def compress(weights: Mapping[str, Tensor], bottleneck: Bottleneck, x_btd: Tensor) -> Tensor:
+def compress(
+    weights: Mapping[str, Tensor], bottleneck: Bottleneck, x_btd: Tensor, eps: float
+) -> Tensor:
     """The latent (b, t, k) of a stage's output."""
     with torch.autocast(x_btd.device.type, enabled=False):
-        return F.linear(x_btd, weights[bottleneck.encoder])
+        normed_btd = rms_norm(x_btd, weights[bottleneck.norm], eps)
+        return F.linear(normed_btd, weights[bottleneck.encoder])
 
 
 def expand(

@@ -102,7 +102,7 @@ class Passes:
         if below is not None:
             x = expand(self._weights, below, x, self._token_ids(tokens)[:, :-1])
         x = self._decoder(self._weights, x)
-        return x if above is None else compress(self._weights, above, x)
+        return x if above is None else compress(self._weights, above, x, self._spec.model.norm_eps)
 
     def mean_loss(self, logits_btv: Tensor, tokens: Buffer) -> Tensor:
         """Sum of token losses over the nominal token count, in nats and float32."""

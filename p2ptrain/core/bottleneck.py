@@ -1,11 +1,11 @@
 """Learned bottlenecks: which a run has, what their parameters are called and how many there are.
 
 A bottleneck stands at a boundary between two stages and is part of the model there. The
-sending stage holds an encoder E (k x d) and sends z = E h; the receiving stage holds a
-decoder D (d x k) and *token anchors*, tables over the ids of the last tokens, which ride
-with every microbatch anyway: x = D z + sum of the anchors' rows. What the tokens tell the
-receiver by themselves needs no wire. All of it is trained by backpropagation, so the
-gradient that goes back is k wide as well.
+sending stage holds a norm and an encoder E (k x d) and sends z = E norm(h); the receiving
+stage holds a decoder D (d x k) and *token anchors*, tables over the ids of the last tokens,
+which ride with every microbatch anyway: x = D z + sum of the anchors' rows. What the
+tokens tell the receiver by themselves needs no wire. All of it is trained by
+backpropagation, so the gradient that goes back is k wide as well.
 
 Invariants:
     * parameters are named by their boundary, so first weights follow from (seed, name) as
@@ -52,6 +52,11 @@ class Bottleneck:
         return f"bottleneck.{self.boundary}."
 
     @property
+    def norm(self) -> str:
+        """Scales of the norm before E (d), in the sending stage."""
+        return f"{self.prefix}norm.weight"
+
+    @property
     def encoder(self) -> str:
         """E (k, d), in the sending stage."""
         return f"{self.prefix}encoder.weight"
@@ -71,7 +76,7 @@ class Bottleneck:
 
     def sender_shapes(self, model: Model) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters in the stage below the boundary."""
-        return {self.encoder: (self.width, model.d_model)}
+        return {self.norm: (model.d_model,), self.encoder: (self.width, model.d_model)}
 
     def receiver_shapes(self, model: Model) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters in the stage above the boundary."""

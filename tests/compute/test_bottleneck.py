@@ -10,6 +10,7 @@ from p2ptrain.run import Model
 
 MODEL = Model(d_model=24, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=24, context=8)
 NARROW = Bottleneck(boundary=0, width=6, order=3, rank=0)
+EPS = 1e-5
 PINNED = ["-0x1.5421a40000000p-2", "-0x1.ef44b40000000p-9", "0x1.c979420000000p-3"]
 
 
@@ -43,9 +44,20 @@ def test_untrained_it_hands_the_embeddings_over() -> None:
     weights = weights_of(NARROW)
     ids_bt = torch.arange(16).view(2, 8)
     x_btd = F.embedding(ids_bt, weights[EMBEDDING])
-    z_btk = compress(weights, NARROW, x_btd)
+    z_btk = compress(weights, NARROW, x_btd, EPS)
     assert z_btk.shape == (2, 8, 6)
-    assert torch.allclose(expand(weights, NARROW, z_btk, ids_bt), x_btd, atol=1e-5)
+    handed_btd = expand(weights, NARROW, z_btk, ids_bt)
+    assert F.cosine_similarity(handed_btd, x_btd, dim=-1).min() > 0.8
+    rest_btd = handed_btd - z_btk @ weights[NARROW.encoder]
+    kept_btd = x_btd @ weights[NARROW.encoder].T @ weights[NARROW.encoder]
+    assert torch.allclose(rest_btd + kept_btd, x_btd, atol=1e-5)
+
+
+def test_the_wire_does_not_grow_with_the_residual_stream() -> None:
+    weights = weights_of(NARROW)
+    x_btd = torch.randn(2, 8, 24)
+    z_btk = compress(weights, NARROW, x_btd, 0.0)
+    assert torch.allclose(compress(weights, NARROW, 1000 * x_btd, 0.0), z_btk, atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [0, 5])
@@ -79,9 +91,9 @@ def test_every_parameter_learns(rank: int) -> None:
     bottleneck = Bottleneck(boundary=0, width=6, order=3, rank=rank)
     weights = {name: w.requires_grad_() for name, w in weights_of(bottleneck).items()}
     ids_bt = torch.arange(16).view(2, 8)
-    z_btk = compress(weights, bottleneck, torch.randn(2, 8, 24))
+    z_btk = compress(weights, bottleneck, torch.randn(2, 8, 24), EPS)
     expand(weights, bottleneck, z_btk, ids_bt).square().sum().backward()
-    own = [bottleneck.encoder, bottleneck.decoder]
+    own = [bottleneck.norm, bottleneck.encoder, bottleneck.decoder]
     own += [bottleneck.lift(back) if rank else bottleneck.anchor(back) for back in range(3)]
     for name in own:
         gradient = weights[name].grad
@@ -92,10 +104,10 @@ def test_every_parameter_learns(rank: int) -> None:
 def test_both_maps_are_float32_whatever_the_layers_compute_in() -> None:
     weights = weights_of(NARROW)
     x_btd, ids_bt = torch.randn(2, 8, 24), torch.arange(16).view(2, 8)
-    z_btk = compress(weights, NARROW, x_btd)
+    z_btk = compress(weights, NARROW, x_btd, EPS)
     expanded_btd = expand(weights, NARROW, z_btk, ids_bt)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(compress(weights, NARROW, x_btd), z_btk)
+        assert torch.equal(compress(weights, NARROW, x_btd, EPS), z_btk)
         assert torch.equal(expand(weights, NARROW, z_btk, ids_bt), expanded_btd)
 
 

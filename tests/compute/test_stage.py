@@ -288,7 +288,7 @@ def test_a_bottleneck_travels_with_its_stages_state() -> None:
         for stage in (0, 1)
     }
     assert names == {
-        0: {"bottleneck.0.encoder.weight"},
+        0: {"bottleneck.0.encoder.weight", "bottleneck.0.norm.weight"},
         1: {"bottleneck.0.anchor.0.weight", "bottleneck.0.decoder.weight"},
     }
     for stage, own_names in names.items():

@@ -187,7 +187,7 @@ async def test_bottlenecks_have_integers_too(factory: Callable) -> None:
         found = tuple(seat.elements for seat in seats)
     d, k, v, rank = SPEC.model.d_model, 4, SPEC.model.vocab_size, 3
     plain = stage_parameters(SPEC.model, cut_layers(SPEC.model, SPEC.cut.stages, ()))
-    assert found == (plain[0], plain[1] + k * d, plain[2] + d * k + 2 * (v * rank + d * rank))
+    assert found == (plain[0], plain[1] + k * d + d, plain[2] + d * k + 2 * (v * rank + d * rank))
     assert found == stage_elements(spec)
 
 

@@ -36,7 +36,10 @@ def test_the_ends_of_the_pipeline_have_one_side_alone() -> None:
 
 def test_the_encoder_is_the_senders_and_the_rest_the_receivers() -> None:
     narrow = Bottleneck(boundary=0, width=4, order=2, rank=0)
-    assert narrow.sender_shapes(MODEL) == {"bottleneck.0.encoder.weight": (4, 16)}
+    assert narrow.sender_shapes(MODEL) == {
+        "bottleneck.0.encoder.weight": (4, 16),
+        "bottleneck.0.norm.weight": (16,),
+    }
     assert narrow.receiver_shapes(MODEL) == {
         "bottleneck.0.decoder.weight": (16, 4),
         "bottleneck.0.anchor.0.weight": (256, 16),
@@ -71,7 +74,7 @@ def test_the_layers_are_cut_as_if_there_were_none() -> None:
     spec = spec_of("narrow", "narrow")
     wide = msgspec.structs.replace(spec, codec=Codec())
     assert [a - b for a, b in zip(stage_elements(spec), stage_elements(wide), strict=True)] == [
-        4 * 16,
-        4 * 16 + 16 * 4 + 2 * 256 * 16,
+        4 * 16 + 16,
+        4 * 16 + 16 + 16 * 4 + 2 * 256 * 16,
         16 * 4 + 2 * 256 * 16,
     ]
