@@ -54,6 +54,7 @@ class SwarmOptions:
     ``program``: the arguments of Python that make it the ``p2ptrain`` command.
     ``pause_seconds``: the longest time that planned faults may keep the whole run from stepping.
     ``severable``: peers watch for a partition that is played (net/partition).
+    ``threads``: how many each peer computes with, in turn; empty: as the RunSpec says.
     """
 
     spec: RunSpec
@@ -64,6 +65,7 @@ class SwarmOptions:
     program: tuple[str, ...] = ("-m", "p2ptrain")
     pause_seconds: Seconds = 0.0
     severable: bool = False
+    threads: tuple[int, ...] = ()
 
 
 class Launcher:
@@ -114,11 +116,13 @@ class Launcher:
             "--identity-path", str(folder / "identity"), "--checkpoint-dir", str(folder),
             "--events", str(folder / "events.jsonl"), "--result", str(folder / "result.json"),
         ]  # fmt: skip
+        threads = self._options.threads
         optional = {
             "--data": self._options.data,
             "--link": self._options.link,
             "--max-memory": self._options.memory_bytes,
             "--cut-file": folder / CUT_FILE if self._options.severable else None,
+            "--threads": threads[number % len(threads)] if threads else None,
         }
         for flag, value in optional.items():
             arguments += [flag, str(value)] if value is not None else []

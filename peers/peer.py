@@ -81,6 +81,7 @@ class PeerOptions:
     device: str = "auto"
     stage: Stage | None = None
     memory_bytes: Bytes | None = None
+    threads: int | None = None
     checkpoints: Path | None = None
     resume: bool = False
     log_format: Literal["text", "json"] = "text"
@@ -176,7 +177,12 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             store = DiskStore(options.checkpoints)
         for line in welcome(network.addresses(), run_id, spec, options.checkpoints):
             say(line)
-        compute = TorchCompute(spec, device=options.device, memory_bytes=options.memory_bytes)
+        compute = TorchCompute(
+            spec,
+            device=options.device,
+            memory_bytes=options.memory_bytes,
+            threads=options.threads,
+        )
         stack.callback(compute.close)
         world = World(
             transport=network.transport,

@@ -90,11 +90,15 @@ class Simulated:
     peak_rss_bytes: Bytes
     orphans: int
     interrupted: bool
+    bitwise: bool = True
 
     @property
     def verified(self) -> bool | None:
-        """Whether the weights are the reference's; None if nobody asked, or nobody finished."""
-        if self.reference is None:
+        """Whether the weights are the reference's; None if nobody asked, or nobody finished.
+
+        None also where peers round each in its own way: then losses are compared (summary).
+        """
+        if self.reference is None or not self.bitwise:
             return None
         mine = self.outcome.weights_digest
         return not self.outcome.disagreements and mine == self.reference.weights_digest
@@ -151,6 +155,7 @@ async def simulate(options: SimulationOptions, display: Display) -> Simulated:
         peak_rss_bytes=swarm.peak_rss_bytes,
         orphans=orphans,
         interrupted=swarm.leaving(),
+        bitwise=options.swarm.spec.sync.agreement == "bitwise",
     )
 
 

@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 
     from p2ptrain.observe.events import Entry
 
+LOSS_TOLERANCE = 0.01
+"""Of the validation loss, where peers round each in its own way. Rounding acts like another
+seed of the same run, and those end within about one percent of each other."""
+
+ROUNDED = (
+    "not compared bit by bit: with agreement canonical every peer rounds in its own way "
+    f"(validation losses are compared, within {LOSS_TOLERANCE:.0%})"
+)
+
 FAILED_EXIT = 1
 INTERRUPTED_EXIT = 130
 
@@ -85,6 +94,7 @@ def facts(options: SimulationOptions, simulated: Simulated) -> Facts:
         weights_digest=simulated.outcome.weights_digest,
         reference_digest=reference.weights_digest if reference else None,
         verified=simulated.verified,
+        compared=ROUNDED if reference and not simulated.bitwise else "",
         peak_rss_bytes=simulated.peak_rss_bytes,
         orphans=simulated.orphans,
     )
@@ -100,12 +110,25 @@ def faults(simulated: Simulated, report: Report) -> Iterator[str]:
         yield f"replicas disagree on {', '.join(simulated.outcome.disagreements)}"
     if simulated.verified is False:
         yield "the weights are not those of one process training alone"
+    yield from _far(report)
     if not simulated.interrupted and simulated.outcome.weights_digest is None:
         yield "the run did not end with a whole model"
     if not simulated.interrupted and simulated.unfinished:
         yield f"ended before the run was complete: {', '.join(simulated.unfinished)}"
     if simulated.orphans:
         yield f"{simulated.orphans} processes outlived their peers and were killed"
+
+
+def _far(report: Report) -> Iterator[str]:
+    """Where weights cannot be compared, losses are."""
+    mine, alone = report.val_loss, report.baseline_val_loss
+    if report.compared and mine is not None and alone is not None:
+        apart = abs(mine - alone) / alone
+        if not apart <= LOSS_TOLERANCE:
+            yield (
+                f"validation loss {mine:.4f}, of one process {alone:.4f}: {apart:.1%} apart, "
+                f"at most {LOSS_TOLERANCE:.0%} is rounding"
+            )
 
 
 def words(report: Report) -> Iterator[str]:
@@ -150,7 +173,7 @@ def words(report: Report) -> Iterator[str]:
         verdict = {
             True: "equal to those of one process training alone",
             False: "NOT those of one process training alone",
-            None: "not compared (--verify does)",
+            None: report.compared or "not compared (--verify does)",
         }[report.verified]
         yield f"weights {report.weights_digest[:16]}: {verdict}"
 

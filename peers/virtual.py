@@ -10,7 +10,7 @@ Refused: real arithmetic on virtual time here; ``simulate`` without ``--virtual`
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,7 +20,7 @@ from p2ptrain.sim import faults
 from p2ptrain.sim.loop import SimulationError
 from p2ptrain.sim.pipes import Link
 from p2ptrain.sim.scenario import Scenario, SwarmResult, crowd
-from p2ptrain.sim.toy import toy_spec
+from p2ptrain.sim.toy import mixed_spec, toy_spec
 from p2ptrain.sim.world import SimWorld
 from peers.source import source_commit
 
@@ -59,9 +59,14 @@ def run(options: VirtualOptions) -> SwarmResult:
         replicas=spec.sync.start_replicas,
         evaluation=spec.evaluation,
     )
+    peers, mixed = crowd(options.peers, interval_seconds=ARRIVAL_SECONDS), False
+    if spec.sync.agreement == "canonical":
+        toy, mixed = mixed_spec(toy, canonical_steps=spec.sync.canonical_steps), True
+        peers = tuple(replace(plan, rounding=f"device {n}") for n, plan in enumerate(peers))
     scenario = Scenario(
         spec=toy,
-        peers=crowd(options.peers, interval_seconds=ARRIVAL_SECONDS),
+        peers=peers,
+        verify=not mixed,  # no two covers give one sum
         seed=spec.seed,
         link=_link(options.link),
         chaos=faults.parse(options.chaos),

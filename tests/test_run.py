@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from p2ptrain.errors import RunSpecError
 from p2ptrain.run import (
     PRESETS,
+    Accumulator,
     Batch,
     Codec,
     Cut,
@@ -127,6 +128,8 @@ def test_a_value_that_is_no_number_is_refused() -> None:
         from_toml("[optimizer]\nlearning_rate = nan\n")
 
 
+MIXED = Sync(agreement="canonical", canonical_steps=25)
+
 IMPOSSIBLE = [
     (RunSpec(model=Model(d_model=130)), "d_model = 130 must be a multiple of n_heads = 4"),
     (RunSpec(model=Model(d_model=20)), "must be even"),
@@ -139,7 +142,12 @@ IMPOSSIBLE = [
     (RunSpec(codec=Codec(boundaries=("bf16",))), "names 1 codecs, 4 stages have 3 boundaries"),
     (RunSpec(sync=Sync(mode="delayed")), '"delayed" is not built yet'),
     (RunSpec(sync=Sync(mode="local")), '"local" is not built yet'),
-    (RunSpec(sync=Sync(agreement="canonical")), "mixed devices"),
+    (RunSpec(sync=Sync(agreement="canonical")), "must be a multiple of that, or 0"),
+    (
+        RunSpec(sync=MIXED, evaluation=Evaluation(microbatches=0)),
+        "before the evaluation at the end",
+    ),
+    (RunSpec(sync=MIXED, accumulator=Accumulator(dtype="int32", fraction_bits=20)), "use .int64."),
     (RunSpec(data=Data(root="xyz", total_bytes=1, file_count=1)), "64 hexadecimal digits"),
     (RunSpec(data=Data(total_bytes=1)), "pinned together"),
     (RunSpec(data=Data(held_out=0.0)), "leaves nothing to evaluate on"),
@@ -164,6 +172,10 @@ def test_a_run_that_cannot_be_run_is_refused_in_one_line(spec: RunSpec, reason: 
     assert "\n" not in str(caught.value)
     with pytest.raises(RunSpecError):
         decode(encode(spec))
+
+
+def test_a_run_of_mixed_devices_is_taken_if_its_checkpoints_meet_its_adoptions() -> None:
+    assert validate(RunSpec(sync=MIXED)).sync.canonical_steps == RunSpec().checkpoint.every_steps
 
 
 def test_a_value_that_no_text_can_hold_is_refused() -> None:

@@ -91,6 +91,7 @@ class PeerFlags:
     device: str
     data: Path | None
     max_memory: int | None
+    threads: int | None
     identity_path: Path | None
     port: int
     host_maddrs: tuple[str, ...]
@@ -115,6 +116,9 @@ class PeerFlags:
 @option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @data_option
 @option("--max-memory", type=Size(), help="For seats, like 8GB; default: half of what is free.")
+@option(
+    "--threads", type=click.IntRange(1, 1024), help="That compute, if the run lets peers differ."
+)
 @identity_option
 @option("--port", type=click.IntRange(0, 65535), default=0, help="Where to listen, if simple.")
 @host_option
@@ -164,6 +168,7 @@ def peer(**given: Any) -> int:
         device=flags.device,
         stage=stage,
         memory_bytes=flags.max_memory,
+        threads=flags.threads,
         checkpoints=flags.checkpoint_dir,
         resume=flags.resume,
         log_format=flags.log_format,

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 DEFAULT_STEPS = 100
 """A preset's own length is for real runs; this shows learning within minutes on two cores."""
 
+MOST_THREADS = 1024
+"""As in a RunSpec."""
+
 MOST_PEERS = 256
 """Each is a Python with torch and a p2pd (0.4 GB); more fit on a virtual clock."""
 
@@ -56,6 +59,7 @@ class SimulateFlags:
     link: str | None
     chaos: str
     max_memory: int | None
+    threads: str | None
     virtual: bool
     verify: bool
     report: Path | None
@@ -75,6 +79,7 @@ class SimulateFlags:
 @option("--link", help="Line of each peer, like 200mbit,50ms.")
 @option("--chaos", default="", help="Faults, like kill=30%/min,freeze=1:10s.")
 @option("--max-memory", type=Size(), help="Of each peer, for seats.")
+@option("--threads", help="Of each peer in turn, like 1,2; needs sync.agreement = canonical.")
 @click.option("--virtual", is_flag=True, help="One process, virtual time, toy arithmetic.")
 @click.option("--verify", is_flag=True, help="Train in one process too; compare the weights.")
 @option("--report", type=ANY_PATH, help="Keep report, events and plots in this folder.")
@@ -101,12 +106,25 @@ def simulate(**given: Any) -> int:
             data=flags.data,
             link=flags.link,
             memory_bytes=flags.max_memory,
+            threads=threads_in_turn(flags.threads),
         ),
         chaos=chaos,
         verify=flags.verify,
         report=flags.report,
     )
     return conduct(options, as_json=flags.as_json)
+
+
+def threads_in_turn(text: str | None) -> tuple[int, ...]:
+    """How many threads each peer computes with.
+
+    Raises:
+        UserError: the text is no list of numbers.
+    """
+    parts = [] if text is None else text.split(",")
+    if not all(part.isdecimal() and 0 < int(part) <= MOST_THREADS for part in parts):
+        raise UserError(f"--threads {text}: give numbers from 1 to {MOST_THREADS}, like 1,2")
+    return tuple(int(part) for part in parts)
 
 
 def simulated_spec(flags: SimulateFlags) -> RunSpec:
@@ -135,7 +153,12 @@ def simulated_spec(flags: SimulateFlags) -> RunSpec:
 
 
 def _virtual(flags: SimulateFlags, spec: RunSpec) -> int:
-    refused = {"--verify": flags.verify, "--report": flags.report, "--max-memory": flags.max_memory}
+    refused = {
+        "--verify": flags.verify,
+        "--report": flags.report,
+        "--max-memory": flags.max_memory,
+        "--threads": flags.threads,
+    }
     for name, value in refused.items():
         if value:
             raise UserError(f"{name} is for real peers: with --virtual the checkers judge already")

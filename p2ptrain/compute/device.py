@@ -85,7 +85,22 @@ def make_deterministic(device: torch.device, threads: int) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def arithmetic_class(spec: RunSpec, device: torch.device) -> str:
+def choose_threads(wanted: int | None, spec: RunSpec) -> int:
+    """How many threads compute: the RunSpec's, or ``wanted`` where the run lets peers differ.
+
+    Raises:
+        RefusedError: the run does not.
+    """
+    given = spec.arithmetic.threads
+    if wanted is not None and wanted != given and spec.sync.agreement == "bitwise":
+        raise RefusedError(
+            f"this run computes with {given} threads everywhere: leave out --threads, or begin "
+            'a run with sync.agreement = "canonical"'
+        )
+    return given if wanted is None else wanted
+
+
+def arithmetic_class(spec: RunSpec, device: torch.device, threads: int) -> str:
     """One line that is equal where bits are equal."""
     if device.type == "cuda":
         kind = f"cuda:{torch.cuda.get_device_name(device)}"
@@ -93,8 +108,7 @@ def arithmetic_class(spec: RunSpec, device: torch.device) -> str:
         kind = f"mps:{platform.machine()}"
     else:
         kind = f"cpu:{platform.machine()}:{torch.backends.cpu.get_cpu_capability()}"
-    arithmetic = spec.arithmetic
-    return f"{kind} torch={_torch_version()} threads={arithmetic.threads} {arithmetic.dtype}"
+    return f"{kind} torch={_torch_version()} threads={threads} {spec.arithmetic.dtype}"
 
 
 def default_memory_bytes(device: torch.device) -> Bytes:

@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 from p2ptrain.compute.device import (
     arithmetic_class,
     choose_device,
+    choose_threads,
     default_memory_bytes,
     make_deterministic,
 )
@@ -216,13 +217,14 @@ class TorchCompute:
         cost: inline only: virtual duration of a call, slept after computing it.
         memory_bytes: bound for all seats together; None: half of what is free now.
         kept_graph_bytes: bound per seat for graphs kept between forward and backward.
+        threads: that compute; None: the run's.
 
     Raises:
         UserError: the device is not there.
-        RefusedError: the run computes on another kind of device or torch.
+        RefusedError: the run computes on another kind of device, torch or thread count.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is one choice of the peer's owner
         self,
         spec: RunSpec,
         *,
@@ -231,6 +233,7 @@ class TorchCompute:
         cost: CostModel | None = None,
         memory_bytes: Bytes | None = None,
         kept_graph_bytes: Bytes = KEPT_GRAPH_BYTES,
+        threads: int | None = None,
     ) -> None:
         self._spec = spec
         self._device = choose_device(device, spec)
@@ -238,7 +241,7 @@ class TorchCompute:
         if memory_bytes is None:
             memory_bytes = default_memory_bytes(self._device)
         self._memory_bytes = memory_bytes
-        threads = spec.arithmetic.threads
+        self._threads = threads = choose_threads(threads, spec)
         self._turns: _Turns = (
             _Inline(self._device, threads, cost) if inline else _Threaded(self._device, threads)
         )
@@ -247,7 +250,7 @@ class TorchCompute:
     @property
     def arithmetic(self) -> str:
         """The class within which results are bit-equal."""
-        return arithmetic_class(self._spec, self._device)
+        return arithmetic_class(self._spec, self._device, self._threads)
 
     @property
     def memory_bytes(self) -> Bytes:

@@ -20,8 +20,8 @@ the *name* under which the run remembers one of them, and of several names one c
     NORM      --- own stage's Sum heard that counts more, a holder lives ---> REDUCING: fetch it
     any phase --- the same, no holder lives: keep the name, go on counting, or stay in NORM;
                   the whole sum that is here, or comes, is stepped with under that name
-    NORM      --- a stage-mate was lost in this step: ask everybody what they have heard, and
-                  step a plan's time later at the earliest ---> NORM
+    NORM      --- a stage-mate was lost in this step, or a name gave way to another: ask
+                  everybody what they have heard or stepped with; step a plan's time later ---> NORM
 
 Intuition: the sum is unique, so agreement is only about *when the accumulators stand still*
 on a disjoint cover. Leaders of rising rounds propose one; a member promises at most one
@@ -236,19 +236,23 @@ class StepMachine:
         gone = self._live - peers - {self._me}
         self._live = peers | {self._me}
         self.ledger.set_live(self._live)
-        asked = self._doubt(now) if gone else ()
+        asked = self._doubt(self.stage, now) if gone else ()
         if self.plan is None:
             self._elect()
         elif lost := sorted(share.peer for share in self.plan.shares if share.peer in gone):
             return asked + self._on_loss(f"{', '.join(lost)} left", now)
         return asked + self._review(now)
 
-    def _doubt(self, now: Seconds) -> tuple[Action, ...]:
-        """Canonical: who is gone may have told others a sum, which we would not get again."""
+    def _doubt(self, stage: Stage, now: Seconds) -> tuple[Action, ...]:
+        """Canonical: others may have stepped with a name of ``stage`` that is not here.
+
+        Who is gone may have told it them before; and where there are two names, they may have
+        stepped with the one that gives way.
+        """
         if not self._canonical or self.phase is Phase.COMMITTED:
             return ()
         self._hold_until = now + self._limits.plan_seconds
-        return (WantSums((self.stage,), everyone=True),)
+        return (WantSums((stage,), everyone=True),)
 
     def _on_loss(self, reason: str, now: Seconds) -> tuple[Action, ...]:
         """A member of the plan is gone."""
@@ -466,6 +470,7 @@ class StepMachine:
             return ()
         own = total.stage == self.stage
         known = self.sums.get(total.stage) or ((self._told or self._lost) if own else None)
+        asked: tuple[Action, ...] = ()
         if known is not None and sum_digest(known) == sum_digest(total):
             if known is not self._lost:  # else whoever tells it may hold it
                 self._confirm(known, total)
@@ -474,10 +479,12 @@ class StepMachine:
             return self._alarm(total)
         elif known is not None and (self.phase is Phase.COMMITTED or not precedes(total, known)):
             return self._object(sender, total)
+        elif known is not None and not total.final:
+            asked = self._doubt(total.stage, now)
         if not own:
             self.sums[total.stage] = total
-            return self._conclude(now)
-        return self._on_own_sum(sender, total, now)
+            return asked + self._conclude(now)
+        return asked + self._on_own_sum(sender, total, now)
 
     def _confirm(self, known: Sum, total: Sum) -> None:
         """Somebody has stepped with the name that counts: no other takes its place."""

@@ -54,7 +54,7 @@ class Admission:
         self._furthest = 0  # the highest version ever heard of: a run is never begun anew
         self._behind_since: dict[Stage, Seconds] = {}
         self._loader = Loader(node)
-        self._keeper = Keeper(node.links, node.snapshots, node.spawn)
+        self._keeper = Keeper(node.links, node.snapshots, node.spawn, node.adoption.denies)
         self._handover = Handover(node)
         self._moves = Moves(node, self._handover, self._take)
 
@@ -82,6 +82,7 @@ class Admission:
             node.presence.announce(node.statuses())
             self._start_when_covered()
             node.parting.look()
+            node.adoption.look()
             node.snapshots.expire(asyncio.get_running_loop().time())
             self._catch_up(asyncio.get_running_loop().time())
             await asyncio.sleep(node.options.assign_seconds)
@@ -258,8 +259,18 @@ class Admission:
             seat.start_sourcing()
         node.statuses_changed()
         if position.step > 0:  # the step went on while we loaded: its sums may be out already
-            seat.stepper.ask_sums([v.peer for v in node.roster.present(stage) if v.peer != node.me])
+            seat.stepper.ask_sums(self._who_knows(stage))
             self._behind_since[stage] = -math.inf  # and who has missed two, at once loads again
+
+    def _who_knows(self, stage: Stage) -> list[PeerId]:
+        """Whom a newcomer to ``stage`` asks for the step's sums.
+
+        Where arithmetic differs everybody: what its stage counts again may have a name already.
+        """
+        node = self._node
+        if node.spec.sync.agreement == "canonical":
+            return list(node.roster.everyone())
+        return [view.peer for view in node.roster.present(stage) if view.peer != node.me]
 
     def _catch_up(self, now: Seconds) -> None:
         """A seat that missed a commit asks for its sums; one far behind loads state again."""

@@ -77,6 +77,11 @@ class Gossip:
         early, self._early = self._early, {}
         return tuple(bitmap for _, bitmap in sorted(early.items()))
 
+    @property
+    def ahead(self) -> frozenset[PeerId]:
+        """Of our stage, whose bitmaps of the next step are kept."""
+        return frozenset(p for stage, p in self._early if stage == self._pipeline.stage)
+
     def close(self) -> None:
         """Say and hear nothing any more."""
         self._at = self.newest = self.due_at = None

@@ -39,17 +39,23 @@ class Keeper:
         links: Links,
         snapshots: Snapshots,
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+        denies: Callable[[SeatRuntime, PeerId], bool] = lambda _seat, _peer: False,
     ) -> None:
         self._links, self._snapshots, self._spawn = links, snapshots, spawn
+        self._denies = denies  # who must not wait for what the seat is adopting
         self._wishes: dict[Stage, dict[PeerId, Step]] = {}
         self._saving: set[Stage] = set()
 
     def wanted(self, seat: SeatRuntime, peer: PeerId, message: WantManifest) -> None:
         """``peer`` wants a snapshot of ``seat``: now, or when it gets there."""
-        if seat.finished:  # its weights are past its last position, and nothing follows
+        if seat.finished and self._snapshots.holds(seat.stage, message.version):
+            self._snapshots.handle(peer, message)
+        elif seat.finished:  # its weights are past its last position, and nothing follows
             self._refuse(seat.stage, peer, "the run is complete")
         elif seat.position is None:
             self._refuse(seat.stage, peer, "this peer is loading that stage itself")
+        elif self._denies(seat, peer):
+            self._refuse(seat.stage, peer, "this peer is adopting a state itself")
         elif message.version > seat.version + AHEAD_MOST:
             self._refuse(seat.stage, peer, f"this peer is at step {seat.version}")
         else:
@@ -90,7 +96,7 @@ class Keeper:
             await self._snapshots.offer(seat.stage, at, members, blob)
 
     def _due(self, seat: SeatRuntime) -> list[tuple[PeerId, Step]]:
-        wishes = self._wishes.get(seat.stage, {})
+        wishes = {} if seat.adopting else self._wishes.get(seat.stage, {})  # not its own for long
         return [(peer, version) for peer, version in wishes.items() if version <= seat.version]
 
     def _refuse(self, stage: Stage, peer: PeerId, reason: str) -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from p2ptrain.core.chain import genesis_chain
 from p2ptrain.core.schedule import last_step
 from p2ptrain.engine.admission import Admission
+from p2ptrain.engine.adopting import Adoption
 from p2ptrain.engine.dispatch import Dispatcher
 from p2ptrain.engine.farewell import linger, sum_up
 from p2ptrain.engine.links import Links
@@ -79,8 +80,7 @@ class Node:
         self.claims: dict[Stage, float] = {}  # announced as joining, not opened; our rate
         self.limits = FrameLimits(spec)
         self.ended = asyncio.Event()
-        self._incarnation = incarnation
-        self.rng = rng
+        self._incarnation, self.rng = incarnation, rng
         self._beats, self._sequence = 0, itertools.count(1)
         self.draining = False
         self._group: asyncio.TaskGroup | None = None
@@ -118,7 +118,8 @@ class Node:
         if world.corpus is not None:
             self.snapshots.offer_corpus(world.corpus)
         reception.resumption = self.resumption = Resumption(self)
-        self.parting, self.admission = Parting(self), Admission(self)
+        self.parting, self.adoption = Parting(self), Adoption(self)
+        self.admission = Admission(self)
 
     # --- life -------------------------------------------------------------------------------
 
@@ -218,14 +219,27 @@ class Node:
         elif self.parting.may_part(seat):
             seat.part()
             self.statuses_changed()
+        elif self.adoption.due(seat):
+            self.adoption.begin(seat)
         else:
             self.go_on(seat)
-        if stage in self.seats:
-            self.admission.stepped(seat)
-            self.resumption.stepped(seat)
+        if not seat.adopting:
+            self._stands(seat)
         self._changed()
         if not self.claims and all(seat.finished for seat in self.seats.values()):
             self.ended.set()
+
+    def adopted(self, seat: SeatRuntime) -> None:
+        """A seat has taken over the state of its stage: on with the next step."""
+        self.go_on(seat)
+        self._stands(seat)
+        self._changed()
+
+    def _stands(self, seat: SeatRuntime) -> None:
+        """A seat has its state at a step boundary: who waits for it may have it."""
+        if self.seats.get(seat.stage) is seat:
+            self.admission.stepped(seat)
+            self.resumption.stepped(seat)
 
     def go_on(self, seat: SeatRuntime) -> None:
         """Have a seat that has stepped take up its next step."""
@@ -236,6 +250,7 @@ class Node:
     def close_seat(self, stage: Stage, reason: str) -> None:
         """Serve ``stage`` no longer; call at a step boundary only."""
         seat = self.seats.pop(stage)
+        self.adoption.closed(stage)
         seat.close()
         self.admission.closed(stage, reason)
         self.emit(ev.SeatClosed(stage=stage, reason=reason))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from p2ptrain.core import transfer as t
 from p2ptrain.core.agreement import Position
-from p2ptrain.core.download import Download, Phase
+from p2ptrain.core.download import OWNERS, Download, Phase
 from p2ptrain.core.merkle import leaf_digest
 from p2ptrain.errors import InternalError, LinkError
 from p2ptrain.observe import events as ev
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from p2ptrain.engine.links import Links
     from p2ptrain.observe.events import Emit
-    from p2ptrain.units import PeerId, Stage, Step
+    from p2ptrain.units import Digest, PeerId, Stage, Step
 
 STATE_BYTES_PER_ELEMENT = 64  # weights and optimizer state take 16 in fp32; room for more
 STATE_BYTES_EXTRA = 1 << 20  # names, shapes, the schedule
@@ -43,12 +43,16 @@ STATE_BYTES_EXTRA = 1 << 20  # names, shapes, the schedule
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulled:
-    """A stage's state: where it stands, the last step record's peers, and who gave it."""
+    """A stage's state: where it stands, the last step record's peers, and who gave it.
+
+    ``root``: over its chunks; None if it comes from our own disk.
+    """
 
     at: Position
     members: tuple[tuple[PeerId, ...], ...]
     blob: bytes | bytearray
     sources: tuple[PeerId, ...]
+    root: Digest | None = None
 
 
 class Puller:
@@ -59,8 +63,10 @@ class Puller:
         self._emit = emit
         self._pulls: dict[Stage, _Pull] = {}
 
-    async def pull(self, stage: Stage, donors: Sequence[PeerId], *, version: Step) -> Pulled:
-        """The state of ``stage`` that owners agree on, verified; see ``core/download``.
+    async def pull(
+        self, stage: Stage, donors: Sequence[PeerId], *, version: Step, owners: int = OWNERS
+    ) -> Pulled:
+        """The state of ``stage`` that ``owners`` agree on, verified; see ``core/download``.
 
         ``version``: the step that the run is at, as far as we know. Cancelled, it leaves
         nothing behind; answers on their way are ignored.
@@ -71,7 +77,7 @@ class Puller:
         if stage in self._pulls:
             raise InternalError(f"the state of stage {stage} is being pulled already")
         most = STATE_BYTES_PER_ELEMENT * self._links.limits.elements(stage) + STATE_BYTES_EXTRA
-        download = Download(donors, version=version, most_bytes=most)
+        download = Download(donors, version=version, most_bytes=most, owners=owners)
         pull = self._pulls[stage] = _Pull(stage, download, self._links, self._emit)
         try:
             return await pull.run()
@@ -124,6 +130,7 @@ class _Pull:
             members=self._members,
             blob=self._blob,
             sources=download.sources,
+            root=got.root,
         )
 
     def heard(

@@ -48,6 +48,7 @@ class SeatRuntime:
         self.version = Step(0)
         self.finished = False
         self.parting = False
+        self.adopting = False  # between two steps, until another's state is ours
         self._around = around
         spec, me = around.spec, around.signer.peer
         self.router = Router(around.rng)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from p2ptrain.core.agreement import Position
     from p2ptrain.engine.links import Links
     from p2ptrain.ports import Buffer, Corpus
-    from p2ptrain.units import PeerId, Seconds, Step
+    from p2ptrain.units import Digest, PeerId, Seconds, Step
     from p2ptrain.wire.messages import Data
 
 SENDING = 2  # chunks on their way: one being written, one ready
@@ -69,10 +69,11 @@ class Donor:
         at: Position,
         members: tuple[tuple[PeerId, ...], ...],
         blob: Buffer,
-    ) -> None:
+    ) -> Digest:
         """Serve ``blob``, the state of ``stage`` at the beginning of step ``at.step``.
 
-        The blob must not change any more. Gives way between the chunks it hashes.
+        The blob must not change any more. Gives way between the chunks it hashes; returns
+        the root over them.
         """
         view = memoryview(blob).cast("B").toreadonly()
         chunk_bytes, leaves = chunk_size(len(view)), []
@@ -94,6 +95,7 @@ class Donor:
         held = [one for one in self._held.get(stage, ()) if not _same(one.manifest, at)]
         held.append(_Snapshot(manifest=manifest, blob=view, used_at=_now()))
         self._held[stage] = sorted(held, key=attrgetter("used_at"))[-KEPT:]
+        return manifest.root
 
     def holds(self, stage: Stage, version: Step) -> bool:
         """Whether a snapshot of ``version`` or a later step can be given."""

@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING
 
 from p2ptrain.core import rounds as r
 from p2ptrain.core.agreement import Nack, Plan, Sum
-from p2ptrain.core.chain import sum_digest
-from p2ptrain.core.choice import precedes
 from p2ptrain.core.schedule import step_slots
 from p2ptrain.core.step import StepMachine
 from p2ptrain.engine.committing import Committer
 from p2ptrain.engine.driving import Driver, step_limits
 from p2ptrain.engine.gossip import Gossip
+from p2ptrain.engine.sums import Sums
 from p2ptrain.units import Stage
 from p2ptrain.wire import messages as m
 
@@ -86,9 +85,7 @@ class Stepper:
             spawn=spawn,
         )
         self.reducer = self._driver.reducer
-        self._canonical = spec.sync.agreement == "canonical"
-        self._early_sums: dict[Stage, tuple[PeerId, Sum]] = {}
-        self._last_held = False  # the whole sum of the last step is still in compute
+        self._sums = Sums(self.stage, self._driver, self._committer, post)
         self._members: tuple[tuple[PeerId, ...], ...] = ()
         self._lives: dict[Stage, frozenset[PeerId]] = {}  # who counts, here and beside
 
@@ -113,6 +110,11 @@ class Stepper:
         return self._members
 
     @property
+    def ahead(self) -> frozenset[PeerId]:
+        """Seats of our stage that count in the step after this one already."""
+        return self._gossip.ahead
+
+    @property
     def at(self) -> Position:
         """The position this seat counts at."""
         assert self.machine is not None
@@ -122,9 +124,8 @@ class Stepper:
         """Take up a step. ``members``: the last step record's peers, per stage."""
         slots = step_slots(self._spec, at.step)
         limits = step_limits(8 * self._compute.elements)
-        entering = self._canonical and self.last is None and at.step > 0
-        before, last = self.machine, self.last
-        self._last_held = bool(before and last and before.holds(last.sums[self.stage]))
+        canonical = self._spec.sync.agreement == "canonical"
+        entering = canonical and self.last is None and at.step > 0
         self._members = members
         machine = StepMachine(
             run=self._run,
@@ -139,9 +140,10 @@ class Stepper:
             elements=self._compute.elements,
             limits=limits,
             now=now,
-            canonical=self._canonical,
+            canonical=canonical,
             hold_seconds=limits.plan_seconds if entering else 0.0,
         )
+        heard = self._sums.begin(canonical=canonical)
         early = self._gossip.begin(at)
         self._lives = {}
         self._driver.begin(machine, frozenset(peer for there in members for peer in there))
@@ -152,8 +154,7 @@ class Stepper:
         # an empty bitmap: plans have a place for whoever counted nothing, too
         self._driver.feed(r.Seen(self._gossip.renew()), now)
         self._gossip.tell(machine.leader)
-        sums, self._early_sums = self._early_sums, {}
-        for _, (peer, whole) in sorted(sums.items()):
+        for peer, whole in heard:
             self.received(peer, whole, now)
 
     def close(self) -> None:
@@ -187,20 +188,9 @@ class Stepper:
                     self.bitmap(bitmap, now)
             self._driver.feed(r.Received(peer, message), now)
         elif isinstance(message, Sum):
-            self._elsewhere(peer, message)
-        elif isinstance(message, Plan) and self.last is not None and message.at == self.last.at:
-            self._post.tell(peer, self._taken(self.last)[self.stage])  # the adopt rule, late
-
-    def _elsewhere(self, peer: PeerId, whole: Sum) -> None:
-        """A SUM of another step: the next one's is kept, the last one's must be ours."""
-        if self.machine is not None and whole.at.step == self.at.step + 1:
-            known = self._early_sums.get(whole.stage)
-            if known is None or not (self._canonical and precedes(known[1], whole)):
-                self._early_sums[whole.stage] = (peer, whole)
-        elif self._canonical and self.last is not None and whole.at == self.last.at:
-            taken = self._taken(self.last)[whole.stage]
-            if sum_digest(taken) != sum_digest(whole) and not whole.final:
-                self._post.tell(peer, taken)
+            self._sums.elsewhere(peer, message)
+        elif isinstance(message, Plan):
+            self._sums.late(peer, message)
 
     def _knows(self, peer: PeerId) -> bool:
         """Whether ``peer`` has a seat, or had one when the last step was recorded."""
@@ -208,19 +198,15 @@ class Stepper:
 
     def known_sums(self, at: Position) -> dict[Stage, Sum]:
         """The SUMs that we know of a position, this one or the last."""
-        if self.machine is not None and at == self.at:
-            return self.machine.told()
-        if self.last is not None and at == self.last.at:
-            return {whole.stage: whole for whole in self._taken(self.last)}
-        return {}
+        return self._sums.known(at)
 
     def pull_sum(self, peer: PeerId, message: m.PullSum) -> None:
         """Send our stage's whole sum, if we still hold it."""
-        if (whole := self._held_sum(message.at)) is None:
+        if (whole := self._sums.held(message.at)) is None:
             reason = f"no sum of step {message.at.step} here"
             self._post.tell(peer, m.NoSuch(what="sum", stage=self.stage, reason=reason))
         else:
-            held = lambda: self._held_sum(whole.at) == whole  # noqa: E731 - one word for it
+            held = lambda: self._sums.held(whole.at) == whole  # noqa: E731 - one word for it
             self._spawn(self.reducer.serve(peer, whole, held))
 
     def forget_sum(self) -> None:
@@ -320,14 +306,3 @@ class Stepper:
     def _neighbour_changed(self, stage: Stage, now: Seconds) -> None:
         what: What = "forward" if stage > self.stage else "gradient"
         self._pipeline.custodian.tallied(what, self._gossip.ledgers[stage].union(), now)
-
-    def _taken(self, done: Done) -> tuple[Sum, ...]:
-        return done.told() if self._canonical else done.sums
-
-    def _held_sum(self, at: Position) -> Sum | None:
-        machine, last = self.machine, self.last
-        if machine is not None and at == machine.at:  # it may still be stepping
-            whole = machine.sums.get(self.stage)
-            return whole if whole is not None and machine.holds(whole) else None
-        held = last is not None and at == last.at and self._last_held
-        return last.sums[self.stage] if last is not None and held else None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from p2ptrain.core.download import OWNERS
 from p2ptrain.engine.corpora import CorpusPuller
 from p2ptrain.engine.pulling import Puller
 from p2ptrain.engine.serving import Donor
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from p2ptrain.engine.pulling import Pulled
     from p2ptrain.observe.events import Emit
     from p2ptrain.ports import Buffer, Corpus
-    from p2ptrain.units import Bytes, PeerId, Seconds, Stage, Step
+    from p2ptrain.units import Bytes, Digest, PeerId, Seconds, Stage, Step
     from p2ptrain.wire.messages import Control, Data
 
 
@@ -79,12 +80,13 @@ class Snapshots:
         at: Position,
         members: tuple[tuple[PeerId, ...], ...],
         blob: Buffer,
-    ) -> None:
+    ) -> Digest:
         """Serve ``blob``, the state of ``stage`` at the beginning of step ``at.step``.
 
-        The blob must not change any more. Gives way between the chunks it hashes.
+        The blob must not change any more. Gives way between the chunks it hashes; returns
+        the root over them.
         """
-        await self._donor.offer(stage, at, members, blob)
+        return await self._donor.offer(stage, at, members, blob)
 
     def holds(self, stage: Stage, version: Step) -> bool:
         """Whether a snapshot of ``version`` or a later step can be given."""
@@ -98,13 +100,15 @@ class Snapshots:
         """Serve the run's corpus."""
         self._donor.corpus = corpus
 
-    async def pull(self, stage: Stage, donors: Sequence[PeerId], *, version: Step) -> Pulled:
-        """The state of ``stage`` that ``donors`` agree on, around step ``version``, verified.
+    async def pull(
+        self, stage: Stage, donors: Sequence[PeerId], *, version: Step, owners: int = OWNERS
+    ) -> Pulled:
+        """The state of ``stage`` that ``owners`` agree on, around step ``version``, verified.
 
         Raises:
             LinkError: there is none to be had; the reason says why, of every donor.
         """
-        return await self._puller.pull(stage, donors, version=version)
+        return await self._puller.pull(stage, donors, version=version, owners=owners)
 
     async def pull_corpus(self, donors: Sequence[PeerId], size_bytes: Bytes, root: str) -> bytes:
         """The run's corpus, verified against ``spec.data.root``.

@@ -97,6 +97,19 @@ class StateLoaded(Event, frozen=True, tag=True):
     sources: tuple[PeerId, ...] = ()
 
 
+class StateAdopted(Event, frozen=True, tag=True):
+    """This seat goes on from the state of ``source`` (ours: the others shall); see core/adoption.
+
+    ``root``: over the state; equal in all replicas that adopted at ``version`` of ``chain``.
+    """
+
+    stage: Stage
+    version: Step
+    chain: Chain
+    source: PeerId
+    root: Digest
+
+
 class CheckpointSaved(Event, frozen=True, tag=True):
     """The state of a stage at the beginning of step ``version`` is safe on our disk."""
 
@@ -332,6 +345,7 @@ AnyEvent: TypeAlias = (
     | SeatOpened
     | SeatClosed
     | StateLoaded
+    | StateAdopted
     | CheckpointSaved
     | Resumed
     | DonorRefused

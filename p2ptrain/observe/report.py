@@ -51,6 +51,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     weights_digest: str | None = None
     reference_digest: str | None = None
     verified: bool | None = None
+    compared: str = ""
     peak_rss_bytes: int = 0
     orphans: int = 0
 
@@ -144,6 +145,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     alarms: list[str]
     growth: Growth | None
     boundaries: list[Boundary]
+    compared: str
 
 
 def build_report(entries: Sequence[ev.Entry], facts: Facts) -> Report:

@@ -69,6 +69,9 @@ def _milestone(event: ev.AnyEvent) -> str | None:  # noqa: C901, PLR0911, PLR091
             size = f"{event.size_bytes / 1e6:.1f} MB"
             sources = ", ".join(short(peer) for peer in event.sources or (event.source,))
             return f"stage {event.stage}: version {event.version}, {size} from {sources}"
+        case ev.StateAdopted():
+            whose = short(event.source)
+            return f"stage {event.stage}: version {event.version} is that of {whose} for all"
         case ev.CheckpointSaved():
             size = f"{event.size_bytes / 1e6:.1f} MB"
             return f"stage {event.stage}: checkpoint of version {event.version} saved, {size}"

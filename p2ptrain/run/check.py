@@ -68,6 +68,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "optimizer.steps": (1, 2**31),
     "optimizer.final_ratio": (0.0, 1.0),
     "sync.start_replicas": (1, 4096),
+    "sync.canonical_steps": (1, 2**31),
     "accumulator.fraction_bits": (1, 56),
     "data.file_count": (0, 2**31),
     "data.total_bytes": (0, 2**48),
@@ -95,7 +96,7 @@ def validate(spec: RunSpec) -> RunSpec:
         RunSpecError: it cannot; the message names every value that is wrong, and what fits.
     """
     problems = [*_ranges(spec), *_model(spec), *_cut(spec), *_codec(spec), *_batch(spec)]
-    problems += [*_data(spec), *_unbuilt(spec), *_limits(spec)]
+    problems += [*_data(spec), *_unbuilt(spec), *_canonical(spec), *_limits(spec)]
     if not problems:  # else a number may not even have an encoding
         problems += _size(spec)
     if problems:
@@ -258,11 +259,6 @@ def _data(spec: RunSpec) -> Iterator[str]:
 def _unbuilt(spec: RunSpec) -> Iterator[str]:
     if spec.sync.mode != "exact":
         yield f'sync.mode = "{spec.sync.mode}" is not built yet: use "exact"'
-    if spec.sync.agreement != "bitwise":
-        yield (
-            f'sync.agreement = "{spec.sync.agreement}" (mixed devices) is not built yet: '
-            'use "bitwise" and one kind of device'
-        )
     for name in used_names(spec):
         used = [
             entry for entry in (*BUILT_IN.values(), *spec.codec.compositions) if entry.name == name
@@ -270,6 +266,28 @@ def _unbuilt(spec: RunSpec) -> Iterator[str]:
         levels = [level for entry in used for level in (*entry.forward, *entry.backward)]
         if any(bits < 16 for _, bits in levels):  # noqa: PLR2004 -- of the narrowest float
             yield f"codec {name}: integers are not built yet: use bf16"
+
+
+def _canonical(spec: RunSpec) -> Iterator[str]:
+    """What replicas that drift apart by rounding cannot do."""
+    if spec.sync.agreement != "canonical":
+        return
+    every = spec.sync.canonical_steps
+    if every > 0 and spec.checkpoint.every_steps % every:
+        yield (
+            f"checkpoint.every_steps = {spec.checkpoint.every_steps}: where states are equal only "
+            f"every sync.canonical_steps = {every} steps it must be a multiple of that, or 0"
+        )
+    if not spec.evaluation.microbatches:
+        yield (
+            'evaluation.microbatches = 0: with sync.agreement = "canonical" replicas take over '
+            "their last state before the evaluation at the end, so give 1 or more"
+        )
+    if spec.accumulator.dtype != "int64":
+        yield (
+            'accumulator.dtype = "int32" takes its exponents from sums, which may differ by '
+            'rounding with sync.agreement = "canonical": use "int64"'
+        )
 
 
 def _size(spec: RunSpec) -> Iterator[str]:

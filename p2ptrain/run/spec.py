@@ -86,10 +86,18 @@ class Optimizer(Part, frozen=True, kw_only=True):
 
 
 class Sync(Part, frozen=True, kw_only=True):
-    """How replicas agree. ``start_replicas``: seats per stage before step 0 begins."""
+    """How replicas agree. ``start_replicas``: seats per stage before step 0 begins.
+
+    ``agreement``: ``bitwise`` takes peers of one kind of device, torch version and thread
+    count only, and their weights equal those of one process. ``canonical`` takes any: sums
+    agree in every step, weights of replicas drift apart by rounding, and every
+    ``canonical_steps`` (50: a copy of the state for each replica, little beside fifty steps,
+    while rounding has grown no larger than the noise of a gradient) they take over one state.
+    """
 
     mode: Literal["exact", "delayed", "local"] = "exact"
     agreement: Literal["bitwise", "canonical"] = "bitwise"
+    canonical_steps: int = 50
     start_replicas: int = 1
 
 

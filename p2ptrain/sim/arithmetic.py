@@ -49,16 +49,23 @@ class ToyState:
     """One seat's arithmetic, synchronous; see ``ports.StageCompute`` for what each call means.
 
     ``poisoned``: microbatches whose gradient is out of range here (they count as zero).
+    ``rounding``: the device's own, which goes into all that it computes; none: the ideal one.
     """
 
     def __init__(
-        self, spec: RunSpec, stage: Stage, *, poisoned: Collection[Microbatch] = frozenset()
+        self,
+        spec: RunSpec,
+        stage: Stage,
+        *,
+        poisoned: Collection[Microbatch] = frozenset(),
+        rounding: str = "",
     ) -> None:
         self.stage = stage
         self.elements = stage_elements(spec)[stage]
         self.step_index = Step(0)
         self._spec = spec
         self._poisoned = frozenset(poisoned)
+        self._rounding = (rounding.encode(),) if rounding else ()
         self._dtype = np.dtype(f"<i{integer_bytes(spec)}")
         self._weights = mixed("weights", f"{spec.seed}/{stage}".encode())
         self._total = np.zeros(self.elements, self._dtype)
@@ -154,7 +161,7 @@ class ToyState:
             numbers = struct.pack(
                 f"<qq{len(update.norms)}d", update.step, update.tokens, *update.norms
             )
-            self._weights = mixed("step", self._weights, self._sum_digest, numbers)
+            self._weights = mixed("step", self._weights, self._sum_digest, numbers, *self._rounding)
         self.step_index = Step(update.step + 1)
         self._unapplied = False  # the sum can still be read, for a seat that missed it
         self._total = np.zeros(self.elements, self._dtype)
@@ -200,7 +207,11 @@ class ToyState:
     def _seed(self, kind: str, work: Microbatch, *inputs: Buffer | None) -> bytes:
         place = struct.pack("<qq", work.step, work.slot)
         return mixed(
-            kind, self._weights, place, *(b"" if part is None else part for part in inputs)
+            kind,
+            self._weights,
+            place,
+            *(b"" if part is None else part for part in inputs),
+            *self._rounding,
         )
 
     def _below(self, step: Step, seed: bytes) -> bytes | None:

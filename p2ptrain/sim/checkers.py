@@ -7,7 +7,8 @@ the event files of real peers.
     I1 covers    every commit's cover is a disjoint partition of its step's slots, each share
                  is exactly what its peer's accumulator once was, and no step is left out
     I2 digests   one digest per (epoch, chain, step, stage), one chain per (epoch, step),
-                 and, where there is a reference, its digests
+                 and, where there is a reference, its digests; where arithmetic differs, chains
+                 may part for a while, and one root per adoption on each
     I3 progress  while every stage has a live replica, the next step commits in time
     I4 bounds    nothing is filled beyond its bound
     I5 remains   see leftovers; I6 forgeries, where there is a forger: see witness
@@ -38,6 +39,7 @@ ABSENCE_BEGINS = frozenset({"kill", "freeze", "isolate"})
 ABSENCE_ENDS = frozenset({"thaw", "mend"})
 PARTITION_BEGINS = "partition"
 PARTITION_ENDS = "heal"
+STRIKES = ABSENCE_BEGINS | {PARTITION_BEGINS, "reset", "slow"}
 
 
 Commit: TypeAlias = "tuple[ev.Entry, ev.StepCommitted]"
@@ -53,7 +55,9 @@ def judge(
     """All checkers over a complete stream, ordered by time."""
     return (
         check_covers(entries, spec),
-        check_digests(entries, reference=reference),
+        check_digests(entries, reference=reference)
+        if spec.sync.agreement == "bitwise"
+        else check_names(entries),
         check_progress(entries, stages=spec.cut.stages, patience_seconds=patience_seconds),
         check_bounds(entries),
         check_leftovers(entries),
@@ -142,6 +146,34 @@ def check_digests(
             right = reference.get((event.step, event.stage))
             if right != event.digest:
                 problems.append(f"{_name(entry, event)}: not the digest of the reference")
+    return verdict("I2", facts, problems)
+
+
+def check_names(entries: Iterable[ev.Entry]) -> Verdict:
+    """I2 where arithmetic differs: one chain, one name of each sum, and one state adopted.
+
+    Whoever was struck, or cut off, is passed over by the others: it stands alone with its
+    state until the next adoption.
+    """
+    facts, problems = 0, []
+    digests: dict[tuple[int, Chain, Step, Stage], Digest] = {}
+    roots: defaultdict[tuple[Chain, Step, Stage], dict[PeerId, Digest]] = defaultdict(dict)
+    struck: set[PeerId] = set()
+    for entry, event in ((entry, entry.event) for entry in entries):
+        if isinstance(event, ev.StepCommitted):
+            facts += 1
+            name = (event.epoch, event.chain, event.step, event.stage)
+            if digests.setdefault(name, event.digest) != event.digest:
+                problems.append(f"{_name(entry, event)}: another digest under the same chain")
+        elif isinstance(event, ev.StateAdopted):
+            facts += 1
+            others = roots[event.chain, event.version, event.stage]
+            others[entry.peer] = event.root
+            if len({root for peer, root in others.items() if peer not in struck}) > 1:
+                place = f"{entry.at:.3f} s, {entry.peer}, stage {event.stage}"
+                problems.append(f"{place}: another state adopted at version {event.version}")
+        elif isinstance(event, ev.FaultFired) and event.fault in STRIKES:
+            struck |= {PeerId(peer) for peer in event.target.split(",")}
     return verdict("I2", facts, problems)
 
 

@@ -114,9 +114,10 @@ class ToyCompute:
 
     ``speed``: multiples of the cost model's. ``memory_bytes``: None is room for everything.
     ``poisoned``: microbatches that no stage can represent (to exercise the skipped step).
+    ``rounding``: devices of another one compute everything a little otherwise.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is one fact of the device
         self,
         spec: RunSpec,
         peer: PeerId,
@@ -125,8 +126,9 @@ class ToyCompute:
         cost: CostModel | None = None,
         memory_bytes: Bytes | None = None,
         poisoned: Collection[Microbatch] = frozenset(),
+        rounding: str = "",
     ) -> None:
-        self._spec = spec
+        self._spec, self._rounding = spec, rounding
         self._poisoned = frozenset(poisoned)
         self._memory_bytes = 1 << 50 if memory_bytes is None else memory_bytes
         cost = cost or CostModel()
@@ -134,8 +136,8 @@ class ToyCompute:
 
     @property
     def arithmetic(self) -> str:
-        """All toy devices agree bit for bit."""
-        return "toy"
+        """Toy devices of one rounding agree bit for bit."""
+        return f"toy {self._rounding}" if self._rounding else "toy"
 
     @property
     def memory_bytes(self) -> Bytes:
@@ -154,7 +156,7 @@ class ToyCompute:
                 f"stage {stage} needs {self.seat_bytes(stage)} bytes, this peer gives "
                 f"{self._memory_bytes}; raise --max-memory"
             )
-        state = ToyState(self._spec, stage, poisoned=self._poisoned)
+        state = ToyState(self._spec, stage, poisoned=self._poisoned, rounding=self._rounding)
         return ToyStage(state, self.device)
 
 

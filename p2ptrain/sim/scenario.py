@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 class PeerPlan:
     """One peer of a scenario. ``speed``: multiples of the cost model's.
 
-    ``stage``: the one it insists on; None lets it choose.
+    ``stage``: the one it insists on; None lets it choose. ``rounding``: of its device; see
+    ``ToyCompute``.
     """
 
     peer: PeerId
@@ -42,6 +43,7 @@ class PeerPlan:
     stage: Stage | None = None
     memory_bytes: Bytes | None = None
     starts_at: Seconds = 0.0
+    rounding: str = ""
 
 
 ComputeFactory: TypeAlias = Callable[["RunSpec", PeerPlan], "Compute"]
@@ -52,7 +54,12 @@ def toy_compute(cost: CostModel | None = None) -> ComputeFactory:
 
     def make(spec: RunSpec, plan: PeerPlan) -> Compute:
         return ToyCompute(
-            spec, plan.peer, speed=plan.speed, cost=cost, memory_bytes=plan.memory_bytes
+            spec,
+            plan.peer,
+            speed=plan.speed,
+            cost=cost,
+            memory_bytes=plan.memory_bytes,
+            rounding=plan.rounding,
         )
 
     return make

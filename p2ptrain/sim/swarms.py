@@ -36,7 +36,7 @@ from p2ptrain.sim.pipes import Link
 from p2ptrain.sim.points import IN_TRANSFER, IN_TROUBLE, POINTS
 from p2ptrain.sim.scenario import PeerPlan, Scenario
 from p2ptrain.sim.signer import SimSigner
-from p2ptrain.sim.toy import toy_spec
+from p2ptrain.sim.toy import mixed_spec, toy_spec
 from p2ptrain.sim.witness import Witness
 from p2ptrain.sim.world import SimWorld
 from p2ptrain.units import PeerId, Seconds, Stage
@@ -68,7 +68,10 @@ FAULTS_MOST = 4
 
 
 class SwarmPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A random swarm. ``speeds``: one per peer, multiples of the toy's; so many peers."""
+    """A random swarm. ``speeds``: one per peer, multiples of the toy's; so many peers.
+
+    ``canonical_steps``: not 0, every peer rounds in its own way, and states are adopted so often.
+    """
 
     seed: int
     stages: int
@@ -82,6 +85,7 @@ class SwarmPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     rate_bytes_per_second: float | None = None
     corruption: float = 0.0
     blows: tuple[Blow, ...] = ()
+    canonical_steps: int = 0
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -127,6 +131,12 @@ def draw(seed: int) -> SwarmPlan:
             for blow in _blows(rng, stages * microbatches * steps)
         ),
     )
+
+
+def draw_mixed(seed: int) -> SwarmPlan:
+    """The plan of ``seed`` with peers of different arithmetic (agreement "canonical")."""
+    every = Random(f"p2ptrain mixed swarm/{seed}").randint(1, 3)
+    return msgspec.structs.replace(draw(seed), canonical_steps=every)
 
 
 _RARE: tuple[BlowKind, ...] = (
@@ -231,24 +241,27 @@ class Swarm(SimWorld):
 
 
 def _scenario(plan: SwarmPlan) -> Scenario:
-    rate = plan.rate_bytes_per_second
+    rate, mixed = plan.rate_bytes_per_second, plan.canonical_steps > 0
+    spec = toy_spec(
+        stages=plan.stages,
+        microbatches=plan.microbatches,
+        steps=plan.steps,
+        seed=plan.seed,
+        replicas=plan.replicas,
+    )
     return Scenario(
-        spec=toy_spec(
-            stages=plan.stages,
-            microbatches=plan.microbatches,
-            steps=plan.steps,
-            seed=plan.seed,
-            replicas=plan.replicas,
-        ),
+        spec=mixed_spec(spec, canonical_steps=plan.canonical_steps) if mixed else spec,
         peers=[
             PeerPlan(
                 peer=PeerId(f"peer-{number:02}"),
                 speed=speed,
                 starts_at=number * plan.interval_seconds,
+                rounding=f"device {number}" if mixed else "",
             )
             for number, speed in enumerate(plan.speeds)
         ],
         seed=plan.seed,
+        verify=not mixed,  # no two covers give one sum
         link=Link(
             latency_seconds=plan.latency_seconds,
             jitter_seconds=plan.jitter_seconds,

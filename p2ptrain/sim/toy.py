@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from p2ptrain.core.digest import combine_digests
@@ -70,6 +71,17 @@ def toy_spec(
             ),
         )
     )
+
+
+def mixed_spec(spec: RunSpec, *, canonical_steps: int) -> RunSpec:
+    """``spec`` for peers that round each in its own way, with states adopted so often."""
+    sync = msgspec.structs.replace(
+        spec.sync, agreement="canonical", canonical_steps=canonical_steps
+    )
+    evaluation = spec.evaluation
+    if not evaluation.microbatches:  # states are adopted before the last evaluation
+        evaluation = Evaluation(every_steps=0, microbatches=1)
+    return validate(msgspec.structs.replace(spec, sync=sync, evaluation=evaluation))
 
 
 @cache

@@ -281,9 +281,10 @@ class SimWorld:
 
     def _tensors(self) -> dict[str, str]:
         tensors: dict[str, str] = {}
+        bitwise = self.scenario.spec.sync.agreement == "bitwise"  # else the checkers see to it
         for peer, result in self._results.items():
             for name, value in result.tensor_digests.items():
-                if result.finished and tensors.setdefault(name, value) != value:
+                if result.finished and tensors.setdefault(name, value) != value and bitwise:
                     msg = f"{peer} ends with another {name} than its replicas"
                     raise InternalError(msg)
         return tensors

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from p2ptrain import cli
-from p2ptrain.cli.swarm import SimulateFlags, simulated_spec
-from p2ptrain.errors import RunSpecError
+from p2ptrain.cli.swarm import SimulateFlags, simulated_spec, threads_in_turn
+from p2ptrain.errors import RunSpecError, UserError
 from p2ptrain.run import RunSpec, to_toml
 from peers import summary
 from peers.simulation import SimulationOptions
@@ -89,3 +89,11 @@ def test_a_virtual_swarm_runs_at_once(capsys: pytest.CaptureFixture[str]) -> Non
 )
 def test_what_cannot_be_is_refused_in_one_line(refused: Refused, args: str, reason: str) -> None:
     assert reason in refused("simulate", *args.split())
+
+
+def test_peers_may_compute_with_different_threads() -> None:
+    assert threads_in_turn("1,2") == (1, 2)
+    assert threads_in_turn(None) == ()
+    for wrong in ("", "0", "1,", "two", "1025"):
+        with pytest.raises(UserError, match="give numbers from 1 to 1024"):
+            threads_in_turn(wrong)

@@ -1,16 +1,24 @@
+from typing import Literal
+
 import pytest
 import torch
 
 from p2ptrain.compute.device import (
     arithmetic_class,
     choose_device,
+    choose_threads,
     default_memory_bytes,
     make_deterministic,
 )
 from p2ptrain.errors import RefusedError, UserError
-from p2ptrain.run import Arithmetic, RunSpec
+from p2ptrain.run import Arithmetic, RunSpec, Sync
 
 CPU = torch.device("cpu")
+CLASSES: tuple[tuple[int, Literal["float32", "bfloat16"]], ...] = (
+    (1, "float32"),
+    (2, "float32"),
+    (1, "bfloat16"),
+)
 
 
 def test_the_cpu_is_always_there() -> None:
@@ -40,10 +48,19 @@ def test_a_run_pinned_to_another_torch_refuses_and_says_what_to_install() -> Non
 
 def test_threads_and_type_make_another_class() -> None:
     classes = {
-        arithmetic_class(RunSpec(arithmetic=arithmetic), CPU)
-        for arithmetic in (Arithmetic(), Arithmetic(threads=2), Arithmetic(dtype="bfloat16"))
+        arithmetic_class(RunSpec(arithmetic=Arithmetic(dtype=dtype)), CPU, threads)
+        for threads, dtype in CLASSES
     }
     assert len(classes) == 3
+
+
+def test_threads_of_its_own_take_a_run_that_lets_peers_differ() -> None:
+    spec = RunSpec(arithmetic=Arithmetic(threads=3))
+    assert choose_threads(None, spec) == choose_threads(3, spec) == 3
+    with pytest.raises(RefusedError, match="computes with 3 threads everywhere"):
+        choose_threads(2, spec)
+    mixed = RunSpec(sync=Sync(agreement="canonical"))
+    assert choose_threads(2, mixed) == 2
 
 
 def test_deterministic_mode_sets_threads() -> None:

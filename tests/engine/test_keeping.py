@@ -42,6 +42,7 @@ class Seat:
 
     def __init__(self, step: int | None) -> None:
         self.stage, self.finished, self.stepper, self.compute = STAGE, False, Stepper(), self
+        self.adopting = False
         self.position = None if step is None else at(step)
         self.saves = 0
 

@@ -88,6 +88,24 @@ def test_the_verdict_is_the_references(program: Program, *, right: bool, verdict
     assert bool(list(summary.faults(judged, report))) is not right
 
 
+@pytest.mark.parametrize(("val_loss", "near"), [(2.01, True), (2.05, False)])
+def test_where_every_peer_rounds_in_its_own_way_losses_are_compared(
+    program: Program, *, val_loss: float, near: bool
+) -> None:
+    chosen = options(program())
+    with Display() as display:
+        simulated = asyncio.run(simulate(chosen, display))
+    reference = Reference(weights_digest="0" * 64, val_loss=2.0, tokens_per_second=1.0)
+    judged = dataclasses.replace(simulated, reference=reference, bitwise=False)
+    report = build_report([], summary.facts(chosen, judged))
+    report = msgspec.structs.replace(report, val_loss=val_loss)
+    assert report.verified is None
+    assert any("every peer rounds in its own way" in line for line in summary.words(report))
+    troubles = [line for line in summary.faults(judged, report) if "is rounding" in line]
+    assert bool(troubles) is not near
+    assert near or "2.5% apart" in troubles[0]
+
+
 def test_lost_and_doubled_microbatches_are_troubles(program: Program) -> None:
     chosen = options(program())
     with Display() as display:

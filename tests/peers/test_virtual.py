@@ -4,10 +4,12 @@ import dataclasses
 import json
 import re
 
+import msgspec
 import pytest
 
 from p2ptrain.errors import UserError
-from p2ptrain.run import Batch, Cut, Evaluation, Optimizer, RunSpec
+from p2ptrain.observe import events as ev
+from p2ptrain.run import Batch, Checkpoint, Cut, Evaluation, Optimizer, RunSpec, Sync
 from p2ptrain.sim.loop import StalledError
 from p2ptrain.sim.verdicts import Verdict
 from peers.source import source_commit
@@ -58,3 +60,12 @@ def test_a_failure_tells_seed_and_commit() -> None:
 def test_what_cannot_be_read_is_refused(link: str | None, chaos: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         run(VirtualOptions(spec=SPEC, peers=2, link=link, chaos=chaos))
+
+
+def test_a_run_of_mixed_devices_adopts_states_and_holds() -> None:
+    sync = Sync(agreement="canonical", canonical_steps=2)
+    spec = msgspec.structs.replace(SPEC, sync=sync, checkpoint=Checkpoint(every_steps=0))
+    result = run(VirtualOptions(spec=spec, peers=4))
+    assert result.holds
+    versions = {e.event.version for e in result.entries if isinstance(e.event, ev.StateAdopted)}
+    assert versions == {2, 3}

@@ -11,6 +11,7 @@ from p2ptrain.sim.checkers import (
     check_bounds,
     check_covers,
     check_digests,
+    check_names,
     check_progress,
     judge,
 )
@@ -217,3 +218,35 @@ def test_what_overflows_is_seen(fill: tuple[int, int, int]) -> None:
 def test_an_empty_stream_rests_on_no_facts() -> None:
     for verdict in judge([], SPEC, patience_seconds=1.0):
         assert verdict.facts == 0
+
+
+# --- where arithmetic differs ---------------------------------------------------------------
+
+
+def adoption(peer: PeerId, root: bytes, at: float = 1.0) -> ev.Entry:
+    event = ev.StateAdopted(
+        stage=Stage(0),
+        version=Step(2),
+        chain=Chain(b"c" * 32),
+        source=A,
+        root=Digest(root * 32),
+    )
+    return entry(at, peer, event)
+
+
+def test_where_arithmetic_differs_one_root_is_adopted() -> None:
+    assert check_names([adoption(A, b"r"), adoption(B, b"r")]).holds
+    assert not check_names([adoption(A, b"r"), adoption(B, b"s")]).holds
+
+
+def test_who_was_struck_may_stand_alone_with_its_state() -> None:
+    kill = entry(1.5, A, ev.FaultFired(fault="kill", target=A))
+    assert check_names([adoption(A, b"r"), kill, adoption(B, b"s", at=2.0)]).holds
+
+
+def test_where_arithmetic_differs_chains_may_part_but_one_chain_has_one_sum() -> None:
+    one = commit(Stage(0), Step(0))
+    other = msgspec.structs.replace(one, digest=Digest(b"x" * 32))
+    parted = msgspec.structs.replace(other, chain=Chain(b"y" * 32))
+    assert check_names([entry(1.0, A, one), entry(1.0, B, parted)]).holds
+    assert not check_names([entry(1.0, A, one), entry(1.0, B, other)]).holds

@@ -1,6 +1,7 @@
 """A simulated device is one queue: calls take effect in order, at an instant set in advance."""
 
 import asyncio
+from typing import Literal
 
 import pytest
 
@@ -131,5 +132,22 @@ def test_a_seat_that_does_not_fit_is_refused() -> None:
         assert compute.seat_bytes(Stage(0)) > compute.memory_bytes
         with pytest.raises(UserError, match="max-memory"):
             await compute.open(Stage(0))
+
+    loop.run(main())
+
+
+def test_devices_that_round_in_their_own_way_agree_with_themselves_alone() -> None:
+    async def state(rounding: str, signs: tuple[Literal[1, 0, -1], ...]) -> tuple[str, bytes]:
+        compute = ToyCompute(SPEC, A, cost=EVEN, rounding=rounding)
+        last = await compute.open(Stage(1))
+        for sign in signs:
+            await last.loss(WORK, b"", GRADIENT, sign=sign)
+        return compute.arithmetic, await last.read_own(0, last.elements)
+
+    async def main() -> None:
+        assert await state("x", (1,)) == await state("x", (1,))
+        assert (await state("x", (1,)))[1] != (await state("y", (1,)))[1]
+        assert (await state("x", (1,)))[0] != (await state("", (1,)))[0] == "toy"
+        assert (await state("x", (1, -1)))[1] == (await state("y", ()))[1]  # its own is taken out
 
     loop.run(main())

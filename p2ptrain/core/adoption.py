@@ -1,0 +1,49 @@
+"""When the replicas of a stage take over one state, and whose: agreement "canonical".
+
+Intuition: with one sum per step, replicas of different devices still drift apart, because
+each rounds its own update. The drift is a random walk of roundings; taking one replica's
+state now and then sets it to zero. Whose does not matter, so a hash says: over the step
+record, which all replicas of a chain have alike, and drawn anew each time, so that nobody
+shapes the model by being first for ever.
+
+Invariants: equal chains give equal orders; the last adoption comes after the last update, so
+that a run ends with one state for each stage.
+
+Refused: the mean of all states. It takes a reduction of weights as exact as that of
+gradients, to gain what the next update rounds away.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from p2ptrain.core.agreement import Position
+    from p2ptrain.run import RunSpec
+    from p2ptrain.units import PeerId, Stage, Step
+
+_SCORE_BYTES = 8  # ties need 2^32 replicas
+
+
+def adopts_at(spec: RunSpec, version: Step) -> bool:
+    """Whether replicas take over one state when they have come to ``version``."""
+    if spec.sync.agreement != "canonical" or version == 0:  # at genesis all have the seed's
+        return False
+    return version % spec.sync.canonical_steps == 0 or version == spec.optimizer.steps
+
+
+def adoption_order(at: Position, stage: Stage, members: Iterable[PeerId]) -> tuple[PeerId, ...]:
+    """Whose state replicas of ``stage`` that stand at ``at`` take; who is gone is passed over.
+
+    ``members``: of the stage, in the record of the step before.
+    """
+
+    def score(peer: PeerId) -> tuple[bytes, PeerId]:
+        text = f"{at.epoch}/{at.step}/{stage}/{peer}".encode()
+        key = blake2b(text, key=at.chain, digest_size=_SCORE_BYTES)
+        return key.digest(), peer
+
+    return tuple(sorted(set(members), key=score))

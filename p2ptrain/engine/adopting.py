@@ -1,0 +1,162 @@
+"""Taking over one state in all replicas of a stage: agreement "canonical" (core/adoption).
+
+    a seat comes to a version at which that is due -> it stands still, between two steps
+      first in the order of those who can give -> offers its own state
+      else -> asks who is first for his, takes it verified (pulling), loads it
+    -> the next step is taken up
+
+Intuition: it is what a joiner does, at a step boundary, with one owner who is chosen by all
+alike. Two roots cannot vouch for each other here: until then no two replicas are equal.
+
+Whose turn it is after others were passed over, or who finds mates counting already, asks
+first whether one of them has adopted a state: a chosen peer may have died when only some had
+it, and one that was frozen comes when the others have done without it. Who has adopted gives
+that; who has not denies it at once to those before it in the order, and lets others wait.
+
+Invariants:
+    * meanwhile the seat saves nothing for others, and gives no sum that the load takes away;
+    * whoever offers its own state has it on offer before it goes on: it can be had while
+      others come to that version, and for a minute after;
+    * a chosen peer that is gone, silent or behind is passed over, with the reason; who finds
+      nobody keeps its own state until the next time.
+
+Bounds: one attempt for each member of the stage and one more, each within a download's
+deadlines; who is found to be suspected is waited for no longer.
+
+Refused: going on with the next step while the state comes. What was counted at other weights
+would be lost with them, and the weights are needed to count.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p2ptrain.core.adoption import adoption_order, adopts_at
+from p2ptrain.errors import LinkError, PeerError
+from p2ptrain.observe import events as ev
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from p2ptrain.engine.lifecycle import Node
+    from p2ptrain.engine.pulling import Pulled
+    from p2ptrain.engine.seat import SeatRuntime
+    from p2ptrain.units import Digest, PeerId, Stage
+
+
+class Adoption:
+    """The adoptions of one node's seats."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._jobs: dict[Stage, asyncio.Task[None]] = {}
+        self._asked: dict[Stage, list[PeerId]] = {}
+
+    def due(self, seat: SeatRuntime) -> bool:
+        """Whether ``seat``, which has just stepped, must adopt before it goes on."""
+        return adopts_at(self._node.spec, seat.version)
+
+    def begin(self, seat: SeatRuntime) -> None:
+        """Have ``seat`` adopt; the node hears of it when that is done."""
+        seat.adopting = True
+        self._jobs[seat.stage] = self._node.spawn(self._adopt(seat))
+
+    def look(self) -> None:
+        """Call every second or so: who is suspected is asked no longer."""
+        for stage, peers in list(self._asked.items()):
+            for peer in peers:
+                if not self._lives(stage, peer):
+                    self._node.snapshots.lost(peer)
+
+    def closed(self, stage: Stage) -> None:
+        """The seat is given up."""
+        job = self._jobs.pop(stage, None)
+        if job is not None:
+            job.cancel()
+
+    def denies(self, seat: SeatRuntime, peer: PeerId) -> bool:
+        """Whether ``peer`` must not wait for the state that ``seat`` is adopting."""
+        if not seat.adopting:
+            return False
+        order = self._order(seat)
+        me = self._node.me
+        return peer not in order or (me in order and order.index(peer) < order.index(me))
+
+    def _order(self, seat: SeatRuntime) -> tuple[PeerId, ...]:
+        at, members = seat.standing()
+        return adoption_order(at, seat.stage, members[seat.stage])
+
+    async def _adopt(self, seat: SeatRuntime) -> None:
+        """Cancelled, the seat is closing: which state it holds then is no matter."""
+        node, stage, passed_over = self._node, seat.stage, False
+        adopted: tuple[PeerId, Digest] | None = None
+        for peer in self._order(seat):
+            if peer == node.me:
+                adopted = await self._own_turn(seat, passed_over=passed_over)
+            elif self._lives(stage, peer):
+                adopted = await self._take(seat, [peer])
+            if adopted is not None:
+                self._tell(seat, *adopted)
+                break
+            passed_over = True
+        else:
+            reason = f"stage {stage}: nobody gives the state of step {seat.version}; ours stays"
+            node.emit(ev.Alarm(reason=reason))
+        self._jobs.pop(stage, None)
+        seat.adopting = False
+        node.adopted(seat)
+
+    async def _own_turn(
+        self, seat: SeatRuntime, *, passed_over: bool
+    ) -> tuple[PeerId, Digest] | None:
+        """Offer our state, unless others have adopted one that we do not have."""
+        ahead = seat.stepper.ahead
+        if passed_over:
+            there = self._node.roster.present(seat.stage)
+            ahead |= {view.peer for view in there if view.version >= seat.version}
+        others = sorted(ahead - {self._node.me})
+        found = await self._take(seat, others) if others else None
+        return found or (self._node.me, await self._offer(seat))
+
+    def _tell(self, seat: SeatRuntime, source: PeerId, root: Digest) -> None:
+        at, _ = seat.standing()
+        adopted = ev.StateAdopted(
+            stage=seat.stage, version=at.step, chain=at.chain, source=source, root=root
+        )
+        self._node.emit(adopted)
+
+    def _lives(self, stage: Stage, peer: PeerId) -> bool:
+        return any(view.peer == peer for view in self._node.roster.present(stage))
+
+    async def _offer(self, seat: SeatRuntime) -> Digest:
+        at, members = seat.standing()
+        blob = await seat.compute.save()
+        return await self._node.snapshots.offer(seat.stage, at, members, blob)
+
+    async def _take(self, seat: SeatRuntime, donors: list[PeerId]) -> tuple[PeerId, Digest] | None:
+        self._asked[seat.stage] = donors
+        try:
+            pulled = await self._pull(seat, donors)
+            seat.stepper.forget_sum()
+            await seat.compute.load(pulled.blob)
+        except PeerError as error:
+            reason = f"stage {seat.stage}: no state to adopt: {error.reason}"
+            self._node.emit(ev.Alarm(reason=reason))
+            return None
+        finally:
+            del self._asked[seat.stage]
+        assert pulled.root is not None
+        return pulled.sources[0], pulled.root
+
+    async def _pull(self, seat: SeatRuntime, donors: list[PeerId]) -> Pulled:
+        """The state that one of ``donors`` has where ``seat`` stands.
+
+        Raises:
+            LinkError: nobody can give that.
+        """
+        at, _ = seat.standing()
+        pulled = await self._node.snapshots.pull(seat.stage, donors, version=at.step, owners=1)
+        if pulled.at != at:
+            peer = pulled.sources[0]
+            raise LinkError(f"{peer} is at step {pulled.at.step}, or on another chain", peer=peer)
+        return pulled

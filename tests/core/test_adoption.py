@@ -1,0 +1,48 @@
+"""When replicas take over one state, and in which order they are asked for it."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from p2ptrain.core.adoption import adoption_order, adopts_at
+from p2ptrain.core.agreement import Position
+from p2ptrain.run import Checkpoint, Optimizer, RunSpec, Sync
+from p2ptrain.units import Chain, PeerId, Stage, Step
+
+SPEC = RunSpec(
+    sync=Sync(agreement="canonical", canonical_steps=4),
+    optimizer=Optimizer(steps=10),
+    checkpoint=Checkpoint(every_steps=0),
+)
+AT = Position(epoch=0, step=Step(4), chain=Chain(b"c" * 32))
+PEERS = tuple(PeerId(name) for name in ("a", "b", "c", "d"))
+
+
+@pytest.mark.parametrize(
+    ("version", "due"), [(0, False), (3, False), (4, True), (8, True), (9, False), (10, True)]
+)
+def test_states_are_adopted_now_and_then_and_after_the_last_update(
+    version: int, *, due: bool
+) -> None:
+    assert adopts_at(SPEC, Step(version)) is due
+
+
+def test_in_one_arithmetic_nothing_is_adopted() -> None:
+    assert not adopts_at(msgspec.structs.replace(SPEC, sync=Sync()), Step(10))
+
+
+def test_the_order_is_the_same_whoever_asks_and_whatever_order_the_record_has() -> None:
+    order = adoption_order(AT, Stage(1), PEERS)
+    assert sorted(order) == sorted(PEERS)
+    assert adoption_order(AT, Stage(1), reversed(PEERS)) == order
+    without_first = [peer for peer in PEERS if peer != order[0]]
+    assert adoption_order(AT, Stage(1), without_first) == order[1:]
+
+
+def test_every_replica_comes_first_now_and_then() -> None:
+    first = {
+        adoption_order(msgspec.structs.replace(AT, step=Step(step)), Stage(0), PEERS)[0]
+        for step in range(40)
+    }
+    assert first == set(PEERS)

@@ -1,0 +1,183 @@
+"""A state is adopted from whoever comes first and can give; what cannot be had stays away.
+
+Whole swarms that adopt are in tests/scenarios/test_mixed.py; here one seat does, among mates
+that give, deny or die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from p2ptrain.core.adoption import adoption_order
+from p2ptrain.core.agreement import Position
+from p2ptrain.engine.adopting import Adoption
+from p2ptrain.engine.pulling import Pulled
+from p2ptrain.errors import LinkError
+from p2ptrain.observe import events as ev
+from p2ptrain.sim.loop import run
+from p2ptrain.sim.toy import mixed_spec, toy_spec
+from p2ptrain.units import Chain, Digest, PeerId, Stage, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+STAGE = Stage(0)
+AT = Position(epoch=0, step=Step(2), chain=Chain(b"c" * 32))
+FIRST, SECOND, THIRD = adoption_order(AT, STAGE, [PeerId("x"), PeerId("y"), PeerId("z")])
+SPEC = mixed_spec(toy_spec(stages=1, microbatches=4, steps=6), canonical_steps=2)
+
+
+class Seat:
+    """A seat that has come to step 2; as compute it keeps what is loaded."""
+
+    def __init__(self) -> None:
+        self.stage, self.version, self.adopting = STAGE, AT.step, False
+        self.stepper, self.compute = self, self
+        self.ahead: frozenset[PeerId] = frozenset()
+        self.state: bytes | bytearray = b"own"
+        self.forgot = False
+
+    def standing(self) -> tuple[Position, tuple[tuple[PeerId, ...], ...]]:
+        return AT, ((FIRST, SECOND, THIRD),)
+
+    def forget_sum(self) -> None:
+        self.forgot = True
+
+    async def save(self) -> bytes:
+        return bytes(self.state)
+
+    async def load(self, blob: bytes | bytearray) -> None:
+        assert self.forgot, "a sum could still be given that the load takes away"
+        self.state = blob
+
+
+class Node:
+    """``gives``: what each peer answers; a peer without an answer never does."""
+
+    def __init__(self, me: PeerId, gives: dict[PeerId, bytes | None], group: Any) -> None:
+        self.me, self.gives, self.spec = me, gives, SPEC
+        self.roster = self.snapshots = self
+        self.live = {FIRST, SECOND, THIRD}
+        self.spawn: Callable[[Coroutine[None, None, None]], Any] = group.create_task
+        self.events: list[ev.AnyEvent] = []
+        self.emit = self.events.append
+        self.asked: list[tuple[PeerId, ...]] = []
+        self.offered: bytes | None = None
+        self.went_on = asyncio.Event()
+        self.gone: dict[PeerId, asyncio.Event] = {peer: asyncio.Event() for peer in self.live}
+
+    def present(self, _stage: Stage) -> tuple[Any, ...]:
+        return tuple(SimpleNamespace(peer=peer, version=Step(2)) for peer in sorted(self.live))
+
+    async def pull(
+        self, stage: Stage, donors: Sequence[PeerId], *, version: Step, owners: int
+    ) -> Pulled:
+        assert (stage, version, owners) == (STAGE, AT.step, 1)
+        self.asked.append(tuple(donors))
+        for peer in donors:
+            if peer not in self.gives:
+                await self.gone[peer].wait()
+                raise LinkError("is suspected", peer=peer)
+            blob = self.gives[peer]
+            if blob is not None:
+                root = Digest(blob.ljust(32))
+                return Pulled(at=AT, members=((),), blob=blob, sources=(peer,), root=root)
+        raise LinkError("nobody has it", peer=donors[0])
+
+    def lost(self, peer: PeerId) -> None:
+        self.gone[peer].set()
+
+    async def offer(self, _stage: Stage, _at: Position, _members: Any, blob: bytes) -> Digest:
+        self.offered = blob
+        return Digest(blob.ljust(32))
+
+    def adopted(self, seat: Seat) -> None:
+        assert not seat.adopting
+        self.went_on.set()
+
+
+def adopted(
+    me: PeerId, gives: dict[PeerId, bytes | None], *, ahead: frozenset[PeerId] = frozenset()
+) -> tuple[Node, Seat]:
+    async def main() -> tuple[Node, Seat]:
+        async with asyncio.TaskGroup() as group:
+            node, seat = Node(me, gives, group), Seat()
+            seat.ahead = ahead
+            adoption = Adoption(node)  # type: ignore[arg-type]  # what it uses
+            assert adoption.due(seat)  # type: ignore[arg-type]
+            adoption.begin(seat)  # type: ignore[arg-type]
+            while not node.went_on.is_set():
+                await asyncio.sleep(1.0)
+                node.live -= {peer for peer in node.live if peer not in gives and peer != me}
+                adoption.look()
+        return node, seat
+
+    return run(main())
+
+
+def told(node: Node) -> list[ev.StateAdopted]:
+    return [event for event in node.events if isinstance(event, ev.StateAdopted)]
+
+
+def test_the_first_offers_its_own_and_asks_nobody() -> None:
+    node, seat = adopted(FIRST, {})
+    assert (node.offered, seat.state, node.asked) == (b"own", b"own", [])
+    assert [event.source for event in told(node)] == [FIRST]
+
+
+def test_the_others_take_the_firsts() -> None:
+    node, seat = adopted(THIRD, {FIRST: b"first"})
+    assert (seat.state, node.asked, node.offered) == (b"first", [(FIRST,)], None)
+    assert [(event.source, event.version) for event in told(node)] == [(FIRST, AT.step)]
+
+
+def test_who_falls_silent_is_waited_for_until_it_is_suspected() -> None:
+    node, seat = adopted(THIRD, {SECOND: b"second"})
+    assert seat.state == b"second"
+    assert node.asked == [(FIRST,), (SECOND,)]
+    assert any("is suspected" in e.reason for e in node.events if isinstance(e, ev.Alarm))
+
+
+def test_whose_turn_comes_late_takes_what_a_mate_has_adopted_from_the_dead() -> None:
+    node, seat = adopted(SECOND, {THIRD: b"first"})
+    assert (seat.state, node.offered) == (b"first", None)
+
+
+def test_whose_turn_comes_late_and_finds_no_mate_with_a_state_offers_its_own() -> None:
+    node, seat = adopted(SECOND, {THIRD: None})
+    assert (seat.state, node.offered) == (b"own", b"own")
+
+
+def test_the_first_that_comes_when_mates_count_already_takes_theirs() -> None:
+    node, seat = adopted(FIRST, {SECOND: b"second"}, ahead=frozenset({SECOND}))
+    assert (seat.state, node.offered) == (b"second", None)
+
+
+def test_while_adopting_those_before_are_denied_and_those_after_wait() -> None:
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            node, seat = Node(SECOND, {FIRST: b"first"}, group), Seat()
+            adoption: Any = Adoption(node)  # type: ignore[arg-type]
+            assert not adoption.denies(seat, FIRST)
+            adoption.begin(seat)
+            assert adoption.denies(seat, FIRST)
+            assert not adoption.denies(seat, THIRD)
+            assert adoption.denies(seat, PeerId("stranger"))
+
+    run(main())
+
+
+def test_a_seat_that_is_given_up_meanwhile_does_not_go_on() -> None:
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            node, seat = Node(THIRD, {}, group), Seat()
+            adoption: Any = Adoption(node)  # type: ignore[arg-type]
+            adoption.begin(seat)
+            await asyncio.sleep(1.0)
+            adoption.closed(STAGE)
+            await asyncio.sleep(1.0)
+            assert not node.went_on.is_set()
+
+    run(main())

@@ -1,0 +1,111 @@
+"""What a seat keeps, tells and gives of SUMs that are not its present step's."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from p2ptrain.core.agreement import Position, Sum, Tallies
+from p2ptrain.core.chain import step_outcome
+from p2ptrain.core.plans import make_plan
+from p2ptrain.engine.committing import Done
+from p2ptrain.engine.sums import Sums
+from p2ptrain.units import Chain, Digest, PeerId, Stage, Step
+
+MATE = PeerId("mate")
+LAST = Position(epoch=0, step=Step(4), chain=Chain(b"l" * 32))
+AT = Position(epoch=0, step=Step(5), chain=Chain(b"p" * 32))
+NEXT = Position(epoch=0, step=Step(6), chain=Chain(b"n" * 32))
+
+
+def total(at: Position, digest: bytes = b"a", *, round_: int = 0) -> Sum:
+    return Sum(
+        at=at,
+        stage=Stage(0),
+        digest=Digest(digest * 32),
+        norms=(),
+        finite=True,
+        tallies=Tallies(),
+        cover=(),
+        members=(MATE,),
+        round=round_,
+    )
+
+
+class Machine:
+    def __init__(self) -> None:
+        self.at, self.sums, self.held = AT, {Stage(0): total(AT)}, True
+
+    def told(self) -> dict[Stage, Sum]:
+        return self.sums
+
+    def holds(self, _total: Sum) -> bool:
+        return self.held
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture
+def sums(machine: Machine, post: Any) -> Sums:
+    whole = (total(LAST),)
+    last = Done(at=LAST, sums=whole, outcome=step_outcome(whole, 4), chain=AT.chain)
+    kept: Any = SimpleNamespace(last=last)
+    driver: Any = SimpleNamespace(machine=machine)
+    made = Sums(Stage(0), driver, kept, post)
+    made.begin(canonical=True)
+    return made
+
+
+def test_of_the_next_step_the_sum_that_counts_is_kept_until_it_is_taken_up(sums: Sums) -> None:
+    first, later = total(NEXT, round_=1), total(NEXT, b"b", round_=2)
+    for heard in (later, first, later):
+        sums.elsewhere(MATE, heard)
+    assert sums.begin(canonical=True) == [(MATE, first)]
+    assert sums.begin(canonical=True) == []
+
+
+def test_who_tells_another_sum_of_the_last_step_is_told_what_was_stepped_with(
+    sums: Sums, post: Any
+) -> None:
+    sums.elsewhere(MATE, total(LAST))
+    assert post.told == []
+    sums.elsewhere(MATE, total(LAST, b"b"))
+    ((peer, told),) = post.told
+    assert (peer, told.digest, told.final) == (MATE, total(LAST).digest, True)
+    sums.elsewhere(MATE, msgspec.structs.replace(total(LAST, b"b"), final=True))
+    assert len(post.told) == 1  # a fork: no name gives way
+
+
+def test_in_one_arithmetic_nobody_is_contradicted(sums: Sums, post: Any) -> None:
+    sums.begin(canonical=False)
+    sums.elsewhere(MATE, total(LAST, b"b"))
+    assert post.told == []
+    assert not sums.known(LAST)[Stage(0)].final
+
+
+def test_a_late_plan_is_answered_with_the_sum(sums: Sums, post: Any) -> None:
+    sums.late(MATE, make_plan(NEXT, Stage(0), (0, 0), (), ()))
+    assert post.told == []
+    sums.late(MATE, make_plan(LAST, Stage(0), (0, 0), (), ()))
+    assert [told.digest for _, told in post.told] == [total(LAST).digest]
+
+
+def test_what_is_known_is_told_of_this_step_and_the_last(sums: Sums) -> None:
+    assert sums.known(AT) == {Stage(0): total(AT)}
+    assert sums.known(LAST)[Stage(0)].final
+    assert sums.known(NEXT) == {}
+
+
+def test_integers_are_given_only_while_they_are_held(sums: Sums, machine: Machine) -> None:
+    assert sums.held(AT) == total(AT)
+    assert sums.held(LAST) == total(LAST)
+    machine.held = False
+    assert sums.held(AT) is None
+    sums.begin(canonical=True)  # the step went with what a load had taken away
+    assert sums.held(LAST) is None

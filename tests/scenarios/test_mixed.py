@@ -1,0 +1,109 @@
+"""Peers that round each in its own way: one name for every sum, one state now and then.
+
+Toy arithmetic with a rounding of its own for every peer shares no bit with its neighbours':
+whatever is not agreed upon differs at once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from p2ptrain.observe import events as ev
+from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult
+from p2ptrain.sim.swarms import draw_mixed, run
+from p2ptrain.sim.toy import mixed_spec, toy_spec
+from p2ptrain.units import PeerId, Stage
+from peers.soak import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from p2ptrain.sim.world import SimWorld
+
+SPEC = mixed_spec(toy_spec(stages=2, microbatches=6, steps=8, replicas=2), canonical_steps=2)
+
+SEEDS = range(40)
+
+
+def mixed(*, late: bool = False) -> Scenario:
+    names = ["a0", "b0", "c0", "a1", "b1", "c1"]
+    plans = [
+        PeerPlan(peer=PeerId(name), stage=Stage(int(name[1])), rounding=name, speed=0.1)
+        for name in names
+    ]
+    if late:
+        plans.append(
+            PeerPlan(peer=PeerId("late"), stage=Stage(1), rounding="late", starts_at=11.0, speed=0.1)
+        )
+    return Scenario(spec=SPEC, peers=plans, verify=False)
+
+
+def adoptions(result: SwarmResult) -> dict[tuple[int, int], list[ev.Entry]]:
+    found: defaultdict[tuple[int, int], list[ev.Entry]] = defaultdict(list)
+    for entry in result.entries:
+        if isinstance(entry.event, ev.StateAdopted):
+            found[entry.event.version, entry.event.stage].append(entry)
+    return found
+
+
+def roots(entries: list[ev.Entry]) -> set[bytes]:
+    return {entry.event.root for entry in entries if isinstance(entry.event, ev.StateAdopted)}
+
+
+def test_sums_agree_in_every_step_and_states_after_every_adoption(
+    play: Callable[..., SwarmResult],
+) -> None:
+    result = play(mixed())
+    sums: defaultdict[tuple[int, int], set[bytes]] = defaultdict(set)
+    for entry in result.entries:
+        if isinstance(entry.event, ev.StepCommitted):
+            sums[entry.event.step, entry.event.stage].add(entry.event.digest)
+    assert {len(names) for names in sums.values()} == {1}
+    found = adoptions(result)
+    assert set(found) == {(version, stage) for version in (2, 4, 6, 8) for stage in (0, 1)}
+    for entries in found.values():
+        assert len(entries) == 3
+        assert len(roots(entries)) == 1
+    ends = [peer.tensor_digests for peer in result.peers.values() if Stage(0) in peer.versions]
+    assert ends == [ends[0]] * 3
+
+
+def test_when_the_chosen_dies_the_others_take_the_next(
+    play: Callable[..., SwarmResult], cue: Callable[..., Any]
+) -> None:
+    def chosen(entry: ev.Entry) -> bool:
+        event = entry.event
+        own = isinstance(event, ev.StateAdopted) and event.source == entry.peer
+        return own and event.version == 4 and event.stage == 1
+
+    def kill(world: SimWorld, entry: ev.Entry) -> PeerId:
+        world.kill(entry.peer)
+        return entry.peer
+
+    result = play(mixed(), cue("kill", chosen, kill))
+    entries = adoptions(result)[4, 1]
+    assert entries[0].event.source == entries[0].peer
+    assert len(roots(entries[1:])) == 1
+    assert len(entries) == 3
+    assert len(roots(adoptions(result)[6, 1])) == 1
+
+
+def test_a_joiner_takes_one_owners_word_and_the_next_adoption_makes_it_equal(
+    play: Callable[..., SwarmResult],
+) -> None:
+    result = play(mixed(late=True))
+    alarms = [e.event.reason for e in result.entries if isinstance(e.event, ev.Alarm)]
+    assert any("alone vouches for its state until all adopt one" in alarm for alarm in alarms)
+    last = adoptions(result)[8, 1]
+    assert PeerId("late") in {entry.peer for entry in last}
+    assert len(roots(last)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_random_swarms_of_mixed_devices_end_without_a_false_word() -> None:
+    failed = [outcome for outcome in map(run, map(draw_mixed, SEEDS)) if outcome.failed]
+    assert not failed, "\n".join(map(describe, failed))
