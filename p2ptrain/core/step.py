@@ -21,7 +21,8 @@ the *name* under which the run remembers one of them, and of several names one c
     any phase --- the same, no holder lives: keep the name, go on counting, or stay in NORM;
                   the whole sum that is here, or comes, is stepped with under that name
     NORM      --- a stage-mate was lost in this step, or a name gave way to another: ask
-                  everybody what they have heard or stepped with; step a plan's time later ---> NORM
+                  everybody what they have heard or stepped with; step a plan's time later, or
+                  when all names are known to be final ---> NORM
 
 Intuition: the sum is unique, so agreement is only about *when the accumulators stand still*
 on a disjoint cover. Leaders of rising rounds propose one; a member promises at most one
@@ -102,6 +103,9 @@ left out is heard of by gossip."""
 
 _LONGEST_GROWTH = 8.0
 """Views converge within a few heartbeats; longer deadlines would only delay recovery."""
+
+_ASKS_A_HOLD = 8
+"""Who holds a step back asks so often: as soon as others say that they have stepped, so does it."""
 
 _LONGEST_GROWTH_ROUND = 64
 """Any growth above 1.04 has reached the cap by then; it keeps the power finite."""
@@ -473,8 +477,7 @@ class StepMachine:
         asked: tuple[Action, ...] = ()
         if known is not None and sum_digest(known) == sum_digest(total):
             if known is not self._lost:  # else whoever tells it may hold it
-                self._confirm(known, total)
-                return ()
+                return self._confirm(known, total, now)
         elif known is not None and not self._canonical:
             return self._alarm(total)
         elif known is not None and (self.phase is Phase.COMMITTED or not precedes(total, known)):
@@ -486,14 +489,16 @@ class StepMachine:
             return asked + self._conclude(now)
         return asked + self._on_own_sum(sender, total, now)
 
-    def _confirm(self, known: Sum, total: Sum) -> None:
+    def _confirm(self, known: Sum, total: Sum, now: Seconds) -> tuple[Action, ...]:
         """Somebody has stepped with the name that counts: no other takes its place."""
-        if not total.final or known.final or self.phase is Phase.COMMITTED:
-            return
+        news = total.final and not known.final and self.phase is not Phase.COMMITTED
+        if not news or not self._canonical:
+            return ()
         if known is self._told:
             self._told = total
-        else:
-            self.sums[total.stage] = total
+            return ()
+        self.sums[total.stage] = total
+        return self._conclude(now) if all(one.final for one in self.sums.values()) else ()
 
     def _object(self, sender: PeerId, total: Sum) -> tuple[Action, ...]:
         """Who tells another name than the one that counts has not heard of that."""
@@ -618,9 +623,11 @@ class StepMachine:
     def _conclude(self, now: Seconds) -> tuple[Action, ...]:
         if self.phase is not Phase.NORM or len(self.sums) < self._stages:
             return ()
-        if now < self._hold_until:  # canonical: let answers come
-            self.due_at = self._hold_until
-            return ()
+        open_ = tuple(s for s, one in sorted(self.sums.items()) if not one.final)
+        if now < self._hold_until and open_:  # canonical: let answers come
+            pause = self._limits.plan_seconds / _ASKS_A_HOLD
+            self.due_at = min(self._hold_until, now + pause)
+            return (WantSums(open_, everyone=True),)
         self.phase, self.due_at = Phase.COMMITTED, None
         return (Commit(tuple(self.sums[stage] for stage in sorted(self.sums))),)
 

@@ -778,9 +778,22 @@ def test_who_lost_a_mate_asks_everybody_and_steps_a_plan_later() -> None:
     seat = summed(stages=2)
     actions = seat.handle(Live(frozenset({ANN})), now=1.0)
     assert WantSums((STAGE,), everyone=True) in actions
-    assert seat.handle(Received(EVE, total(0)), now=1.0) == ()
-    assert seat.due_at == 1.0 + LIMITS.plan_seconds
-    (commit,) = seat.tick(now=2.0)
+    asked = (WantSums((Stage(0), STAGE), everyone=True),)
+    assert seat.handle(Received(EVE, total(0)), now=1.0) == asked
+    assert seat.due_at is not None
+    assert seat.tick(now=seat.due_at) == asked
+    (commit,) = seat.tick(now=1.0 + LIMITS.plan_seconds)
+    assert isinstance(commit, Commit)
+
+
+def test_who_holds_back_steps_as_soon_as_others_say_that_they_have() -> None:
+    seat = summed(stages=2)
+    seat.handle(Live(frozenset({ANN})), now=1.0)
+    seat.handle(Received(EVE, total(0)), now=1.0)
+    mine = msgspec.structs.replace(seat.sums[STAGE], final=True)
+    assert seat.handle(Received(EVE, mine), now=1.0) == ()
+    below = msgspec.structs.replace(total(0), final=True)
+    (commit,) = seat.handle(Received(EVE, below), now=1.0)
     assert isinstance(commit, Commit)
 
 

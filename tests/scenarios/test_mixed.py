@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from p2ptrain.sim.world import SimWorld
 
-SPEC = mixed_spec(toy_spec(stages=2, microbatches=6, steps=8, replicas=2), canonical_steps=2)
+SPEC = mixed_spec(toy_spec(stages=2, microbatches=6, steps=12, replicas=2), canonical_steps=2)
 
 SEEDS = range(40)
 
@@ -36,7 +36,7 @@ def mixed(*, late: bool = False) -> Scenario:
     ]
     if late:
         plans.append(
-            PeerPlan(peer=PeerId("late"), stage=Stage(1), rounding="late", starts_at=11.0, speed=0.1)
+            PeerPlan(peer=PeerId("late"), stage=Stage(1), rounding="late", starts_at=9.0, speed=0.1)
         )
     return Scenario(spec=SPEC, peers=plans, verify=False)
 
@@ -63,7 +63,7 @@ def test_sums_agree_in_every_step_and_states_after_every_adoption(
             sums[entry.event.step, entry.event.stage].add(entry.event.digest)
     assert {len(names) for names in sums.values()} == {1}
     found = adoptions(result)
-    assert set(found) == {(version, stage) for version in (2, 4, 6, 8) for stage in (0, 1)}
+    assert set(found) == {(version, stage) for version in range(2, 13, 2) for stage in (0, 1)}
     for entries in found.values():
         assert len(entries) == 3
         assert len(roots(entries)) == 1
@@ -97,7 +97,7 @@ def test_a_joiner_takes_one_owners_word_and_the_next_adoption_makes_it_equal(
     result = play(mixed(late=True))
     alarms = [e.event.reason for e in result.entries if isinstance(e.event, ev.Alarm)]
     assert any("alone vouches for its state until all adopt one" in alarm for alarm in alarms)
-    last = adoptions(result)[8, 1]
+    last = adoptions(result)[12, 1]
     assert PeerId("late") in {entry.peer for entry in last}
     assert len(roots(last)) == 1
 
