@@ -259,13 +259,6 @@ def _data(spec: RunSpec) -> Iterator[str]:
 def _unbuilt(spec: RunSpec) -> Iterator[str]:
     if spec.sync.mode != "exact":
         yield f'sync.mode = "{spec.sync.mode}" is not built yet: use "exact"'
-    for name in used_names(spec):
-        used = [
-            entry for entry in (*BUILT_IN.values(), *spec.codec.compositions) if entry.name == name
-        ]
-        levels = [level for entry in used for level in (*entry.forward, *entry.backward)]
-        if any(bits < 16 for _, bits in levels):  # noqa: PLR2004 -- of the narrowest float
-            yield f"codec {name}: integers are not built yet: use bf16"
 
 
 def _canonical(spec: RunSpec) -> Iterator[str]:

@@ -167,9 +167,9 @@ def test_the_cut_does_not_matter() -> None:
     assert swarm(spec_of(stages=3, replicas=1), 3) in digests
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_other_seeds_and_a_codec_that_rounds(seed: int) -> None:
-    spec = spec_of(stages=2, replicas=2, seed=seed, codec="bf16")
+@pytest.mark.parametrize(("seed", "codec"), [(1, "bf16"), (2, "bf16"), (3, "int8"), (4, "int4")])
+def test_other_seeds_and_codecs_that_round(seed: int, codec: str) -> None:
+    spec = spec_of(stages=2, replicas=2, seed=seed, codec=codec)
     assert swarm(spec, 4) == alone(spec)
 
 

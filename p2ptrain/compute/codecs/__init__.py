@@ -7,6 +7,8 @@ the same codec computes what the swarm computes.
 
     contract   what a codec promises, and where a tensor stands
     floats     fp32 and bf16: values as they are
+    quantiser  integers of 8, 4, 3 or 2 bits under a scale per token or block
+    scales, noise, packing, rotation   its parts
 
 The learned bottleneck in front of a codec is part of the model, not of the codec: a codec
 sees the values that are to cross, ``r`` tokens by ``k`` channels.
@@ -17,20 +19,32 @@ the RunSpec; describing them again only gives a peer something to lie about.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from p2ptrain.compute.codecs.contract import Codec, CodecContext
 from p2ptrain.compute.codecs.floats import BFloat16Codec, Float32Codec
+from p2ptrain.compute.codecs.quantiser import Quantiser
 from p2ptrain.run.frames import bits_at, levels_of
 
 if TYPE_CHECKING:
     from p2ptrain.core.sizes import Direction
-    from p2ptrain.run import Composition
+    from p2ptrain.run import Bits, Composition
 
-__all__ = ["BFloat16Codec", "Codec", "CodecContext", "Float32Codec", "codec_at"]
+__all__ = ["BFloat16Codec", "Codec", "CodecContext", "Float32Codec", "Quantiser", "codec_at"]
 
 
 def codec_at(composition: Composition, direction: Direction, step: int) -> Codec:
     """The codec for tensors that cross a boundary in ``direction`` at ``step``."""
-    bits = bits_at(levels_of(composition, direction), step)
-    return Float32Codec() if bits == 32 else BFloat16Codec()  # noqa: PLR2004 -- a float's
+    return _codec(composition, bits_at(levels_of(composition, direction), step))
+
+
+@functools.lru_cache(maxsize=256)
+def _codec(composition: Composition, bits: Bits) -> Codec:
+    match bits:
+        case 32:
+            return Float32Codec()
+        case 16:
+            return BFloat16Codec()
+        case _:
+            return Quantiser(composition, bits)

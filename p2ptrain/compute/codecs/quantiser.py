@@ -1,0 +1,226 @@
+"""Values as integers of 8, 4, 3 or 2 bits, by a scale per token or per block of 64.
+
+    u16 highest scale | bf16 mean of every channel | scales | integers, packed
+
+    x -> minus the channel's mean -> rotated -> divided by its scale -> rounded -> packed
+
+The mean of a latent's channel holds most of its energy and tells nothing of a token, so it goes
+once a message. A scale follows the greatest value under it, never a multiple of
+sigma: clipped tokens feel no force that would bring them back. Activations round to nearest;
+gradients round stochastically, so that their sum is right on average.
+
+Grids: 8 and 4 bits hold zero (-7..7 of 4 bits), 3 and 2 bits do not (+-1/2, +-3/2 of 2 bits): there
+a level lost is worse than a zero lost.
+
+Invariants:
+    * the bytes do not depend on the number of threads: the only sum over tokens is of
+      integers that a float64 holds exactly, all else is by element, or a maximum;
+    * values that are not finite, or beyond 2^100, spoil their message: it decodes to NaN
+      everywhere, so the loss or the gradient made of it has no weight (``scales.SPOILT``);
+    * any other bytes are refused or decode to finite values.
+
+Refused: a clip at so many sigma (measured: the encoder ran away), and error feedback (state).
+
+Legend: r rows (tokens), k channels, n scales, g values under one scale, s a slab of scales.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from p2ptrain.compute.codecs import scales
+from p2ptrain.compute.codecs.contract import CodecContext, check_size
+from p2ptrain.compute.codecs.noise import HALF_STEP, Noise
+from p2ptrain.compute.codecs.packing import GROUP, pack, packed_bytes, unpack
+from p2ptrain.compute.codecs.rotation import rotated
+from p2ptrain.errors import MisbehaviourError
+from p2ptrain.run.frames import (
+    BLOCK_SCALE_BYTES,
+    BLOCK_VALUES,
+    MEAN_BYTES,
+    QUANTISER_HEADER_BYTES,
+    TOKEN_SCALE_BYTES,
+    encoded_bytes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from p2ptrain.ports import Buffer
+    from p2ptrain.run import Bits, Composition
+
+SLAB_VALUES = 1 << 16
+"""Values that a CPU takes through all passes at a time: 256 KiB, which its cache holds."""
+
+COARSE_BITS = 3
+"""So many bits and fewer make a grid without a zero."""
+
+MEAN_DIGITS = 22
+"""Binary digits of a value in the sum for the mean: 2^31 tokens then sum exactly in float64."""
+
+
+class _Parts(NamedTuple):
+    """The parts of a message, as views into it."""
+
+    mean_k: Tensor
+    scale_n: Tensor
+    packed: Tensor
+
+
+class Quantiser:
+    """One composition at one number of bits."""
+
+    def __init__(self, composition: Composition, bits: Bits) -> None:
+        self._composition = composition
+        self._bits = bits
+        self._by_token = composition.scale == "token"
+        coarse = bits <= COARSE_BITS
+        self._least_code = 0 if coarse else 1
+        self._most_code = (1 << bits) - 1
+        self._middle = (self._least_code + self._most_code) / 2
+        self._reach = self._most_code - self._middle
+
+    def encode(self, x_rk: Tensor, context: CodecContext) -> bytes:
+        """Encode; what is not finite spoils the message."""
+        x_rk = x_rk.detach().float().contiguous()
+        rows, width = x_rk.shape
+        message = x_rk.new_zeros(
+            encoded_bytes(self._composition, self._bits, rows, width), dtype=torch.uint8
+        )
+        highest = self._encode(x_rk, context, self._parts(message, rows, width))
+        if highest == scales.SPOILT:
+            message.zero_()
+        blob = bytearray(message.cpu().numpy())
+        blob[:QUANTISER_HEADER_BYTES] = highest.to_bytes(QUANTISER_HEADER_BYTES, "little")
+        return bytes(blob)
+
+    def decode(self, buffer: Buffer, rows: int, width: int, device: torch.device) -> Tensor:
+        """Decode, or refuse another size and what no encoder writes."""
+        size = encoded_bytes(self._composition, self._bits, rows, width)
+        check_size(buffer, size)
+        message = torch.empty(size, dtype=torch.uint8)
+        np.copyto(message.numpy(), np.frombuffer(buffer, dtype=np.uint8))
+        highest = int.from_bytes(bytes(message[:QUANTISER_HEADER_BYTES].tolist()), "little")
+        if highest == scales.SPOILT:
+            if bool(message[QUANTISER_HEADER_BYTES:].any()):
+                raise MisbehaviourError("a spoilt message with something in it")
+            return torch.full((rows, width), math.nan, device=device)
+        parts = self._parts(message.to(device), rows, width)
+        if self._by_token:
+            scale_n = scales.token_scales(highest, parts.scale_n)
+        elif highest:
+            raise MisbehaviourError(f"a message of blocks with the header {highest}")
+        else:
+            scale_n = scales.checked_block_scales(parts.scale_n)
+        x_ng = self._dequantised(parts.packed, scale_n, width)
+        if self._composition.hadamard:
+            x_ng = rotated(x_ng)
+        x_rk = x_ng.view(-1)[: rows * width].view(rows, width)
+        if self._composition.mean:
+            x_rk = x_rk + scales.checked_means(parts.mean_k)
+        return x_rk
+
+    # --- inside -------------------------------------------------------------------------
+
+    def _encode(self, x_rk: Tensor, context: CodecContext, parts: _Parts) -> int:
+        """Fill the parts; return the header."""
+        if self._composition.mean:
+            top = float(x_rk.abs().amax())
+            if not top <= scales.LARGEST:
+                return scales.SPOILT
+            parts.mean_k.copy_(channel_means(x_rk, top))
+            x_rk = x_rk - parts.mean_k.float()
+        x_ng = self._under_scales(x_rk)
+        if self._composition.hadamard:
+            x_ng = rotated(x_ng)
+        peak_n = torch.cat([x_ng[slab].abs().amax(1) for slab in _slabs(*x_ng.shape)])
+        if not float(peak_n.amax()) <= scales.LARGEST_ROTATED:  # a NaN is no less either
+            return scales.SPOILT
+        header = 0
+        if self._by_token:
+            header, code_n = scales.token_codes(peak_n)
+            parts.scale_n.copy_(code_n)
+            scale_n = scales.token_scales(header, code_n)
+        else:
+            parts.scale_n.copy_(scales.block_scales(peak_n))
+            scale_n = parts.scale_n.float()
+        self._quantise(x_ng, scale_n, context, parts.packed)
+        return header
+
+    def _quantise(
+        self, x_ng: Tensor, scale_n: Tensor, context: CodecContext, packed: Tensor
+    ) -> None:
+        """Divide by the scales, round, and pack, slab by slab."""
+        steps_n = torch.where(scale_n > 0, self._reach / scale_n, 0.0)[:, None]
+        count, group = x_ng.shape
+        noise = Noise(context, group, x_ng.device) if context.direction == "backward" else None
+        for slab in _slabs(count, group):
+            y_sg = x_ng[slab] * steps_n[slab]
+            if noise is not None:
+                y_sg.add_(noise.rows(slab.start, slab.stop), alpha=HALF_STEP)
+            y_sg.add_(self._middle).round_().clamp_(self._least_code, self._most_code)
+            begin, end = slab.start * group * self._bits, slab.stop * group * self._bits
+            out = packed[begin // 8 : -(-end // 8)]
+            pack(y_sg.to(torch.uint8).view(-1), self._bits, out)
+
+    def _dequantised(self, packed: Tensor, scale_n: Tensor, width: int) -> Tensor:
+        steps_n = (scale_n / self._reach)[:, None]
+        count, group = len(scale_n), width if self._by_token else BLOCK_VALUES
+        x_ng = torch.empty(count, group, device=packed.device)
+        for slab in _slabs(count, group):
+            begin, end = slab.start * group * self._bits, slab.stop * group * self._bits
+            codes = (slab.stop - slab.start) * group
+            code_s = unpack(packed[begin // 8 : -(-end // 8)], self._bits, codes)
+            torch.sub(code_s.view(-1, group), self._middle, out=x_ng[slab])
+            x_ng[slab] *= steps_n[slab]
+        return x_ng
+
+    def _under_scales(self, x_rk: Tensor) -> Tensor:
+        """A row for every scale; the last block is filled with zeros."""
+        if self._by_token:
+            return x_rk
+        values = x_rk.view(-1)
+        missing = -values.numel() % BLOCK_VALUES
+        return (
+            functional.pad(values, (0, missing)).view(-1, BLOCK_VALUES)
+            if missing
+            else (values.view(-1, BLOCK_VALUES))
+        )
+
+    def _parts(self, message: Tensor, rows: int, width: int) -> _Parts:
+        mean_bytes = MEAN_BYTES * width if self._composition.mean else 0
+        blocks = -(-rows * width // BLOCK_VALUES)
+        codes = rows * width if self._by_token else blocks * BLOCK_VALUES
+        scale_bytes = rows * TOKEN_SCALE_BYTES if self._by_token else blocks * BLOCK_SCALE_BYTES
+        _, mean_k, scale_n, packed = torch.split(
+            message,
+            [QUANTISER_HEADER_BYTES, mean_bytes, scale_bytes, packed_bytes(codes, self._bits)],
+        )
+        return _Parts(
+            mean_k=mean_k.view(torch.bfloat16),
+            scale_n=scale_n if self._by_token else scale_n.view(torch.bfloat16),
+            packed=packed,
+        )
+
+
+def channel_means(x_rk: Tensor, top: float) -> Tensor:
+    """The mean of every channel in bf16; ``top`` bounds the values, and is finite.
+
+    The values are rounded to integers of MEAN_DIGITS digits, whose sum is exact in any order.
+    """
+    exponent = max(math.frexp(top)[1], -100)
+    integers_rk = torch.ldexp(x_rk, torch.tensor(MEAN_DIGITS - exponent)).round_()
+    total_k = integers_rk.sum(0, dtype=torch.float64)
+    return (total_k / len(x_rk) * 2.0 ** (exponent - MEAN_DIGITS)).to(torch.bfloat16)
+
+
+def _slabs(count: int, group: int) -> Iterator[slice]:
+    """Cut ``count`` rows into slabs that begin on a whole byte, whatever the bits."""
+    each = max(SLAB_VALUES // group // GROUP, 1) * GROUP
+    return (slice(start, min(start + each, count)) for start in range(0, count, each))
