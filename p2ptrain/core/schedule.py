@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from p2ptrain.units import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Microbatch, PeerId, RunId, Stage
@@ -195,6 +195,13 @@ def keeper(run: RunId, stage: Stage, work: Microbatch, holders: Sequence[PeerId]
     return min(
         holders, key=lambda peer: (_hash("keeper", run, stage, work.step, work.slot, peer), peer)
     )
+
+
+def rank(
+    what: str, run: RunId, about: str | int, candidates: Collection[PeerId]
+) -> tuple[PeerId, ...]:
+    """``candidates`` in the order that everybody gives them who asks ``what`` ``about`` this."""
+    return tuple(sorted(candidates, key=lambda peer: (_hash(what, run, about, peer), peer)))
 
 
 def _feistel(key: str, index: int, half_bits: int) -> int:

@@ -1,6 +1,7 @@
 """The checkpoints of one peer: saves its seats' states at step boundaries, finds them again.
 
     a seat has stepped --due--> compute.save() --> hashed, chunk by chunk --> state --> header
+    a stage's buddy has pulled its state (engine/buddies) --> the same
     a peer starts ------------> headers --> states, each checked against its root --> holdings
 
 What is saved is the same blob that joiners get, so a checkpoint can be given on as it is.
@@ -32,13 +33,17 @@ if TYPE_CHECKING:
 
     from p2ptrain.core.agreement import Position
     from p2ptrain.engine.lifecycle import Node
+    from p2ptrain.engine.pulling import Pulled
     from p2ptrain.engine.seat import SeatRuntime
-    from p2ptrain.ports import Store
+    from p2ptrain.ports import Buffer, Store
     from p2ptrain.units import Digest, RunId, Stage
 
 
 class Archive:
-    """Checkpoints of one run in ``store``, every ``every_steps`` steps (0: none is written)."""
+    """Checkpoints of one run in ``store``, every ``every_steps`` steps (0: none is written).
+
+    ``lasting``: the store outlives this process, so what is saved there is told.
+    """
 
     def __init__(
         self,
@@ -48,8 +53,10 @@ class Archive:
         *,
         emit: ev.Emit,
         spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+        lasting: bool = True,
     ) -> None:
         self._store, self._run, self._every_steps = store, run, every_steps
+        self._lasting = lasting
         self._emit, self._spawn = emit, spawn
         self._saving: set[Stage] = set()
 
@@ -85,6 +92,32 @@ class Archive:
                 if whole is not None:
                     holdings.append(Holding(stage=stage, at=whole[0].at))
         return tuple(holdings)
+
+    async def keep(self, stage: Stage, pulled: Pulled) -> bool:
+        """Keep a state of another peer's stage; whether it is here now, in place of older ones.
+
+        What it was pulled by has been checked against its root: another is made of the bytes
+        that lie here.
+        """
+        header = c.Header(
+            format=c.FORMAT,
+            run=self._run,
+            stage=stage,
+            at=pulled.at,
+            members=pulled.members,
+            size_bytes=len(pulled.blob),
+            root=await _root(pulled.blob),
+        )
+        return await self._write(header, pulled.blob)
+
+    async def holdings(self) -> list[Holding]:
+        """Every checkpoint here that has a header, by stage, newest first; no state is read."""
+        try:
+            stages = c.listed(await self._store.names(), self._run)
+        except OSError as error:
+            self._emit(ev.Alarm(reason=f"checkpoints cannot be read: {_why(error)}"))
+            return []
+        return [Holding(stage=s, at=at) for s in stages for at in await self.positions(s)]
 
     async def positions(self, stage: Stage) -> list[Position]:
         """Of what steps there are headers of ``stage``, newest first; their states are not read."""
@@ -145,11 +178,15 @@ class Archive:
                 size_bytes=len(state),
                 root=await _root(state),
             )
-            await self._write(header, state)
+            if await self._write(header, state) and self._lasting:
+                at_step, size = header.at.step, len(state)
+                saved = ev.CheckpointSaved(stage=seat.stage, version=at_step, size_bytes=size)
+                self._emit(saved)
         finally:
             self._saving.discard(seat.stage)
 
-    async def _write(self, header: c.Header, state: bytes) -> None:
+    async def _write(self, header: c.Header, state: Buffer) -> bool:
+        """Whether it is whole in the store now."""
         stage, mark = header.stage, c.Mark(header.at.epoch, header.at.step)
         try:
             await self._store.put(c.name_of(self._run, stage, mark, c.STATE_SUFFIX), state)
@@ -158,14 +195,13 @@ class Archive:
             )
         except OSError as error:
             self._alarm(stage, header.at.step, _why(error))
-            return
-        saved = ev.CheckpointSaved(stage=stage, version=header.at.step, size_bytes=len(state))
-        self._emit(saved)
+            return False
         try:
             for name in c.superseded(await self._store.names(), self._run, stage, mark):
                 await self._store.remove(name)
         except OSError as error:
             self._emit(ev.Alarm(reason=f"old checkpoints stay on the disk: {_why(error)}"))
+        return True
 
     def _alarm(self, stage: Stage, step: int, why: str) -> None:
         reason = f"no checkpoint of stage {stage} at step {step}: {why}; training goes on"
@@ -176,7 +212,7 @@ class Archive:
         self._emit(ev.Alarm(reason=reason))
 
 
-async def _root(state: bytes) -> Digest:
+async def _root(state: Buffer) -> Digest:
     """The root of a state; gives way between its chunks."""
     leaves = []
     for piece in c.pieces(state):

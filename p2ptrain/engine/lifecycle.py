@@ -25,8 +25,10 @@ from p2ptrain.core.chain import genesis_chain
 from p2ptrain.core.schedule import last_step
 from p2ptrain.engine.admission import Admission
 from p2ptrain.engine.adopting import Adoption
+from p2ptrain.engine.buddies import Buddies
 from p2ptrain.engine.dispatch import Dispatcher
 from p2ptrain.engine.farewell import linger, sum_up
+from p2ptrain.engine.holdings import Holdings
 from p2ptrain.engine.links import Links
 from p2ptrain.engine.mail import Mail
 from p2ptrain.engine.neighbourhood import Neighbourhood
@@ -118,8 +120,12 @@ class Node:
         if world.corpus is not None:
             self.snapshots.offer_corpus(world.corpus)
         reception.resumption = self.resumption = Resumption(self)
+        reception.holdings = self.holdings = Holdings(self, self.resumption.archive)
+        self._buddies = Buddies(self, self.holdings.memory)
         self.parting, self.adoption = Parting(self), Adoption(self)
         self.admission = Admission(self)
+        reception.holdings = self.holdings = Holdings(self, self.resumption.archive)
+        self._buddies = Buddies(self, self.holdings.memory)
 
     # --- life -------------------------------------------------------------------------------
 
@@ -239,7 +245,9 @@ class Node:
         """A seat has its state at a step boundary: who waits for it may have it."""
         if self.seats.get(seat.stage) is seat:
             self.admission.stepped(seat)
-            self.resumption.stepped(seat)
+            self.resumption.stepped()
+            self.holdings.stepped(seat)
+            self._buddies.stepped(seat)
 
     def go_on(self, seat: SeatRuntime) -> None:
         """Have a seat that has stepped take up its next step."""
@@ -275,9 +283,11 @@ class Node:
         seat = self.seats.get(message.stage)
         if (seat is None or seat.position is None) and self.resumption.give(peer, message):
             return True
-        if seat is not None:
+        if seat is None:
+            self.holdings.give(peer, message)
+        else:
             self.admission.give_state(seat, peer, message)
-        return seat is not None
+        return True
 
     # --- time -------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
     at genesis   the initial weights, which everybody computes from the seed
     later        donors' snapshot (several give, see core/download) -> load -> probe
+    nobody left  what a disk or the stage's buddy kept (holdings) -> load -> probe
 
 The probe is a forward pass over fixed input. A state that two owners hold can still be of
 no use *here*: another device, a fault of this machine's memory. Better found before the
@@ -57,7 +58,7 @@ class Loader:
             return genesis(genesis_chain(node.run_id)), nobody
         donors = self._donors(stage)
         if not donors:
-            pull = node.resumption.from_disk(stage, self._version())
+            pull = node.holdings.restore(stage, self._foremost())
             return await self._take_over(stage, compute, pull)
         return await self._take_over(stage, compute, self._pull(stage, donors))
 
@@ -117,6 +118,12 @@ class Loader:
         """Where the run stands: the middle of what all say, so that one who lies moves nothing."""
         versions = [v.version for v in self._node.roster.views() if v.state != "joining"]
         return Step(statistics.median_low(versions)) if versions else Step(0)
+
+    def _foremost(self) -> Step:
+        """The same, of those who have stepped already: nobody is more than a step ahead."""
+        versions = [v.version for v in self._node.roster.views() if v.state != "joining"]
+        middle = self._version()
+        return max((v for v in versions if v <= middle + 1), default=middle)
 
     def _tell(self, stage: Stage, pulled: Pulled) -> None:
         loaded = ev.StateLoaded(

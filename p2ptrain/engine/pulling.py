@@ -68,8 +68,8 @@ class Puller:
     ) -> Pulled:
         """The state of ``stage`` that ``owners`` agree on, verified; see ``core/download``.
 
-        ``version``: the step that the run is at, as far as we know. Cancelled, it leaves
-        nothing behind; answers on their way are ignored.
+        ``version``: the step that the run is at, as far as we know. ``owners``: so many must
+        agree. Cancelled, it leaves nothing behind; answers on their way are ignored.
 
         Raises:
             LinkError: there is none to be had; the reason says why, of every donor.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from p2ptrain.engine.dispatch import Dispatcher
+    from p2ptrain.engine.holdings import Holdings
     from p2ptrain.engine.links import Links
     from p2ptrain.engine.neighbourhood import Neighbourhood
     from p2ptrain.engine.resuming import Resumption
@@ -50,6 +51,7 @@ class Reception:
         give_state: Callable[[PeerId, m.WantManifest], bool],
     ) -> None:
         self.resumption: Resumption | None = None  # who hears what others hold on their disks
+        self.holdings: Holdings | None = None  # who knows what we hold beside our seats
         self._links, self._dispatch, self._near = links, dispatch, near
         self._snapshots, self._timer, self._give_state = snapshots, timer, give_state
 
@@ -71,7 +73,7 @@ class Reception:
             self._dispatch.flow(peer, message, now)
         elif isinstance(message, Round):
             self._dispatch.round(peer, message, now)
-        elif isinstance(message, m.Leaving | m.Held):
+        elif isinstance(message, m.Leaving | m.Held | m.WantHeld):
             self._word(peer, message, now)
         elif isinstance(message, m.WantManifest) and self._give_state(peer, message):
             pass
@@ -79,11 +81,15 @@ class Reception:
             self._dispatch.round(peer, message, now)  # else: nobody waits for it any more
         self._timer.rearm()
 
-    def _word(self, peer: PeerId, message: m.Leaving | m.Held, now: Seconds) -> None:
+    def _word(self, peer: PeerId, message: m.Leaving | m.Held | m.WantHeld, now: Seconds) -> None:
         if isinstance(message, m.Leaving):
             self._near.left(peer, now)
-        elif self.resumption is not None:
-            self.resumption.heard(peer, message)
+        elif self.holdings is not None and self.resumption is not None:
+            if isinstance(message, m.WantHeld):
+                self.holdings.asked(peer)
+            else:
+                self.holdings.heard(peer, message)
+                self.resumption.heard(peer, message)
 
     def _on_data(self, peer: PeerId, message: m.Data, payload: memoryview) -> None:
         now = _now()
@@ -101,8 +107,9 @@ class Reception:
     def _on_down(self, peer: PeerId, _reason: str) -> None:
         self._near.down(peer, _now())
         self._snapshots.lost(peer)
-        if self.resumption is not None:
+        if self.resumption is not None and self.holdings is not None:
             self.resumption.down(peer)
+            self.holdings.down(peer)
         self._timer.rearm()
 
 

@@ -41,8 +41,7 @@ from p2ptrain.wire.messages import Held
 if TYPE_CHECKING:
     from p2ptrain.core.agreement import Position
     from p2ptrain.engine.lifecycle import Node
-    from p2ptrain.engine.seat import SeatRuntime
-    from p2ptrain.units import PeerId, Seconds, Step
+    from p2ptrain.units import PeerId, Seconds
     from p2ptrain.wire.messages import WantManifest
 
 SETTLE_LOOKS = 3  # alike, a second apart: links of those who start together are up by then
@@ -105,14 +104,12 @@ class Resumption:
         """What ``peer`` holds is out of reach."""
         self._waiting.pop(peer, None)
 
-    def stepped(self, seat: SeatRuntime) -> None:
+    def stepped(self) -> None:
         """A seat of ours has taken a step: the run goes on."""
         if not self._over:
             told, self._over, self.origin = self._told, True, None
             if told:
                 self._tell_all()
-        if self.archive is not None:
-            self.archive.stepped(seat)
 
     # --- looking ----------------------------------------------------------------------------
 
@@ -209,28 +206,6 @@ class Resumption:
         if pulled.at != at and pulled.at.step <= at.step:
             raise LinkError(f"what others hold of it has another history up to step {at.step}")
         return pulled
-
-    async def from_disk(self, stage: Stage, version: Step) -> Pulled:
-        """The state of a stage that nobody serves any more, while the run waits at ``version``.
-
-        The step before will do as well: the others may have stepped on with the lost stage's sum,
-        and keep that step's frames until somebody there is through it (engine/past). Older ones
-        will not.
-
-        Raises:
-            LinkError: our disk does not hold it.
-        """
-        held = [] if self.archive is None else await self.archive.positions(stage)
-        found = next((at for at in held if version - 1 <= at.step <= version), None)
-        if found is None:
-            newest = f", and the newest here is of step {held[0].step}" if held else ""
-            raise LinkError(f"no replica left to take it from at step {version}{newest}")
-        assert self.archive is not None
-        whole = await self.archive.whole(stage, found)
-        if whole is None:
-            raise LinkError(f"no replica left, and the checkpoint of step {version} is torn")
-        header, state = whole
-        return Pulled(at=found, members=header.members, blob=state, sources=(self._node.me,))
 
     def give(self, peer: PeerId, message: WantManifest) -> bool:
         """``peer`` wants a state of which we have no seat: from our disk, if it is there."""

@@ -13,6 +13,7 @@ or not; an answer that comes too late changes nothing.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.download import OWNERS
@@ -48,6 +49,7 @@ class Snapshots:
         self._donor = Donor(links)
         self._puller = Puller(links, emit)
         self._corpora = CorpusPuller(links, emit)
+        self._pulling: dict[Stage, asyncio.Lock] = {}
 
     def handle(
         self, peer: PeerId, message: Control | Data, payload: memoryview | None = None
@@ -105,10 +107,13 @@ class Snapshots:
     ) -> Pulled:
         """The state of ``stage`` that ``owners`` agree on, around step ``version``, verified.
 
+        One at a time of a stage: whoever comes to serve it may guard it as well.
+
         Raises:
             LinkError: there is none to be had; the reason says why, of every donor.
         """
-        return await self._puller.pull(stage, donors, version=version, owners=owners)
+        async with self._pulling.setdefault(stage, asyncio.Lock()):
+            return await self._puller.pull(stage, donors, version=version, owners=owners)
 
     async def pull_corpus(self, donors: Sequence[PeerId], size_bytes: Bytes, root: str) -> bytes:
         """The run's corpus, verified against ``spec.data.root``.

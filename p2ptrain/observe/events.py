@@ -118,6 +118,14 @@ class CheckpointSaved(Event, frozen=True, tag=True):
     size_bytes: int
 
 
+class StateKept(Event, frozen=True, tag=True):
+    """The state of a stage that others serve is kept here, should all of them be lost."""
+
+    stage: Stage
+    version: Step
+    size_bytes: int
+
+
 class Resumed(Event, frozen=True, tag=True):
     """A run that was stopped goes on from ``version``; seen and decided by this peer."""
 
@@ -347,6 +355,7 @@ AnyEvent: TypeAlias = (
     | StateLoaded
     | StateAdopted
     | CheckpointSaved
+    | StateKept
     | Resumed
     | DonorRefused
     | BusySaid

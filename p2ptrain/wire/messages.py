@@ -303,10 +303,14 @@ class CorpusChunk(Message, frozen=True, tag=True):
 
 
 class Held(Message, frozen=True, tag=True):
-    """The checkpoints that I hold, of the run in which I wait to resume, or wait no longer."""
+    """The states that I hold. ``waiting``: I wait with others to resume a run that was stopped."""
 
     held: tuple[Holding, ...]
     waiting: bool
+
+
+class WantHeld(Message, frozen=True, tag=True):
+    """Tell me which states you hold, of stages that you serve or guard or have on disk."""
 
 
 class NoSuch(Message, frozen=True, tag=True):
@@ -346,6 +350,7 @@ Control: TypeAlias = (
     | WantChunk
     | WantCorpus
     | Held
+    | WantHeld
     | NoSuch
 )
 Data: TypeAlias = Forward | Gradient | Part | Chunk | CorpusChunk

@@ -215,8 +215,8 @@ def test_a_newer_origin_moves_seats_until_the_first_step() -> None:
         looks(resumption)
         assert (resumption.origin, node.closed) == (at(20), [Stage(0)])
 
-        seat = node.seats[Stage(0)] = Seated(21)
-        resumption.stepped(seat)  # type: ignore[arg-type]  # what it uses
+        node.seats[Stage(0)] = Seated(21)
+        resumption.stepped()
         resumption.heard(BOB, held(1, 20, 40))
         assert not looks(resumption)
         assert (resumption.origin, node.closed) == (None, [Stage(0)])
@@ -295,17 +295,3 @@ def test_a_state_of_another_stage_is_given_from_the_disk() -> None:
         assert node.answered == [ANN]
 
     play(story, 20, stage=1)
-
-
-def test_a_lost_stage_is_taken_from_the_disk_at_the_step_of_the_others_or_one_before() -> None:
-    async def story(_: Node, resumption: Resumption) -> None:
-        for version, step in ((20, 20), (21, 20), (10, 10)):
-            pulled = await resumption.from_disk(Stage(0), Step(version))
-            assert (pulled.at, pulled.blob) == (at(step), f"state {step}".encode())
-            assert pulled.members == ((ANN,), (BOB,))
-        with pytest.raises(LinkError, match="at step 22, and the newest here is of step 20"):
-            await resumption.from_disk(Stage(0), Step(22))
-        with pytest.raises(LinkError, match=r"left to take it from at step 20$"):
-            await resumption.from_disk(Stage(1), Step(20))
-
-    play(story, 10, 20, resume=False)

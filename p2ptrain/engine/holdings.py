@@ -1,0 +1,157 @@
+"""Which states exist outside the seats: in our archives and in those of others.
+
+    WantHeld --> Held: everything with a header in our memory and on our disk
+    WantManifest of a stage that we do not serve --> from there, whole and checked, or NoSuch
+    a stage without replicas --> ours, else of those who hold it (asked now, not remembered:
+                                 what somebody held a minute ago has been replaced)
+
+Invariants:
+    * nothing is taken or given that does not match its root;
+    * every question ends: when all have answered or gone, or after ANSWER_SECONDS.
+
+Refused: telling everybody at every step. Nobody needs it until a stage is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from p2ptrain.engine.archive import Archive
+from p2ptrain.engine.attic import Attic
+from p2ptrain.engine.pulling import Pulled
+from p2ptrain.errors import LinkError
+from p2ptrain.wire.messages import Held, WantHeld, WantManifest
+
+if TYPE_CHECKING:
+    from p2ptrain.core.agreement import Position
+    from p2ptrain.core.resuming import Holding
+    from p2ptrain.engine.lifecycle import Node
+    from p2ptrain.engine.seat import SeatRuntime
+    from p2ptrain.units import PeerId, Stage, Step
+
+ANSWER_SECONDS = 3.0  # a disk is read and a line crossed; who takes longer is asked again later
+
+
+class Holdings:
+    """The states within reach of one node. ``disk``: what outlives it, if it has one."""
+
+    def __init__(self, node: Node, disk: Archive | None) -> None:
+        self._node, self._disk = node, disk
+        every = node.spec.checkpoint.every_steps
+        self.memory = Archive(
+            Attic(), node.run_id, every, emit=node.emit, spawn=node.spawn, lasting=False
+        )
+        self._archives = [archive for archive in (disk, self.memory) if archive is not None]
+        self._heard: dict[PeerId, tuple[Holding, ...]] = {}
+        self._awaited: set[PeerId] = set()
+        self._answered = asyncio.Event()
+        self._giving = asyncio.Lock()
+
+    def stepped(self, seat: SeatRuntime) -> None:
+        """``seat`` stands at a step boundary: its own state is kept, if that is due."""
+        (self._disk or self.memory).stepped(seat)
+
+    # --- what there is ----------------------------------------------------------------------
+
+    async def ours(self) -> tuple[Holding, ...]:
+        """What our archives hold, each once; their states are not read."""
+        return tuple(dict.fromkeys([h for a in self._archives for h in await a.holdings()]))
+
+    async def of_others(self) -> dict[PeerId, tuple[Holding, ...]]:
+        """Ask everybody with a link what they hold. Also while another asks."""
+        peers = set(self._node.links.peers()) - {self._node.me}
+        self._awaited |= peers
+        self._node.mail.tell_all(sorted(peers), WantHeld())
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                while self._awaited:
+                    self._answered.clear()
+                    await self._answered.wait()
+        except TimeoutError:
+            self._awaited.clear()
+        return {peer: self._heard[peer] for peer in sorted(peers & self._heard.keys())}
+
+    def asked(self, peer: PeerId) -> None:
+        """``peer`` wants to know what we hold."""
+        self._node.spawn(self._tell(peer))
+
+    def heard(self, peer: PeerId, message: Held) -> None:
+        """What ``peer`` holds."""
+        self._heard[peer] = message.held
+        self._done_with(peer)
+
+    def down(self, peer: PeerId) -> None:
+        """What ``peer`` holds is out of reach."""
+        self._heard.pop(peer, None)
+        self._done_with(peer)
+
+    def _done_with(self, peer: PeerId) -> None:
+        self._awaited.discard(peer)
+        self._answered.set()
+
+    async def _tell(self, peer: PeerId) -> None:
+        held = await self.ours()
+        waiting = self._node.resumption.waiting
+        self._node.mail.tell(peer, Held(held=held, waiting=waiting))
+
+    # --- taking -----------------------------------------------------------------------------
+
+    async def restore(self, stage: Stage, version: Step) -> Pulled:
+        """The state of a stage that nobody serves any more, while the run waits at ``version``.
+
+        The step before will do as well: the others may have stepped on with the lost stage's sum,
+        and keep that step's frames until somebody there is through it (engine/past). Older ones
+        will not.
+
+        Raises:
+            LinkError: nobody within reach holds it; the reason names the newest there is.
+        """
+        held = {self._node.me: await self.ours(), **await self.of_others()}
+        mine = {one.at for one in held[self._node.me] if one.stage == stage}
+        found = {one.at for each in held.values() for one in each if one.stage == stage}
+        fit = [at for at in found if version - 1 <= at.step <= version]
+        for at in sorted(fit, key=lambda at: (at in mine, at.step), reverse=True):
+            if at in mine and (own := await self.read(stage, at)) is not None:
+                return own
+            owners = sorted(peer for peer, each in held.items() if (stage, at) in _named(each))
+            donors = [peer for peer in owners if peer != self._node.me]
+            if donors:
+                pulled = await self._node.snapshots.pull(stage, donors, version=at.step, owners=1)
+                if pulled.at == at:
+                    return pulled
+        newest = max((at.step for at in found), default=None)
+        there = "" if newest is None else f", and the newest anywhere is of step {newest}"
+        raise LinkError(f"no replica left to take it from at step {version}{there}")
+
+    async def read(self, stage: Stage, at: Position) -> Pulled | None:
+        """From our archives, whole, with the members that were recorded."""
+        for archive in self._archives:
+            whole = await archive.whole(stage, at)
+            if whole is not None:
+                header, state = whole
+                me = self._node.me
+                return Pulled(at=at, members=header.members, blob=state, sources=(me,))
+        return None
+
+    # --- giving -----------------------------------------------------------------------------
+
+    def give(self, peer: PeerId, message: WantManifest) -> None:
+        """``peer`` wants a state of which we have no seat: from our archives, or a refusal."""
+        self._node.spawn(self._give(peer, message))
+
+    async def _give(self, peer: PeerId, message: WantManifest) -> None:
+        snapshots, stage = self._node.snapshots, message.stage
+        async with self._giving:  # a state is large: one at a time, and once for all who ask
+            if not snapshots.holds(stage, message.version):
+                held = [one.at for one in await self.ours() if one.stage == stage]
+                fit = [at for at in held if at.step >= message.version]
+                at = min(fit, key=lambda at: at.step, default=None)
+                found = None if at is None else await self.read(stage, at)
+                if at is not None and found is not None:
+                    await snapshots.offer(stage, at, found.members, found.blob)
+        snapshots.handle(peer, message)
+
+
+def _named(held: tuple[Holding, ...]) -> set[tuple[Stage, Position]]:
+    return {(one.stage, one.at) for one in held}
