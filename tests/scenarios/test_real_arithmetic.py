@@ -77,7 +77,13 @@ def latent(name: str, bits: int, *, rank: int = 0) -> Composition:
     )
 
 
-BOTTLENECKS = [latent("bf16-latents", 16), latent("factorised", 32, rank=3)]
+BOTTLENECKS = [
+    latent("bf16-latents", 16),
+    latent("factorised", 32, rank=3),
+    latent("int8-latents", 8),
+    latent("int4-latents", 4),
+    latent("int2-latents", 2),
+]
 
 
 @cache
