@@ -246,6 +246,7 @@ class Custody:
             answers.get(other) if other is not None else None,
             now=now,
             patient=self._patient(now),
+            asked=self._asked(),
         )
         taken = {"first": choice.first, "alternative": other, None: None}[settlement.take]
         declined = self._unused_offers(but=taken)

@@ -212,8 +212,10 @@ class Custodian:
             if holder is not None and holder not in seats[what]:
                 self._feed(work, what, c.Lost(holder), now)
 
-    def tallied(self, what: c.What, union: int, now: Seconds) -> None:
-        """The live bitmaps of the stage above (forward) or below (gradient) cover ``union``."""
+    def tallied(self, what: c.What, union: int, now: Seconds, *, left: int | None = None) -> None:
+        """The live bitmaps of the stage above or below cover ``union``; ``left`` are missing."""
+        if what == "forward" and left is not None:
+            self._router.set_left(left)
         for slot in slots_of(self._duties.news(what, union)):
             assert self._at is not None
             work = Microbatch(self._at.step, Slot(slot))

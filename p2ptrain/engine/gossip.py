@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from p2ptrain.units import PeerId, Seconds
 
 GOSSIP_SECONDS = 1.0  # a bitmap is at most this stale while a seat is busy
+GOSSIP_LEAST_SHARE = 256  # ... but in a large step less than this fraction of it waits longer
 REPEAT_SECONDS = 5.0  # an unchanged one is said again: whoever missed it waits for nothing else
 EARLY_BITMAPS = 1024  # of the next step, kept for seats that commit a moment after their mates
 GOSSIP_SHARE = 16  # the leader hears of this fraction of the step's slots at once
@@ -67,13 +68,14 @@ class Gossip:
         self._slots: StepSlots | None = None
         self._early: dict[tuple[Stage, PeerId], Bitmap] = {}
         self._said = 0  # the slots of the last bitmap that the leader was told
+        self._spread = 0  # ... that everybody near was
 
     def begin(self, at: Position) -> tuple[Bitmap, ...]:
         """Take up a step; returns what was heard of it before."""
         stage = self._pipeline.stage
         self._at, self._slots = at, step_slots(self._spec, at.step)
         self.ledgers = {Stage(near): Ledger(self._slots.mask) for near in (stage - 1, stage + 1)}
-        self.newest, self.due_at, self._said = None, None, 0
+        self.newest, self.due_at, self._said, self._spread = None, None, 0, 0
         early, self._early = self._early, {}
         return tuple(bitmap for _, bitmap in sorted(early.items()))
 
@@ -140,10 +142,14 @@ class Gossip:
     def counted(self, leader: PeerId, now: Seconds) -> None:
         """The newest bitmap is new: tell the leader if it is worth a message, others soon."""
         assert self._slots is not None
-        if self.due_at is None or self.due_at > now + GOSSIP_SECONDS:
-            self.due_at = now + GOSSIP_SECONDS
+        width, drained = self._slots.width, self._pipeline.drained
+        news = (self._pipeline.counted ^ self._spread).bit_count()
+        soon = drained or news >= width // GOSSIP_LEAST_SHARE
+        due_at = now + (GOSSIP_SECONDS if soon else REPEAT_SECONDS)
+        if self.due_at is None or self.due_at > due_at:
+            self.due_at = due_at
         new = (self._pipeline.counted ^ self._said).bit_count()
-        if new >= max(1, self._slots.width // GOSSIP_SHARE) or self._pipeline.drained:
+        if new >= max(1, width // GOSSIP_SHARE) or drained:
             self.tell(leader)
 
     def tell(self, leader: PeerId) -> None:
@@ -162,7 +168,7 @@ class Gossip:
         if self.newest is None:
             self.due_at = None
             return
-        self._said = bytes_to_mask(self.newest.slots)
+        self._said = self._spread = bytes_to_mask(self.newest.slots)
         self.due_at = now + REPEAT_SECONDS
         stage = self._pipeline.stage
         near = [Stage(near) for near in range(stage - 1, stage + 2) if near >= 0]

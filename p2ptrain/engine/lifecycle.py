@@ -29,6 +29,7 @@ from p2ptrain.engine.buddies import Buddies
 from p2ptrain.engine.dispatch import Dispatcher
 from p2ptrain.engine.farewell import linger, sum_up
 from p2ptrain.engine.holdings import Holdings
+from p2ptrain.engine.link import LinkSettings
 from p2ptrain.engine.links import Links
 from p2ptrain.engine.mail import Mail
 from p2ptrain.engine.neighbourhood import Neighbourhood
@@ -102,8 +103,14 @@ class Node:
             incarnation=incarnation,
             arithmetic=world.compute.arithmetic if spec.sync.agreement == "bitwise" else "",
         )
+        beats = LinkSettings(heartbeat_seconds=spec.limits.heartbeat_seconds)
         self.links = Links(
-            world.transport, hello, self.limits, heartbeat=self._heartbeat, emit=emit
+            world.transport,
+            hello,
+            self.limits,
+            heartbeat=self._heartbeat,
+            emit=emit,
+            settings=beats,
         )
         self.mail = Mail(self.links, self.roster, self.spawn)
         self.worker = Worker(lambda: [(s.pipeline, s.compute) for s in self.seats.values()])

@@ -76,11 +76,8 @@ class SeatRuntime:
             committed=lambda done: around.committed(self.stage, done),
             next_seq=around.next_seq,
         )
-        self.sourcer = (
-            Sourcer(around.run, me, self.pipeline, around.post, rate=self._rate)
-            if self.stage == 0
-            else None
-        )
+        source = (around.run, me, self.pipeline, around.post)
+        self.sourcer = Sourcer(*source, rate=self._rate) if self.stage == 0 else None
         self._highest: tuple[int, int, int] = (0, 0, 0)
         self._total_slots = 0  # of this step
         self._step_seconds = 0.0
@@ -116,7 +113,7 @@ class SeatRuntime:
         last, members = self.stepper.last, self.stepper.members[0]
         paces: tuple[int, ...] = ()
         if not members:
-            members = tuple(seat.peer for seat in self._around.roster.serving(self.stage))
+            members = window.first_owners(self._around)
         elif last is not None and last.chain == at.chain:
             paces = last.sums[0].paces
         slots, shares = step_slots(self._around.spec, at.step), weighted(members, paces)

@@ -305,4 +305,6 @@ class Stepper:
 
     def _neighbour_changed(self, stage: Stage, now: Seconds) -> None:
         what: What = "forward" if stage > self.stage else "gradient"
-        self._pipeline.custodian.tallied(what, self._gossip.ledgers[stage].union(), now)
+        ledger = self._gossip.ledgers[stage]
+        left = ledger.missing().bit_count()
+        self._pipeline.custodian.tallied(what, ledger.union(), now, left=left)

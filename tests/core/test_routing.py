@@ -248,3 +248,39 @@ def test_a_seat_that_has_timed_out_is_not_waited_for() -> None:
     made.busy(ANN, 0.1, now=5.0)
     slow = Quote(delay=100.0, service=10.0)
     assert made.settle(slow, None, now=5.0, patient=True).take == "first"
+
+
+def test_a_seat_that_was_busy_when_we_asked_is_waited_for_though_it_is_free_by_now() -> None:
+    made = router({ANN: 1.0, BOB: 0.1})
+    made.busy(ANN, 1.0, now=5.0)
+    loaded = Quote(delay=20.0, service=10.0)
+    settled = made.settle(loaded, None, now=6.5, patient=True, asked=(BOB,))
+    assert (settled.take, settled.retry_at) == (None, 6.5)
+    assert made.settle(loaded, None, now=6.5, patient=True, asked=(BOB, ANN)).take == "first"
+
+
+# --- near the end of a step -------------------------------------------------------------------
+
+
+def test_who_would_end_last_is_not_taken() -> None:
+    made = router({ANN: 1.0, BOB: 0.1})
+    fast, slow = Quote(delay=8.0, service=1.0), Quote(delay=10.0, service=10.0)
+    assert made.settle(slow, fast, now=0.0).take == "first"  # nobody knows what is left
+    made.set_left(30)
+    assert made.settle(slow, fast, now=0.0).take == "first"  # 27 s of work for both
+    made.set_left(10)
+    assert made.settle(slow, fast, now=0.0).take == "alternative"
+    assert made.settle(fast, slow, now=0.0).take == "first"
+    crowded = Quote(delay=30.0, service=1.0)
+    assert made.settle(slow, crowded, now=0.0).take == "first"  # it would end sooner after all
+    made.set_left(30)
+    assert made.settle(slow, fast, now=0.0).take == "first"  # the next step
+
+
+def test_one_slow_offer_at_the_end_is_weighed_against_who_is_busy() -> None:
+    made = router({ANN: 1.0, BOB: 0.1})
+    made.busy(ANN, 1.0, now=0.0)
+    slow = Quote(delay=10.0, service=10.0)
+    assert made.settle(slow, None, now=0.0, patient=True).take == "first"
+    made.set_left(10)
+    assert made.settle(slow, None, now=0.0, patient=True).retry_at == 1.0

@@ -12,10 +12,12 @@ import pytest
 from p2ptrain.core.agreement import Bitmap, Tallies
 from p2ptrain.core.ledger import bitmap_bytes, bytes_to_mask
 from p2ptrain.engine import gossip as gossip_module
-from p2ptrain.engine.gossip import GOSSIP_SECONDS, REPEAT_SECONDS, Gossip
+from p2ptrain.engine.gossip import GOSSIP_LEAST_SHARE, GOSSIP_SECONDS, REPEAT_SECONDS, Gossip
+from p2ptrain.engine.items import Item
 from p2ptrain.errors import MisbehaviourError
 from p2ptrain.sim.signer import SimSigner
-from p2ptrain.units import PeerId, Stage, Step
+from p2ptrain.sim.toy import toy_spec
+from p2ptrain.units import Microbatch, PeerId, Slot, Stage, Step
 
 ME, MATE, BELOW, ABOVE = (PeerId(name) for name in ("me", "mate", "below", "above"))
 MakeBench = Callable[..., Any]
@@ -72,6 +74,41 @@ def test_the_leader_hears_at_once_and_the_others_within_a_second(seat: Any, goss
     gossip.spread(6.0)
     assert [peer for peer, _ in seat.post.told[1:]] == [ABOVE, BELOW, MATE, ME]
     assert gossip.due_at == 6.0 + REPEAT_SECONDS
+
+
+def test_of_a_large_step_a_few_counts_are_not_worth_a_message_to_all(seat: Any) -> None:
+    gossip = Gossip(
+        seat.pipeline,
+        seat.post,
+        SimSigner(ME),
+        spec=toy_spec(stages=3, microbatches=4 * GOSSIP_LEAST_SHARE, steps=3),
+        incarnation=1,
+        next_seq=count(1).__next__,
+    )
+    gossip.begin(seat.at)
+    waiting = Microbatch(Step(0), Slot(999))
+    seat.pipeline.shelf.put(
+        Item(
+            work=waiting,
+            state="queued",
+            sender=BELOW,
+            path=(BELOW,),
+            tokens=b"",
+            given=b"",
+            replay=False,
+        )
+    )
+    for counted, due_at in ((0b111, 5.0 + REPEAT_SECONDS), (0b1111, 5.0 + GOSSIP_SECONDS)):
+        seat.pipeline.counted = counted
+        gossip.renew()
+        gossip.counted(MATE, 5.0)
+        assert gossip.due_at == due_at
+    gossip.spread(6.0)
+    seat.pipeline.counted = 0b11111
+    seat.pipeline.shelf.drop(waiting)
+    gossip.renew()
+    gossip.counted(MATE, 6.0)
+    assert gossip.due_at == 6.0 + GOSSIP_SECONDS  # nothing more will come: let it be known
 
 
 def test_the_leader_does_not_tell_itself(seat: Any, gossip: Gossip) -> None:

@@ -22,7 +22,7 @@ def around(**rates: float) -> Any:
     )
     return SimpleNamespace(
         spec=toy_spec(stages=2, microbatches=64, steps=1),
-        roster=SimpleNamespace(present=lambda _stage: seats),
+        roster=SimpleNamespace(present=lambda _stage: seats, serving=lambda _stage: seats),
         signer=SimpleNamespace(peer=ME),
     )
 
@@ -39,3 +39,18 @@ def test_our_own_rate_is_what_we_measure_now() -> None:
 def test_the_window_is_shared_by_speed(own: float, mate: float, bound: int) -> None:
     found = window.parked_bound(around(me=0.1, mate=mate), Stage(0), rate=own, total_slots=64)
     assert found == bound
+
+
+@pytest.mark.parametrize(
+    ("rates", "owners"),
+    [
+        ({"me": 0.0, "mate": 0.0}, ("me", "mate")),
+        ({"me": 0.0, "mate": 1.0}, ("mate",)),  # the mate has computed already: I come late
+        ({"me": 1.0, "mate": 0.0}, ("me", "mate")),
+        ({"mate": 0.0}, ("mate",)),
+    ],
+)
+def test_who_comes_when_the_first_step_has_begun_owns_nothing(
+    rates: dict[str, float], owners: tuple[str, ...]
+) -> None:
+    assert window.first_owners(around(**rates)) == owners
