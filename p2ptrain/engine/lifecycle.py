@@ -83,9 +83,8 @@ class Node:
         self.claims: dict[Stage, float] = {}  # announced as joining, not opened; our rate
         self.limits = FrameLimits(spec)
         self.ended = asyncio.Event()
-        self._incarnation, self.rng = incarnation, rng
+        self._incarnation, self.rng, self.draining = incarnation, rng, False
         self._beats, self._sequence = 0, itertools.count(1)
-        self.draining = False
         self._group: asyncio.TaskGroup | None = None
         self._near = Neighbourhood(
             self.roster, self.seats, spec.limits, emit=emit, changed=self._changed
@@ -104,14 +103,8 @@ class Node:
             arithmetic=world.compute.arithmetic if spec.sync.agreement == "bitwise" else "",
         )
         beats = LinkSettings(heartbeat_seconds=spec.limits.heartbeat_seconds)
-        self.links = Links(
-            world.transport,
-            hello,
-            self.limits,
-            heartbeat=self._heartbeat,
-            emit=emit,
-            settings=beats,
-        )
+        wires = (world.transport, hello, self.limits)
+        self.links = Links(*wires, heartbeat=self._heartbeat, emit=emit, settings=beats)
         self.mail = Mail(self.links, self.roster, self.spawn)
         self.worker = Worker(lambda: [(s.pipeline, s.compute) for s in self.seats.values()])
         announcer = Announcer(
