@@ -154,10 +154,15 @@ def words(report: Report) -> Iterator[str]:
         median = report.recovery_seconds.median
         yield f"faults: {fired}" + ("" if median is None else f"; recovered in {median:.1f} s")
     wire = report.wire
-    if wire.forward_bytes_per_microbatch and wire.backward_bytes_per_microbatch:
+    if (
+        wire.forward_bytes_per_microbatch
+        and wire.backward_bytes_per_microbatch
+        and wire.ratio_vs_bf16
+    ):
         yield (
             f"wire: {wire.forward_bytes_per_microbatch / 1000:,.1f} kB forward and "
-            f"{wire.backward_bytes_per_microbatch / 1000:,.1f} kB backward per microbatch and hop"
+            f"{wire.backward_bytes_per_microbatch / 1000:,.1f} kB backward per microbatch and hop, "
+            f"{wire.ratio_vs_bf16:.1f}x below bf16"
         )
     if (grown := report.growth) is not None:
         yield (

@@ -51,6 +51,7 @@ class ControlLane:
     """Encoded control frames on their way out."""
 
     def __init__(self, bound_bytes: Bytes) -> None:
+        self.sent_bytes: Bytes = 0
         self._bound_bytes = bound_bytes
         self._frames: deque[bytes] = deque()
         self._bytes = 0
@@ -87,6 +88,7 @@ class ControlLane:
             while self._frames:
                 batch = self._take_batch()
                 await stream.send(batch)
+                self.sent_bytes += len(batch)
                 self._bytes -= len(batch)
             self._empty.set()
 

@@ -87,6 +87,7 @@ class Links:
         self._emit = emit
         self._settings = settings if settings is not None else LinkSettings()
         self._tasks: asyncio.TaskGroup | None = None
+        self._control_bytes: Bytes = 0
         self._links: dict[PeerId, Link] = {}
         self._retries = Retries(
             # Seeded by who we are: peers that lost the same peer do not call it in step.
@@ -191,7 +192,9 @@ class Links:
             self._tasks = None
             for _, link in sorted(self._links.items()):
                 link.release()
+                self._control_bytes += link.control.sent_bytes
             self._links.clear()
+            self._emit(ev.ControlSent(frame_bytes=self._control_bytes))
 
     async def _beat(self) -> None:
         while True:
@@ -244,6 +247,7 @@ class Links:
                 pass
         if not link.is_up:
             self._retries.failed(link.peer, now=asyncio.get_running_loop().time())
+        self._control_bytes += link.control.sent_bytes
         self._emit(ev.LinkDown(peer=link.peer, reason=link.reason))
         self.on_down(link.peer, link.reason)
 

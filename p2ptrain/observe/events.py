@@ -166,6 +166,12 @@ class FrameSent(Event, frozen=True, tag=True):
     replay: bool
 
 
+class ControlSent(Event, frozen=True, tag=True):
+    """Control messages that this peer has sent in its life, told when its links close."""
+
+    frame_bytes: int
+
+
 class Sourced(Event, frozen=True, tag=True):
     """Stage 0 took a microbatch from the data."""
 
@@ -360,6 +366,7 @@ AnyEvent: TypeAlias = (
     | DonorRefused
     | BusySaid
     | FrameSent
+    | ControlSent
     | Sourced
     | SlotCounted
     | Subtracted

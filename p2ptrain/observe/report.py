@@ -22,13 +22,12 @@ import msgspec
 from p2ptrain.observe import events as ev
 from p2ptrain.observe.growth import Growth, growth
 from p2ptrain.observe.recovery import recovery_seconds
+from p2ptrain.observe.traffic import Wire, wire_of
 from p2ptrain.units import PeerId, Seconds, Stage, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
-
-FP32_BYTES, BF16_BYTES = 4, 2
 
 SHOWN_ALARMS = 20  # the first ones tell, the rest follow from them
 
@@ -54,19 +53,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     compared: str = ""
     peak_rss_bytes: int = 0
     orphans: int = 0
-
-
-class Wire(msgspec.Struct, frozen=True, kw_only=True):
-    """Activations and gradients on the wire, headers and token ids included.
-
-    Bytes are means over frames (one microbatch over one boundary); ratios compare with the
-    tensors in bf16 and fp32. None: nothing crossed the network.
-    """
-
-    forward_bytes_per_microbatch: float | None
-    backward_bytes_per_microbatch: float | None
-    ratio_vs_bf16: float | None
-    ratio_vs_fp32: float | None
 
 
 class Microbatches(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +153,7 @@ def build_report(entries: Sequence[ev.Entry], facts: Facts) -> Report:
         tokens_per_second=tokens / span if span > 0 else None,
         loss=[(s, c.loss) for s, c in steps.items() if c.loss is not None],
         val_loss=val_losses[-1][1] if val_losses else None,
-        wire=_wire(entries),
+        wire=wire_of(entries),
         microbatches=_microbatches(entries, kinds),
         faults=_faults(entries),
         recovery_seconds=_spread(recovery_seconds(entries)),
@@ -210,24 +196,6 @@ def _span(entries: Iterable[ev.Entry]) -> Seconds:
     began = [entry.at for entry in entries if isinstance(entry.event, ev.Sourced)]
     ended = [entry.at for entry in entries if isinstance(entry.event, ev.StepCommitted)]
     return max(ended) - min(began) if began and ended else 0.0
-
-
-def _wire(entries: Iterable[ev.Entry]) -> Wire:
-    frames: dict[str, list[int]] = {"forward": [], "gradient": []}
-    tensor_bytes = 0
-    for entry in entries:
-        event = entry.event
-        if isinstance(event, ev.FrameSent) and event.what in frames:
-            frames[event.what].append(event.frame_bytes)
-            tensor_bytes += event.tensor_bytes
-    sent = sum(map(sum, frames.values()))
-    ratio = tensor_bytes / sent if sent else None
-    return Wire(
-        forward_bytes_per_microbatch=_mean(frames["forward"]),
-        backward_bytes_per_microbatch=_mean(frames["gradient"]),
-        ratio_vs_bf16=None if ratio is None else ratio * BF16_BYTES / FP32_BYTES,
-        ratio_vs_fp32=ratio,
-    )
 
 
 def _boundaries(entries: Iterable[ev.Entry]) -> list[Boundary]:
@@ -321,10 +289,6 @@ def _answers(entries: Iterable[ev.Entry], kinds: Counter[type]) -> Answers:
     return Answers(
         offers=sum(each.offers for each in told) if told else None, busy=kinds[ev.BusySaid]
     )
-
-
-def _mean(values: Sequence[int]) -> float | None:
-    return statistics.fmean(values) if values else None
 
 
 def _spread(values: Sequence[Seconds]) -> Spread:

@@ -49,19 +49,6 @@ def commit(
     )
 
 
-def frame(what: str, frame_bytes: int, tensor_bytes: int) -> ev.FrameSent:
-    return ev.FrameSent(
-        what=what,  # type: ignore[arg-type]  # the tests name the kinds
-        peer=BOB,
-        stage=Stage(1),
-        step=Step(0),
-        slot=Slot(0),
-        frame_bytes=frame_bytes,
-        tensor_bytes=tensor_bytes,
-        replay=False,
-    )
-
-
 def whole_run() -> list[ev.Entry]:
     """Two stages, three steps of two seconds, all ids counted once."""
     sourced = at(0.1, ANN, ev.Sourced(step=Step(0), slot=Slot(0), order=0))
@@ -103,20 +90,6 @@ def test_what_a_rollback_undid_is_not_held_against_the_run() -> None:
     report = build_report([bad, *again], FACTS)
     assert (report.microbatches.lost, report.steps) == (0, 1)
     assert report.loss == [(0, 0.5)]
-
-
-def test_wire_ratios_count_headers_and_leave_state_out() -> None:
-    entries = [
-        at(0.0, ANN, frame("forward", 1100, 4000)),
-        at(0.0, ANN, frame("forward", 900, 4000)),
-        at(0.0, BOB, frame("gradient", 500, 4000)),
-        at(0.0, BOB, frame("part", 10**9, 10**9)),
-    ]
-    wire = build_report(entries, FACTS).wire
-    assert wire.forward_bytes_per_microbatch == 1000
-    assert wire.backward_bytes_per_microbatch == 500
-    assert wire.ratio_vs_fp32 == pytest.approx(12_000 / 2500)
-    assert wire.ratio_vs_bf16 == pytest.approx(6_000 / 2500)
 
 
 def test_counts_of_events() -> None:
@@ -217,9 +190,9 @@ def test_the_file_holds_the_fields_that_were_promised(tmp_path: Path) -> None:
     assert list(read)[: len(promised)] == promised
     assert read["loss"][0] == [0, 3.0]
     assert (read["val_loss"], read["verified"]) == (0.7, True)
-    assert set(read["wire"]) == {
+    assert list(read["wire"])[:4] == [
         "forward_bytes_per_microbatch",
         "backward_bytes_per_microbatch",
         "ratio_vs_bf16",
         "ratio_vs_fp32",
-    }
+    ]

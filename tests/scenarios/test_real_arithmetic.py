@@ -15,8 +15,10 @@ import pytest
 from p2ptrain.compute import reference
 from p2ptrain.compute.executor import TorchCompute
 from p2ptrain.core.digest import combine_digests
+from p2ptrain.core.sizes import boundary_bytes, microbatch_token_bytes
 from p2ptrain.data import load_corpus, pin
 from p2ptrain.observe import events as ev
+from p2ptrain.observe.traffic import wire_of
 from p2ptrain.ports import Corpus
 from p2ptrain.run import (
     Batch,
@@ -31,6 +33,8 @@ from p2ptrain.run import (
     Sync,
     validate,
 )
+from p2ptrain.run.codecs import composition_of
+from p2ptrain.run.frames import most_frame_bytes
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, crowd
 from p2ptrain.sim.world import SimWorld
 from p2ptrain.units import PeerId, Stage
@@ -77,12 +81,23 @@ def latent(name: str, bits: int, *, rank: int = 0) -> Composition:
     )
 
 
+WARMING = Composition(
+    name="warming",
+    width=4,
+    anchor_order=2,
+    mean=True,
+    hadamard=True,
+    forward=((0, 8), (2, 4)),
+    backward=((0, 16), (1, 3), (2, 2)),
+)
+
 BOTTLENECKS = [
     latent("bf16-latents", 16),
     latent("factorised", 32, rank=3),
     latent("int8-latents", 8),
     latent("int4-latents", 4),
     latent("int2-latents", 2),
+    WARMING,
 ]
 
 
@@ -177,6 +192,34 @@ def test_the_cut_does_not_matter() -> None:
 def test_other_seeds_and_codecs_that_round(seed: int, codec: str) -> None:
     spec = spec_of(stages=2, replicas=2, seed=seed, codec=codec)
     assert swarm(spec, 4) == alone(spec)
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8", WARMING], ids=["bf16", "int8", "warming"])
+def test_frames_have_the_length_that_the_codec_promised(codec: str | Composition) -> None:
+    """Ids in a simulation are shorter than real ones, and so are paths."""
+    spec = spec_of(stages=3, replicas=2, codec=codec)
+    scenario = Scenario(
+        spec=spec, peers=crowd(6), compute=honest, corpus=corpus_of(spec), verify=False
+    )
+    result = SimWorld(scenario).run()
+    directions = {"forward": ("forward", 1), "gradient": ("backward", 0)}
+    seen = set()
+    for entry in result.entries:
+        frame = entry.event
+        if not isinstance(frame, ev.FrameSent) or frame.what not in directions:
+            continue
+        direction, above = directions[frame.what]
+        boundary = frame.stage - above
+        exact = boundary_bytes(spec, boundary, direction, frame.step)
+        exact += microbatch_token_bytes(spec) if direction == "forward" else 0
+        bound = most_frame_bytes(spec, composition_of(spec, boundary), boundary, direction)
+        assert exact < frame.frame_bytes <= bound
+        assert frame.frame_bytes - exact < 150 + 20 * frame.stage
+        seen.add((direction, boundary, frame.step))
+    assert len(seen) >= 2 * 2 * STEPS
+    wire = wire_of(result.entries)
+    assert wire.forward_ratio_vs_bf16 is not None
+    assert wire.control_bytes > 0
 
 
 @pytest.mark.asyncio
