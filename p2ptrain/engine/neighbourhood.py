@@ -9,6 +9,7 @@ changes near us reaches all of our seats from here, in one order.
 
 Invariants:
     * nobody is judged who is not near; who stops being near is forgotten;
+    * whoever is near and counts is judged, from then on if nothing more is heard of it;
     * our seats hear of a loss after the roster does, so that they route around it at once;
     * nothing here awaits, and a seat may close while it is told something.
 
@@ -84,7 +85,7 @@ class Neighbourhood:
         was_near = peer in self._near
         news = self._roster.hear(peer, message.seats)
         if news == "seats":
-            self._find_near()
+            self._find_near(now)
             if was_near or peer in self._near:  # else no machine of ours looks at it
                 self.refresh(now)
         elif news == "versions" and peer in self._near:
@@ -127,17 +128,20 @@ class Neighbourhood:
 
     def refresh(self, now: Seconds) -> None:
         """Who serves what has changed, here or near us."""
-        self._find_near()
+        self._find_near(now)
         for seat in list(self._seats.values()):
             if seat.position is not None:
                 seat.roster_changed(now)
         self._changed()
 
-    def _find_near(self) -> None:
+    def _find_near(self, now: Seconds) -> None:
         stages = {stage + offset for stage in self._seats for offset in (-1, 0, 1)}
         near = self._roster.near(stages)
         for peer in sorted(self._near - near):
             self._membership.forget(peer)
+        for peer in sorted(near - self._near):
+            if self._roster.counts(peer):  # it may have died before it became near
+                self._membership.heard(peer, now=now)
         self._near = near
 
     def _judged(self, event: Event, now: Seconds) -> None:
@@ -149,13 +153,13 @@ class Neighbourhood:
             case Restored(peer=peer):
                 self._emit(ev.Restored(peer=peer))
                 self._roster.found(peer)
-                self._find_near()
+                self._find_near(now)
                 for seat in list(self._seats.values()):
                     seat.found(peer, now)
                 self._changed()
             case Forgotten(peer=peer):
                 self._roster.forget(peer)
-                self._find_near()
+                self._find_near(now)
                 for seat in list(self._seats.values()):
                     seat.forget(peer)
             case _:

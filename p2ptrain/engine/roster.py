@@ -91,6 +91,10 @@ class Roster:
         self._forget()
         return True
 
+    def counts(self, peer: PeerId) -> bool:
+        """Whether ``peer`` has told us of its seats, and is not taken for dead."""
+        return peer in self._heard and peer not in self._dead
+
     def lost(self, peer: PeerId) -> None:
         """``peer`` is suspected: it does not count until it is heard again."""
         self._dead.add(peer)

@@ -278,8 +278,9 @@ def run(plan: SwarmPlan) -> Outcome:
     swarm = Swarm(plan)
     end: End = "trained"
     reason = ""
+    verdicts: tuple[Verdict, ...] | None = None
     try:
-        swarm.run()
+        verdicts = swarm.run().verdicts
     except loop.SimulationError as error:
         end, reason = "stalled", f"{type(error).__name__}: {error}"
     except ExceptionGroup as error:
@@ -290,7 +291,7 @@ def run(plan: SwarmPlan) -> Outcome:
         reason = f"nobody holds the newest state of stage {', '.join(map(str, orphaned))}"
     problems = [
         f"{verdict.invariant} {verdict.problems[0]}"
-        for verdict in swarm.judge()
+        for verdict in (swarm.judge() if verdicts is None else verdicts)
         if not verdict.holds and (verdict.invariant != "I3" or end == "trained")
     ]
     if problems and end != "crashed":

@@ -17,6 +17,7 @@ factory; durations then come from its cost model all the same.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import random
 from dataclasses import replace
@@ -52,9 +53,9 @@ if TYPE_CHECKING:
     from p2ptrain.sim.verdicts import Verdict
     from p2ptrain.units import PeerId, Seconds, Stage
 
-DEPARTURE_SECONDS = 120.0
-"""From the first finished peer until those that are still there are stopped: more than any
-linger, so that only peers which came too late to get any state are cut short."""
+DEPARTURE_SECONDS = 40.0
+"""Once somebody has finished: how long nobody may step or leave until those that are still
+there are stopped. More than any linger, so that only who came too late is cut short."""
 
 REMAINS_SECONDS = 0.25
 """From a peer's end until somebody looks for what is left of it: tasks that are cancelled end
@@ -95,6 +96,7 @@ class SimWorld:
         self._group = asyncio.TaskGroup()
         self._changed = asyncio.Event()
         self._ended = False
+        self._moved_at: Seconds = 0.0  # when somebody last stepped or left
         self._incarnations = 0
         self._looks = 0  # for the remains of peers, still to be made
         self.harm = Harm(self)
@@ -204,6 +206,7 @@ class SimWorld:
         self.emit(peer, ev.PeerStarted(run=self.run_id, addresses=()))
         self._results[peer] = await node.run()
         self.emit(peer, ev.PeerStopped(reason="the run is complete"))
+        self._moved_at = self.clock.time()
         host.alive = False
         self._look_later(peer, streams=await self.network.retire(peer), left=incarnation)
         self.network.kill(peer)
@@ -231,6 +234,7 @@ class SimWorld:
         self.emit(host.peer, event)
         match event:
             case ev.StepCommitted(step=step):
+                self._moved_at = self.clock.time()
                 self.clock.progress()
                 self._injector.reached((step + 1) / (last_step(self.scenario.spec) + 1))
             case ev.SeatOpened(stage=stage):
@@ -257,15 +261,19 @@ class SimWorld:
             await self._until(lambda: self._ended or not self._living())
             faults.cancel()
             self.harm.end()
-            try:
-                async with asyncio.timeout(DEPARTURE_SECONDS):
-                    await self._until(lambda: not self._living())
-            except TimeoutError:
-                for host in self._living():
-                    self._unfinished.append(host.peer)
-                    self.kill(host.peer)
+            await self._depart()
             await self._until(lambda: not self._looks)
         return clock.time()
+
+    async def _depart(self) -> None:
+        """Wait for those who are still there, while they step or leave."""
+        while self._living() and self.clock.time() < self._moved_at + DEPARTURE_SECONDS:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._moved_at + DEPARTURE_SECONDS):
+                    await self._until(lambda: not self._living())
+        for host in self._living():
+            self._unfinished.append(host.peer)
+            self.kill(host.peer)
 
     async def _until(self, condition: Callable[[], object]) -> None:
         while not condition():

@@ -126,6 +126,16 @@ def test_our_own_move_makes_others_near(street: Street) -> None:
     assert street.said()[-2:] == ["6.roster_changed", "changed"]
 
 
+def test_whoever_died_before_it_became_near_is_found_out(street: Street) -> None:
+    """It spoke while we had no seat beside it, and never again."""
+    street.seats[Stage(6)] = street.seat(6)
+    street.near.refresh(1.0)
+    street.near.heard(NEAR, 1.0)
+    street.near.tick(1.1 + LIMITS.suspect_seconds)
+    assert [e.peer for e in street.events if isinstance(e, ev.Suspected)] == [FAR, NEAR]
+    assert street.present(7) == []
+
+
 @pytest.mark.parametrize(
     ("peer", "stage", "version", "matters", "calls"),
     [
