@@ -317,6 +317,48 @@ class Compute(Protocol):
         ...
 
 
+# --- Spill ----------------------------------------------------------------------------------
+
+
+class Spill(Protocol):
+    """Frames put out of memory for as long as this process lives; nothing outlives it.
+
+    Bounded: a put that would pass ``bound_bytes`` is refused like one that the disk refuses.
+    """
+
+    @property
+    def bound_bytes(self) -> Bytes:
+        """How much may lie here in all."""
+        ...
+
+    @property
+    def used_bytes(self) -> Bytes:
+        """How much lies here, or is on its way."""
+        ...
+
+    async def put(self, parts: Sequence[Buffer]) -> int:
+        """Put a frame away, given as its parts; they must stay unchanged until this returns.
+
+        Returns the handle by which it is had back. Cancelled, nothing stays.
+
+        Raises:
+            OSError: the disk, or the bound, refused; nothing stays.
+        """
+        ...
+
+    async def get(self, handle: int) -> tuple[bytes, ...]:
+        """The parts as they were given; they stay here.
+
+        Raises:
+            OSError: it was dropped, or the disk does not give back what it was given.
+        """
+        ...
+
+    def drop(self, handle: int) -> None:
+        """Forget a frame; one that is not there is no matter. Never waits, never raises."""
+        ...
+
+
 # --- Corpus and Store -------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ import resource
 import signal
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -44,6 +44,7 @@ from p2ptrain.observe.sinks import JsonlSink, LogSink, fan_out, formatter, stamp
 from p2ptrain.observe.voice import Voice
 from p2ptrain.run import digest
 from peers.outcome import PeerOutcome
+from peers.retention import check_frames_fit, spilling
 from peers.vitals import watched
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class PeerOptions:
 
     ``new_swarm``: begin ``spec`` even where others train something else.
     ``checkpoints``: a folder for them, None writes none; ``resume``: go on from those.
+    ``spill_folder``: on the disk to which retained frames go when memory is short, at most
+    ``spill_bytes`` of them.
     ``events``, ``result``: files for whoever watches this peer from outside.
     """
 
@@ -84,6 +87,8 @@ class PeerOptions:
     threads: int | None = None
     checkpoints: Path | None = None
     resume: bool = False
+    spill_folder: Path | None = None
+    spill_bytes: Bytes = 0
     log_format: Literal["text", "json"] = "text"
     events: Path | None = None
     result: Path | None = None
@@ -175,15 +180,15 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
         if options.checkpoints is not None:
             stack.enter_context(sole_owner(options.checkpoints))
             store = DiskStore(options.checkpoints)
+        spill = stack.enter_context(spilling(options.spill_folder, options.spill_bytes))
+        check_frames_fit(spec, options.stage, spill)
         for line in welcome(network.addresses(), run_id, spec, options.checkpoints):
             say(line)
+        threads, memory_bytes = options.threads, options.memory_bytes
         compute = TorchCompute(
-            spec,
-            device=options.device,
-            memory_bytes=options.memory_bytes,
-            threads=options.threads,
+            spec, device=options.device, memory_bytes=memory_bytes, threads=threads
         )
-        stack.callback(compute.close)
+        stack.enter_context(closing(compute))
         world = World(
             transport=network.transport,
             directory=network.directory,
@@ -192,6 +197,7 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             corpus=find_corpus(spec, options),
             corpus_from=lambda corpus: corpus_from_bytes(spec, corpus),
             store=store,
+            spill=spill,
         )
         incarnation = time.time_ns() // MILLISECOND_NANOSECONDS  # grows with every start
         outputs: list[Callable[[ev.Entry], None]] = [LogSink(log)]
@@ -208,13 +214,8 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             rng=random.Random(incarnation),
             options=NodeOptions(stage=options.stage, resume=options.resume),
         )
-        stack.enter_context(
-            watched(
-                emit,
-                daemon_pid=lambda: network.daemon_pid,
-                links=lambda: len(node.links.peers()),
-            )
-        )
+        links = node.links.peers
+        stack.enter_context(watched(emit, lambda: network.daemon_pid, lambda: len(links())))
         result = await node.run()
         emit(ev.PeerStopped(reason="the run is complete" if result.finished else "drained"))
         if options.result is not None:

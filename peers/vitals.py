@@ -1,6 +1,6 @@
 """What this peer's process holds, told every few seconds: memory, descriptors, threads, tasks.
 
-    with watched(emit, daemon_pid=..., links=...):
+    with watched(emit, daemon_pid, links):
         ...                                     # Resources events; report: observe/growth.py
 
 A peer counts itself, because only it can see its tasks, and because it is then counted in
@@ -34,7 +34,7 @@ SAMPLE_SECONDS = 5.0
 
 @contextmanager
 def watched(
-    emit: Emit, *, daemon_pid: Callable[[], int | None], links: Callable[[], int]
+    emit: Emit, daemon_pid: Callable[[], int | None], links: Callable[[], int]
 ) -> Iterator[None]:
     """Tell what this process and its p2pd hold, now and every few seconds.
 

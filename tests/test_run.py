@@ -153,7 +153,7 @@ IMPOSSIBLE = [
     (RunSpec(data=Data(held_out=0.0)), "leaves nothing to evaluate on"),
     (RunSpec(name="a\nb"), "name: 1 to 64"),
     (RunSpec(limits=Limits(suspect_seconds=1.0)), "must be twice"),
-    (RunSpec(limits=Limits(retained_bytes=1 << 20)), "hold the 16 frames of a step: 2097152"),
+    (RunSpec(limits=Limits(retained_bytes=1 << 18)), "hold the frames of 2 microbatches.*: 52"),
     (
         msgspec.structs.replace(
             RunSpec(batch=Batch(microbatches=4096)),

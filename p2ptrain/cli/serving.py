@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from p2ptrain.run import RunSpec
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+MOST_SPILL = "16GB"
+"""A step of the largest preset leaves 4.4 GB with a seat that computes it alone; frames of two
+steps may be kept, and a peer may hold two seats."""
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 peers_option = option(
@@ -97,6 +100,7 @@ class PeerFlags:
     host_maddrs: tuple[str, ...]
     announce_maddrs: tuple[str, ...]
     use_relay: bool
+    max_spill: int
     checkpoint_dir: Path | None
     resume: bool
     log_format: Literal["text", "json"]
@@ -119,6 +123,7 @@ class PeerFlags:
 @option(
     "--threads", type=click.IntRange(1, 1024), help="That compute, if the run lets peers differ."
 )
+@option("--max-spill", type=Size(), default=MOST_SPILL, help="Frames on disk; default: 16GB.")
 @identity_option
 @option("--port", type=click.IntRange(0, 65535), default=0, help="Where to listen, if simple.")
 @host_option
@@ -171,6 +176,8 @@ def peer(**given: Any) -> int:
         threads=flags.threads,
         checkpoints=flags.checkpoint_dir,
         resume=flags.resume,
+        spill_folder=flags.checkpoint_dir or home(),  # the system's temporary folder may be memory
+        spill_bytes=flags.max_spill,
         log_format=flags.log_format,
         events=flags.events,
         result=flags.result,

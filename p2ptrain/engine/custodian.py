@@ -18,8 +18,10 @@ from p2ptrain.core import duties as c
 from p2ptrain.core.custody import Custody, Way
 from p2ptrain.core.ledger import slots_of
 from p2ptrain.core.routing import Quote
+from p2ptrain.core.spilling import Frame
 from p2ptrain.core.stragglers import Delays
 from p2ptrain.engine.docket import WAYS, Docket
+from p2ptrain.engine.frames import Frames
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Microbatch, Slot, Stage
 from p2ptrain.wire import messages as m
@@ -28,14 +30,14 @@ if TYPE_CHECKING:
     from p2ptrain.core.agreement import Position
     from p2ptrain.core.routing import Router
     from p2ptrain.engine.post import Post
-    from p2ptrain.ports import Buffer
+    from p2ptrain.ports import Buffer, Spill
     from p2ptrain.units import PeerId, Seconds
 
 
 class Custodian:
     """Keeps and delivers what one seat has computed."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - three of them have defaults, for the first step and tests
         self,
         stage: Stage,
         router: Router,
@@ -44,9 +46,9 @@ class Custodian:
         *,
         limits: c.CustodyLimits | None = None,
         delays: Delays | None = None,
+        spill: Spill | None = None,
     ) -> None:
         self.stage = stage
-        self.retained_bytes = 0
         self._router = router
         self.delays = delays or Delays()
         self._post = post
@@ -54,7 +56,7 @@ class Custodian:
         self._limits = limits or c.CustodyLimits()
         self._at: Position | None = None
         self._duties = Docket()
-        self._frames: dict[tuple[Microbatch, c.What], tuple[Buffer, ...]] = {}
+        self.frames = Frames(stage, spill, emit)
         self._paths: dict[Microbatch, tuple[PeerId, ...]] = {}
 
     def begin(self, at: Position) -> None:
@@ -65,14 +67,13 @@ class Custodian:
     def next(self) -> Custodian:
         """The custodian of the next step; what has been learnt of delays goes with it."""
         common = (self.stage, self._router, self._post, self._emit)
-        return Custodian(*common, limits=self._limits, delays=self.delays)
+        return Custodian(*common, limits=self._limits, delays=self.delays, spill=self.frames.spill)
 
     def clear(self) -> None:
         """Let go of every frame."""
         self._duties = Docket()
-        self._frames.clear()
+        self.frames.clear()
         self._paths.clear()
-        self.retained_bytes = 0
 
     @property
     def due_at(self) -> Seconds | None:
@@ -97,8 +98,12 @@ class Custodian:
     def release(self, what: c.What) -> None:
         """Let go of the frames of one direction: their receivers need them no more."""
         for key in self._duties.drop(what):
-            frame = self._frames.pop(key, ())
-            self.retained_bytes -= sum(len(part) for part in frame)
+            self.frames.release(key)
+
+    def in_memory(self) -> list[Frame]:
+        """The frames that could be put out, each with how far its custody is."""
+        frames = [(key, self._duties.get(key), size) for key, size in self.frames.in_memory()]
+        return [Frame(*key, duty.state if duty else None, size) for key, duty, size in frames]
 
     # --- what the seat says ---------------------------------------------------------------
 
@@ -132,7 +137,7 @@ class Custodian:
 
     def forward_ready(self, work: Microbatch, payload: tuple[Buffer, ...], now: Seconds) -> None:
         """The forward is encoded: token ids, then activations."""
-        self._retain(work, "forward", payload)
+        self.frames.keep((work, "forward"), payload)
         self._feed(work, "forward", c.Ready(), now)
 
     def gradient_back(self, work: Microbatch, now: Seconds) -> None:
@@ -143,7 +148,7 @@ class Custodian:
         self, work: Microbatch, target: PeerId, gradient: Buffer, now: Seconds
     ) -> None:
         """Send the gradient to the seat that parked the input, and keep it."""
-        self._retain(work, "gradient", (gradient,))
+        self.frames.keep((work, "gradient"), (gradient,))
         if (work, "gradient") not in self._duties:
             self._open(Custody(work, self._limits, target=target), now)
 
@@ -238,11 +243,6 @@ class Custodian:
         seats = self._post.seats(self._there(duty.what)) if duty.replay else ()
         self._perform(duty, duty.start(now=now, seats=seats))
 
-    def _retain(self, work: Microbatch, what: c.What, payload: tuple[Buffer, ...]) -> None:
-        if (work, what) not in self._frames:
-            self._frames[work, what] = payload
-            self.retained_bytes += sum(len(part) for part in payload)
-
     def _feed(self, work: Microbatch, what: c.What, event: c.Event, now: Seconds) -> None:
         duty = self._duties.get((work, what))
         if duty is not None:
@@ -308,7 +308,7 @@ class Custodian:
             if self._at == at:
                 self._feed(work, what, c.SendFailed(peer, attempt), now)
 
-        self._post.ship(peer, frame, self._frames[work, what], failed)
+        self._post.ship(peer, frame, self.frames.payload((work, what)), failed)
 
     def _note(self, duty: Custody, peer: PeerId, reason: str, *, recalled: bool) -> None:
         stage, step, slot = self._there(duty.what), duty.work.step, duty.work.slot

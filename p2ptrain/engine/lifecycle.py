@@ -76,8 +76,7 @@ class Node:
     ) -> None:
         self.run_id, self.spec, self.world = run, spec, world
         self.options = options or NodeOptions()
-        self.me = world.signer.peer
-        self.emit = emit
+        self.me, self.emit = world.signer.peer, emit
         self.roster = Roster(self.me)
         self.seats: dict[Stage, SeatRuntime] = {}
         self.claims: dict[Stage, float] = {}  # announced as joining, not opened; our rate
@@ -124,8 +123,6 @@ class Node:
         self._buddies = Buddies(self, self.holdings.memory)
         self.parting, self.adoption = Parting(self), Adoption(self)
         self.admission = Admission(self)
-        reception.holdings = self.holdings = Holdings(self, self.resumption.archive)
-        self._buddies = Buddies(self, self.holdings.memory)
 
     # --- life -------------------------------------------------------------------------------
 
@@ -191,6 +188,7 @@ class Node:
             spawn=self.spawn,
             backlog=lambda: sum(s.pipeline.backlog_seconds() for s in self.seats.values()),
             committed=self._committed,
+            spill=self.world.spill,
             next_seq=self._sequence.__next__,
         )
 

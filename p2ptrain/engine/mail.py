@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from p2ptrain.engine.links import Links
+    from p2ptrain.engine.post import Payload
     from p2ptrain.engine.roster import Roster
-    from p2ptrain.ports import Buffer
     from p2ptrain.units import PeerId, Seconds, Stage
     from p2ptrain.wire import messages as m
 
@@ -47,7 +47,7 @@ class Mail:
         self,
         peer: PeerId,
         message: m.Data,
-        payload: tuple[Buffer, ...],
+        payload: Payload,
         failed: Callable[[Seconds], None],
         *,
         tries: int = 1,
@@ -67,14 +67,15 @@ class Mail:
         self,
         peer: PeerId,
         message: m.Data,
-        payload: tuple[Buffer, ...],
+        payload: Payload,
         failed: Callable[[Seconds], None],
         tries: int,
     ) -> None:
         for left in reversed(range(tries)):
             try:
-                await self._links.send_data(peer, message, payload)
-            except LinkError:
+                parts = await payload() if callable(payload) else payload
+                await self._links.send_data(peer, message, parts)
+            except (LinkError, OSError):
                 if left:
                     await asyncio.sleep(RESEND_SECONDS)
             else:

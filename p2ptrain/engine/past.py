@@ -54,8 +54,8 @@ class Past:
 
     @property
     def retained_bytes(self) -> Bytes:
-        """What the kept frames take."""
-        return self.custodian.retained_bytes
+        """What the kept frames take in memory."""
+        return self.custodian.frames.memory_bytes
 
     @property
     def settled(self) -> bool:

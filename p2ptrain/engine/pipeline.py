@@ -9,7 +9,7 @@ Invariants:
       retained, parked ones until the gradient is counted; a returning gradient is always
       accepted, because its place is the parked slot;
     * a microbatch is here at most once (shelf), so it is added to the accumulator at most
-      once; no more is taken than can be retained to the step's end;
+      once; no more is taken than leaves frames for which there is memory;
     * nothing is counted while frozen, and ``quiet`` is true only when nothing is computing;
       while ``passing`` (the stage has its sum, others may not) all is computed as ever for
       the stages beside, should seats have died with what they need, and nothing is added;
@@ -109,9 +109,9 @@ class Pipeline:
 
     @property
     def retained_bytes(self) -> Bytes:
-        """Frames that are kept here, of this step and the last."""
+        """Frames that are kept here in memory, of this step and the last."""
         before = self.past.retained_bytes if self.past is not None else 0
-        return self.custodian.retained_bytes + before
+        return self.custodian.frames.memory_bytes + before
 
     def _keeps(self, at: Position, work: Microbatch) -> bool:
         past = self.past

@@ -9,14 +9,17 @@ link means, and the tests of each would need a network.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from p2ptrain.ports import Buffer
     from p2ptrain.units import PeerId, Seconds, Stage
     from p2ptrain.wire import messages as m
+
+    Payload: TypeAlias = tuple[Buffer, ...] | Callable[[], Awaitable[tuple[Buffer, ...]]]
+    """A frame's bytes, or how they are had back from a disk (OSError: they are not)."""
 
 
 class Post(Protocol):
@@ -34,7 +37,7 @@ class Post(Protocol):
         self,
         peer: PeerId,
         message: m.Data,
-        payload: tuple[Buffer, ...],
+        payload: Payload,
         failed: Callable[[Seconds], None],
         *,
         tries: int = 1,

@@ -20,12 +20,13 @@ from p2ptrain.core.schedule import step_slots
 from p2ptrain.core.sourcing import weighted
 from p2ptrain.engine import window
 from p2ptrain.engine.custodian import Custodian
+from p2ptrain.engine.gauge import Gauge
 from p2ptrain.engine.past import Past
 from p2ptrain.engine.pipeline import Pipeline
 from p2ptrain.engine.sourcing import Sourcer
+from p2ptrain.engine.spilling import Spilling
 from p2ptrain.engine.stepping import Stepper
 from p2ptrain.engine.surroundings import place_of
-from p2ptrain.observe import events as ev
 from p2ptrain.units import Stage, Step
 from p2ptrain.wire import messages as m
 
@@ -55,11 +56,16 @@ class SeatRuntime:
         self.pipeline = Pipeline(
             place_of(spec, me, self.stage),
             OfferBook(spec.limits, parked_bound=1),
-            Custodian(self.stage, self.router, around.post, around.emit),
+            Custodian(self.stage, self.router, around.post, around.emit, spill=around.spill),
             post=around.post,
             emit=around.emit,
             backlog=around.backlog,
         )
+        bound = spec.limits.retained_bytes
+        kept = (self.pipeline, self._custodians, around.spill, bound)
+        self._gauge = Gauge(*kept, emit=around.emit)
+        self._spilling = Spilling(*kept, emit=around.emit, spawn=around.spawn)
+        self.pipeline.shelf.on_short = self._spilling.look
         self.pipeline.on_change = self._changed
         self.pipeline.on_count = self._counted
         self.stepper = Stepper(
@@ -78,7 +84,6 @@ class SeatRuntime:
         )
         source = (around.run, me, self.pipeline, around.post)
         self.sourcer = Sourcer(*source, rate=self._rate) if self.stage == 0 else None
-        self._highest: tuple[int, int, int] = (0, 0, 0)
         self._total_slots = 0  # of this step
         self._step_seconds = 0.0
         self._began = 0.0
@@ -91,7 +96,7 @@ class SeatRuntime:
         self.state, self.version, self.parting = "serving", at.step, False
         self._step_seconds, self._began = (now - self._began) if at.step else 0.0, now
         slots = step_slots(self._around.spec, at.step)
-        self._sample()
+        self._gauge.look()
         if self.sourcer is not None:
             self.sourcer.stop()  # what is pending belongs to the last step
         self._total_slots = slots.width
@@ -123,6 +128,7 @@ class SeatRuntime:
     def stepped(self, done: Done) -> None:
         """The step is committed: its frames are kept until the stages beside us are through."""
         self.version = Step(done.at.step + 1)
+        self._forget_past()
         past = Past(done, self.pipeline.custodian, self.pipeline.counted, self._around.roster)
         self.pipeline.past, self.pipeline.custodian = past, past.custodian.next()
         past.begin(_now())
@@ -130,6 +136,7 @@ class SeatRuntime:
     def stop(self) -> None:
         """The run is over for this seat, or the seat is given away: take nothing more."""
         self.pipeline.draining = self.pipeline.frozen = True
+        self._spilling.stop()
         if self.sourcer is not None:
             self.sourcer.stop()
 
@@ -157,8 +164,14 @@ class SeatRuntime:
         """Give the seat up, in the middle of a step or not; it says nothing more."""
         self.stop()
         self.pipeline.custodian.clear()
-        self.pipeline.past = None
+        self._forget_past()
         self.stepper.close()
+
+    def _forget_past(self) -> None:
+        """What is kept of the step before the last is of use to nobody: also on disk."""
+        if self.pipeline.past is not None:
+            self.pipeline.past.custodian.clear()
+            self.pipeline.past = None
 
     @property
     def position(self) -> Position | None:
@@ -277,7 +290,8 @@ class SeatRuntime:
     def _changed(self) -> None:
         if self.sourcer is not None:
             self.sourcer.feed(_now())
-        self._sample()
+        self._gauge.look()
+        self._spilling.look()
         self.stepper.quiet(_now())
         self._around.wake()
 
@@ -294,24 +308,6 @@ class SeatRuntime:
         return window.parked_bound(
             self._around, self.stage, rate=self.pipeline.pace.rate, total_slots=self._total_slots
         )
-
-    def _sample(self) -> None:
-        """Emit the fill beside its bounds whenever it reaches a new maximum."""
-        book, retained = self.pipeline.book, self.pipeline.retained_bytes
-        fill = (book.queue, book.parked, retained)
-        if any(now > before for now, before in zip(fill, self._highest, strict=True)):
-            queue, parked, held = (max(a, b) for a, b in zip(fill, self._highest, strict=True))
-            self._highest = (queue, parked, held)
-            bounds = ev.Bounds(
-                stage=self.stage,
-                queue=book.queue,
-                queue_bound=book.queue_bound,
-                parked=book.parked,
-                parked_bound=book.parked_bound,
-                retained_bytes=retained,
-                retained_bound=self._around.spec.limits.retained_bytes,
-            )
-            self._around.emit(bounds)
 
 
 def _now() -> Seconds:

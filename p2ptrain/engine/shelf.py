@@ -4,8 +4,8 @@ Invariants:
     * a microbatch lies here at most once;
     * what leaves before it is counted leaves the offer book, too: no place is held for
       what is gone;
-    * there is room only if everything that is here or offered can leave its frames in the
-      retention store and be kept there to the step's end.
+    * there is room only if everything that is here or offered can leave its frames in
+      memory; from there they are spilled, and make room, while the disk takes them.
 
 Bounded by the offer book (queue and parked) and by the slots of a step (counted ones stay,
 so that they can be subtracted). Refused: a queue per state. An item moves five times, and
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 
 class Shelf:
-    """One seat's items by microbatch. ``retained``: what lies in the retention store now."""
+    """One seat's items by microbatch. ``retained``: what is kept in memory now."""
 
     def __init__(self, place: Place, book: OfferBook, retained: Callable[[], Bytes]) -> None:
+        self.on_short: Callable[[], None] = lambda: None
         self._place, self._book, self._retained = place, book, retained
         self._items: dict[Microbatch, Item] = {}
         self.get = self._items.get
@@ -65,11 +66,19 @@ class Shelf:
         return all(item.state == "counted" for item in self._items.values())
 
     def has_room(self) -> bool:
-        """Whether one more fits, when all that is here or is offered has left its frames."""
+        """Whether one more fits, when all that is here or is offered has left its frames.
+
+        If not, ``on_short`` is told: somebody is refused.
+        """
+        fits = self._retained() + self.coming_bytes() <= self._place.retained_bound
+        if not fits:
+            self.on_short()
+        return fits
+
+    def coming_bytes(self) -> Bytes:
+        """What all that is here or is offered, and one more, will leave in memory at most."""
         open_items = sum(item.state != "counted" for item in self._items.values())
-        coming = open_items + self._book.reserved + 1
-        wanted = self._retained() + coming * self._place.retained_bytes_each
-        return wanted <= self._place.retained_bound
+        return (open_items + self._book.reserved + 1) * self._place.retained_bytes_each
 
     def state(self, work: Microbatch) -> Held:
         """What is here; a parked one whose gradient has come counts as being computed."""

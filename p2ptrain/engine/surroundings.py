@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from p2ptrain.engine.post import Post
     from p2ptrain.engine.roster import Roster
     from p2ptrain.observe import events as ev
-    from p2ptrain.ports import Signer
+    from p2ptrain.ports import Signer, Spill
     from p2ptrain.run import RunSpec
-    from p2ptrain.units import Chain, PeerId, RunId, Seconds, Stage
+    from p2ptrain.units import Bytes, Chain, PeerId, RunId, Seconds, Stage
     from p2ptrain.wire.limits import FrameLimits
 
 
@@ -46,19 +46,31 @@ class Surroundings:
     backlog: Callable[[], Seconds]  # of all seats of this peer
     committed: Callable[[Stage, Done], None]
     next_seq: Callable[[], int]  # of bitmaps: a stage left and taken again goes on counting
+    spill: Spill | None = None  # where frames go when memory is short
 
 
-def place_of(spec: RunSpec, me: PeerId, stage: Stage) -> Place:
-    """What the seat's pipeline must know. A microbatch leaves a forward, a gradient, or both."""
+def frames_of_a_step(spec: RunSpec, stage: Stage) -> Bytes:
+    """What a seat keeps that computes a whole step alone: as many bytes must have a place."""
+    most = spec.batch.microbatches + spec.evaluation.microbatches
+    return most * retained_bytes_each(spec, stage)
+
+
+def retained_bytes_each(spec: RunSpec, stage: Stage) -> Bytes:
+    """What a microbatch leaves at a stage at most: a forward, a gradient, or both."""
     last, tokens = spec.cut.stages - 1, microbatch_token_bytes(spec)
     forward = tokens + most_boundary_bytes(spec, stage, "forward") if stage < last else 0
     gradient = most_boundary_bytes(spec, stage - 1, "backward") if stage > 0 else 0
+    return forward + gradient
+
+
+def place_of(spec: RunSpec, me: PeerId, stage: Stage) -> Place:
+    """What the seat's pipeline must know."""
     return Place(
         me=me,
         stage=stage,
-        is_last=stage == last,
-        token_bytes=tokens,
-        retained_bytes_each=forward + gradient,
+        is_last=stage == spec.cut.stages - 1,
+        token_bytes=microbatch_token_bytes(spec),
+        retained_bytes_each=retained_bytes_each(spec, stage),
         retained_bound=spec.limits.retained_bytes,
     )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from p2ptrain.ports import Compute, Corpus, Directory, Signer, Store, Transport
+    from p2ptrain.ports import Compute, Corpus, Directory, Signer, Spill, Store, Transport
     from p2ptrain.units import Chain, Seconds, Stage, Step
 
 
@@ -48,7 +48,8 @@ class World:
 
     ``corpus``: the run's data, if this peer has it; else ``corpus_from`` makes it of bytes
     pulled from peers of stage 0, should this peer come to serve that. ``store``: where it
-    keeps checkpoints, None for nowhere.
+    keeps checkpoints, None for nowhere. ``spill``: where retained frames go when memory is
+    short, None for nowhere (then the seat says BUSY).
     """
 
     transport: Transport
@@ -58,6 +59,7 @@ class World:
     corpus: Corpus | None
     corpus_from: Callable[[bytes], Corpus] | None = None
     store: Store | None = None
+    spill: Spill | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A folder for sockets and passing keys, gone when we are, at the latest when the next comes.
+"""A folder for what passes (sockets, keys, frames), gone when we are, or when the next comes.
 
 Intuition: an orderly end removes the folder; a kill -9 cannot. The kernel, though, drops a
 lock with its process, so whoever starts next can tell the dead's folders and sweeps them.
@@ -31,10 +31,19 @@ SHORT_BASE: Final = Path("/tmp")  # noqa: S108 - a private folder is made in it,
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """Make a private folder for the time of the ``with``; sweep those of the dead first."""
-    _sweep()
-    made = tempfile.TemporaryDirectory(prefix=PREFIX, dir=_base(), ignore_cleanup_errors=True)
+def scratch_folder(base: Path | None = None) -> Iterator[Path]:
+    """Make a private folder for the time of the ``with``; sweep those of the dead first.
+
+    In ``base``, which is made if missing; None: where sockets may lie.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    if base is None:
+        base = _base()
+    base.mkdir(parents=True, exist_ok=True)
+    _sweep(base)
+    made = tempfile.TemporaryDirectory(prefix=PREFIX, dir=base, ignore_cleanup_errors=True)
     with made as name:
         lock = os.open(Path(name) / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -51,8 +60,8 @@ def _base() -> Path:
     return wanted if fits or not SHORT_BASE.is_dir() else SHORT_BASE
 
 
-def _sweep() -> None:
-    for folder in _base().glob(f"{PREFIX}*"):
+def _sweep(base: Path) -> None:
+    for folder in base.glob(f"{PREFIX}*"):
         # No lock yet: just being made. Not ours, or gone meanwhile: not our business.
         with suppress(OSError):
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)

@@ -297,6 +297,27 @@ class Bounds(Event, frozen=True, tag=True):
     parked_bound: int
     retained_bytes: int
     retained_bound: int
+    spilled_bytes: int = 0
+    spilled_bound: int = 0
+
+
+class Spilled(Event, frozen=True, tag=True):
+    """A retained frame of this seat has left memory for the disk."""
+
+    stage: Stage
+    step: Step
+    slot: Slot
+    what: Literal["forward", "gradient"]
+    size_bytes: int
+
+
+class SpillRead(Event, frozen=True, tag=True):
+    """A spilled frame of this seat was read back, to be sent again."""
+
+    stage: Stage
+    step: Step
+    slot: Slot
+    what: Literal["forward", "gradient"]
 
 
 class Resources(Event, frozen=True, tag=True):
@@ -378,6 +399,8 @@ AnyEvent: TypeAlias = (
     | Activity
     | BoundaryRead
     | Bounds
+    | Spilled
+    | SpillRead
     | Resources
     | Alarm
     | FaultFired

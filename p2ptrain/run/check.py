@@ -34,6 +34,12 @@ BYTE_TOKENS = 256
 GRADIENT_BITS = 6
 """Least binary digits left of the point for one id's gradient, beside the G-fold sum."""
 
+RETAINED_MICROBATCHES_LEAST = 2
+"""Frames of one leave memory for the disk while another is computed."""
+
+TOKEN_BYTES_MOST = 4
+"""Of one token id on the wire."""
+
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 
 MOST_LEVELS = 16
@@ -229,16 +235,16 @@ def _batch(spec: RunSpec) -> Iterator[str]:
             f"{spec.accumulator.fraction_bits - GRADIENT_BITS + digits}"
         )
     if spec.cut.stages > 1 and not any(_codec(spec)):
-        largest = max(
-            most_encoded_bytes(spec, named(spec, name), direction)
-            for name in used_names(spec)
-            for direction in DIRECTIONS
+        tokens = spec.batch.sequences * (spec.model.context + 1) * TOKEN_BYTES_MOST
+        each = tokens + sum(
+            max(most_encoded_bytes(spec, named(spec, name), way) for name in used_names(spec))
+            for way in DIRECTIONS
         )
-        needed = spec.batch.microbatches * largest
+        needed = RETAINED_MICROBATCHES_LEAST * each
         if needed > spec.limits.retained_bytes:
             yield (
-                f"limits.retained_bytes = {spec.limits.retained_bytes} cannot hold the "
-                f"{spec.batch.microbatches} frames of a step: {needed} needed"
+                f"limits.retained_bytes = {spec.limits.retained_bytes} cannot hold the frames of "
+                f"{RETAINED_MICROBATCHES_LEAST} microbatches (others are spilled): {needed} needed"
             )
 
 

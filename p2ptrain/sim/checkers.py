@@ -272,6 +272,7 @@ def check_bounds(entries: Iterable[ev.Entry]) -> Verdict:
             ("queue", event.queue, event.queue_bound),
             ("parked", event.parked, event.parked_bound),
             ("retained bytes", event.retained_bytes, event.retained_bound),
+            ("spilled bytes", event.spilled_bytes, event.spilled_bound),
         )
         for what, fill, bound in fills:
             facts += 1

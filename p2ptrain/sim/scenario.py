@@ -72,6 +72,7 @@ class Scenario:
     ``patience_seconds``: of the progress checker; ``stall_seconds`` of the watchdog, which
     ends the run. ``compute`` and ``corpus``: None is the toy, which alone can be verified
     against the reference (``verify``). ``stores``: disks, which outlive their peers' deaths.
+    ``spill_bytes``: what each peer may spill of its frames, None: no disk for that.
     """
 
     spec: RunSpec
@@ -83,6 +84,7 @@ class Scenario:
     compute: ComputeFactory | None = None
     corpus: Corpus | None = None
     stores: Mapping[PeerId, Store] = field(default_factory=dict)
+    spill_bytes: Bytes | None = None
     verify: bool = True
     patience_seconds: Seconds = 60.0
     stall_seconds: Seconds = 600.0

@@ -66,6 +66,8 @@ def _smaller(plan: SwarmPlan) -> Iterator[SwarmPlan]:
     for name, plain in even.items():
         if getattr(plan, name) != plain:
             yield replace(plan, **{name: plain})
+    if plan.retained is not None:
+        yield replace(plan, retained=None)
     if len(set(plan.speeds)) > 1:
         yield replace(plan, speeds=plan.speeds[:1] * len(plan.speeds))
 

@@ -36,6 +36,7 @@ from p2ptrain.sim.pipes import Link
 from p2ptrain.sim.points import IN_TRANSFER, IN_TROUBLE, POINTS
 from p2ptrain.sim.scenario import PeerPlan, Scenario
 from p2ptrain.sim.signer import SimSigner
+from p2ptrain.sim.spill import MEMORIES, disk_bytes, short_of_memory
 from p2ptrain.sim.toy import mixed_spec, toy_spec
 from p2ptrain.sim.witness import Witness
 from p2ptrain.sim.world import SimWorld
@@ -71,6 +72,7 @@ class SwarmPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """A random swarm. ``speeds``: one per peer, multiples of the toy's; so many peers.
 
     ``canonical_steps``: not 0, every peer rounds in its own way, and states are adopted so often.
+    ``retained``: of so many microbatches the frames have room in memory (None: of all).
     """
 
     seed: int
@@ -84,6 +86,7 @@ class SwarmPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     jitter_seconds: Seconds
     rate_bytes_per_second: float | None = None
     corruption: float = 0.0
+    retained: int | None = None
     blows: tuple[Blow, ...] = ()
     canonical_steps: int = 0
 
@@ -130,6 +133,7 @@ def draw(seed: int) -> SwarmPlan:
             for _ in range(rng.randint(0, FAULTS_MOST))
             for blow in _blows(rng, stages * microbatches * steps)
         ),
+        retained=rng.choice(MEMORIES),
     )
 
 
@@ -249,8 +253,12 @@ def _scenario(plan: SwarmPlan) -> Scenario:
         seed=plan.seed,
         replicas=plan.replicas,
     )
+    if mixed:
+        spec = mixed_spec(spec, canonical_steps=plan.canonical_steps)
+    spec = short_of_memory(spec, plan.retained)
     return Scenario(
-        spec=mixed_spec(spec, canonical_steps=plan.canonical_steps) if mixed else spec,
+        spec=spec,
+        spill_bytes=disk_bytes(spec),
         peers=[
             PeerPlan(
                 peer=PeerId(f"peer-{number:02}"),

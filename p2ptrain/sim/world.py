@@ -41,6 +41,7 @@ from p2ptrain.sim.harm import Harm
 from p2ptrain.sim.network import SimNetwork
 from p2ptrain.sim.scenario import Scenario, SwarmResult, toy_compute
 from p2ptrain.sim.signer import SimSigner
+from p2ptrain.sim.spill import MemorySpill, spill_of
 from p2ptrain.sim.toy import ToyCorpus, reference
 
 if TYPE_CHECKING:
@@ -68,13 +69,14 @@ TAIL_EVENTS = 12
 class Host:
     """A running peer: what the world and its faults need to get at."""
 
-    def __init__(self, plan: PeerPlan, compute: Compute) -> None:
+    def __init__(self, plan: PeerPlan, compute: Compute, spill: MemorySpill | None) -> None:
         self.plan = plan
         self.peer = plan.peer
         self.compute = compute
         self.alive = True
         self.stages: set[Stage] = set()
         self.node: Node | None = None
+        self.spill = spill
         self.task: asyncio.Task[None] | None = None
 
 
@@ -142,7 +144,7 @@ class SimWorld:
 
     def start(self, plan: PeerPlan) -> None:
         """Start a peer; its id must be new, or dead."""
-        host = Host(plan, self._make(self.scenario.spec, plan))
+        host = Host(plan, self._make(self.scenario.spec, plan), spill_of(self.scenario))
         self.hosts[plan.peer] = host
         self._incarnations += 1
         context = contextvars.Context()
@@ -197,6 +199,7 @@ class SimWorld:
                 compute=host.compute,
                 corpus=self.scenario.corpus or ToyCorpus(spec),
                 store=self.scenario.stores.get(peer),
+                spill=host.spill,
             ),
             incarnation=incarnation,
             emit=lambda event: self._hear(host, event),

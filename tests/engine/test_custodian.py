@@ -66,9 +66,9 @@ def test_frames_are_kept_to_the_end_of_the_step(bench: MakeBench) -> None:
     seat = sent(bench())
     seat.custodian.hear(ABOVE, word(seat, m.Accepted, what="forward"), 0.1)
     seat.custodian.tallied("forward", 1 << WORK.slot, 0.2)
-    assert seat.custodian.retained_bytes == len(b"tokenoutput")
+    assert seat.custodian.frames.memory_bytes == len(b"tokenoutput")
     seat.custodian.begin(msgspec.structs.replace(seat.at, step=Step(1)))
-    assert seat.custodian.retained_bytes == 0
+    assert seat.custodian.frames.memory_bytes == 0
 
 
 def test_a_late_offer_of_the_last_step_is_declined_in_that_step(bench: MakeBench) -> None:

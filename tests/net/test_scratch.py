@@ -58,3 +58,13 @@ def test_the_living_and_the_unknown_are_left_alone(place):
         assert first.exists()
         assert second.exists()
     assert len(list(place.iterdir())) == 2
+
+
+def test_a_base_of_its_own_is_made_and_swept_apart(tmp_path: Path) -> None:
+    base = tmp_path / "not" / "there"
+    with scratch_folder(base) as folder:
+        assert folder.parent == base
+        with scratch_folder(base) as other:
+            assert folder.is_dir()
+            assert other != folder
+    assert list(base.iterdir()) == []

@@ -46,7 +46,7 @@ def test_samples_come_at_once_and_then_now_and_then_until_the_end() -> None:
     told: list[ev.AnyEvent] = []
 
     async def live() -> None:
-        with watched(told.append, daemon_pid=lambda: None, links=lambda: 7):
+        with watched(told.append, lambda: None, lambda: 7):
             await asyncio.sleep(2.5 * SAMPLE_SECONDS)
         await asyncio.sleep(2 * SAMPLE_SECONDS)
 

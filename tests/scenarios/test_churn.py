@@ -6,6 +6,8 @@ import gc
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from p2ptrain.core.membership import FORGET_SECONDS
 from p2ptrain.observe import events as ev
 from p2ptrain.sim.scenario import Scenario, crowd
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from p2ptrain.units import PeerId
 
-STEPS = 90
+STEPS = 68
 SLOW = 0.02  # a step takes six or seven seconds
 GONE_SECONDS = FORGET_SECONDS + 30.0
 STAYING = 4  # peers that nobody strikes: two of each stage
@@ -82,6 +84,7 @@ class Churned(SimWorld):
                     self.left[owner.__name__] += 1
 
 
+@pytest.mark.timeout(90)
 def test_nothing_is_kept_of_peers_that_are_gone() -> None:
     """But the number of their last start, for a while: see the roster."""
     spec = toy_spec(stages=2, microbatches=8, steps=STEPS)

@@ -1,0 +1,48 @@
+"""Frames on a real disk: what comes back is what was given, or an error; no file stays."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from p2ptrain.data.spill import DiskSpill
+
+pytestmark = pytest.mark.asyncio
+
+
+def files(folder: Path) -> dict[int, Path]:
+    return {int(path.name): path for path in folder.iterdir()}
+
+
+async def test_a_disk_that_forgets_or_garbles_is_found_out(tmp_path: Path) -> None:
+    spill = DiskSpill(tmp_path, bound_bytes=1000)
+    garbled, torn, gone = [await spill.put((b"a frame", b"in parts")) for _ in range(3)]
+    there = files(tmp_path)
+    there[garbled].write_bytes(b"a frAmein parts")
+    there[torn].write_bytes(b"a frame")
+    there[gone].unlink()
+    for handle, number in ((garbled, errno.EIO), (torn, errno.EIO), (gone, errno.ENOENT)):
+        with pytest.raises(OSError) as caught:  # noqa: PT011 -- the number is what counts
+            await spill.get(handle)
+        assert caught.value.errno == number
+    spill.close()
+
+
+async def test_files_go_with_their_frames(tmp_path: Path) -> None:
+    spill = DiskSpill(tmp_path, bound_bytes=1000)
+    handles = [await spill.put((b"frame",)) for _ in range(3)]
+    assert set(files(tmp_path)) == set(handles)
+    for handle in handles:
+        spill.drop(handle)
+    await spill.put((b"after them",))  # on the same thread
+    assert [path.read_bytes() for path in files(tmp_path).values()] == [b"after them"]
+    spill.close()
+
+
+async def test_a_closed_one_writes_no_more(tmp_path: Path) -> None:
+    spill = DiskSpill(tmp_path, bound_bytes=1000)
+    handle = await spill.put((b"frame",))
+    spill.close()
+    spill.drop(handle)
+    with pytest.raises(RuntimeError):
+        await spill.put((b"frame",))

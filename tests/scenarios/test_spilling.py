@@ -1,0 +1,144 @@
+"""Memory for a few frames only: the disk holds the rest, and a replay comes from there."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from p2ptrain.engine.surroundings import frames_of_a_step
+from p2ptrain.observe import events as ev
+from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult
+from p2ptrain.sim.spill import short_of_memory
+from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
+from p2ptrain.units import PeerId, Stage
+
+if TYPE_CHECKING:
+    from p2ptrain.run import RunSpec
+    from p2ptrain.sim.world import SimWorld
+
+Play = Callable[..., SwarmResult]
+MakeCue = Callable[..., Any]
+
+MICROBATCHES = 16
+SLOW = 0.2
+DISK = 100_000
+
+
+def tiny(*, stages: int = 2, kept: int = 3) -> RunSpec:
+    """Memory for the frames of ``kept`` microbatches, of the 16 of a step."""
+    return short_of_memory(toy_spec(stages=stages, microbatches=MICROBATCHES, steps=3), kept)
+
+
+def peers(*seats: int) -> list[PeerPlan]:
+    """``seats``: how many replicas each stage has."""
+    return [
+        PeerPlan(peer=PeerId(f"{stage}-{number}"), stage=Stage(stage), speed=SLOW)
+        for stage, count in enumerate(seats)
+        for number in range(count)
+    ]
+
+
+def found(result: SwarmResult, kind: type) -> list[Any]:
+    return [entry.event for entry in result.entries if isinstance(entry.event, kind)]
+
+
+def trained(result: SwarmResult, spec: RunSpec) -> bool:
+    return result.weights_digest == reference(spec, ToyCorpus(spec)).weights_digest
+
+
+def counted(peer: str, *, least: int) -> Callable[[ev.Entry], bool]:
+    """True when ``peer`` has counted so many."""
+    slots: set[tuple[int, int]] = set()
+
+    def when(entry: ev.Entry) -> bool:
+        if isinstance(entry.event, ev.SlotCounted) and entry.peer == peer:
+            slots.add((entry.event.step, entry.event.slot))
+        return len(slots) >= least
+
+    return when
+
+
+def kill(peer: str) -> Callable[[SimWorld, ev.Entry], PeerId]:
+    def act(world: SimWorld, _: ev.Entry) -> PeerId:
+        world.kill(PeerId(peer))
+        return PeerId(peer)
+
+    return act
+
+
+def test_a_step_that_memory_cannot_keep_is_kept_on_disk(play: Play) -> None:
+    spec = tiny()
+    result = play(Scenario(spec=spec, peers=peers(1, 1), spill_bytes=DISK))
+    assert trained(result, spec)
+    spilled = found(result, ev.Spilled)
+    assert {event.what for event in spilled} == {"forward", "gradient"}
+    bounds = found(result, ev.Bounds)
+    assert max(bound.retained_bytes for bound in bounds) <= spec.limits.retained_bytes
+    most = max(bound.spilled_bytes for bound in bounds)
+    assert spec.limits.retained_bytes < most <= 2 * frames_of_a_step(spec, Stage(0))
+
+
+def test_a_lost_seat_is_replayed_from_the_disk(play: Play, cue: MakeCue) -> None:
+    spec = tiny()
+    result = play(
+        Scenario(spec=spec, peers=peers(1, 2), spill_bytes=DISK),
+        cue("kill", counted("1-0", least=6), kill("1-0")),
+    )
+    assert trained(result, spec)
+    read = {(e.stage, e.step, e.slot, e.what) for e in found(result, ev.SpillRead)}
+    sent_again = {
+        (sent.stage - 1, sent.step, sent.slot, sent.what)
+        for sent in found(result, ev.FrameSent)
+        if sent.replay
+    }
+    assert read & sent_again  # others had not been sent at all when memory was short
+
+
+def test_gradients_are_had_back_from_the_disk_too(play: Play, cue: MakeCue) -> None:
+    """The middle stage counts again what died with its seat: the last one kept the gradients."""
+    spec = tiny(stages=3)
+    result = play(
+        Scenario(spec=spec, peers=peers(1, 2, 1), spill_bytes=DISK),
+        cue("kill", counted("1-0", least=6), kill("1-0")),
+    )
+    assert trained(result, spec)
+    assert {event.what for event in found(result, ev.SpillRead)} == {"forward", "gradient"}
+
+
+def test_a_full_disk_says_busy_and_training_goes_on_when_it_has_room(
+    play: Play, cue: MakeCue
+) -> None:
+    spec = tiny()
+
+    def full(world: SimWorld, entry: ev.Entry) -> PeerId:
+        for host in world.hosts.values():
+            assert host.spill is not None
+            host.spill.refusal = errno.ENOSPC
+        return entry.peer
+
+    def room(world: SimWorld, entry: ev.Entry) -> PeerId:
+        for host in world.hosts.values():
+            assert host.spill is not None
+            host.spill.refusal = None
+        return entry.peer
+
+    result = play(
+        Scenario(spec=spec, peers=peers(1, 1), spill_bytes=DISK),
+        cue("full disk", lambda e: isinstance(e.event, ev.Spilled), full),
+        cue("room", lambda e: isinstance(e.event, ev.Alarm), room, after=30.0),
+    )
+    assert trained(result, spec)
+    alarms = [event.reason for event in found(result, ev.Alarm)]
+    assert any("cannot be spilled" in alarm for alarm in alarms)
+    at = next(e.at for e in result.entries if isinstance(e.event, ev.Alarm))
+    meanwhile = [e.event for e in result.entries if at + 2.0 < e.at < at + 29.0]
+    assert not [event for event in meanwhile if isinstance(event, ev.StepCommitted)]
+    assert [event for event in meanwhile if isinstance(event, ev.BusySaid)]
+
+
+def test_without_a_disk_nothing_is_spilled(play: Play) -> None:
+    spec = tiny(kept=20)
+    result = play(Scenario(spec=spec, peers=peers(1, 1)))
+    assert trained(result, spec)
+    assert found(result, ev.Spilled) == []
