@@ -51,6 +51,7 @@ class Admission:
         self._covered_looks = 0
         self._shape: tuple[tuple[PeerId, Stage], ...] = ()
         self._hole_since: Seconds | None = None
+        self._opening: set[Stage] = set()
         self._furthest = 0  # the highest version ever heard of: a run is never begun anew
         self._behind_since: dict[Stage, Seconds] = {}
         self._loader = Loader(node)
@@ -239,6 +240,15 @@ class Admission:
 
     async def _take(self, stage: Stage, reason: str) -> None:
         """Open a seat: at genesis with the initial weights, later with a replica's state."""
+        if stage in self._opening or stage in self._node.seats:
+            return  # a hole beside us may be where we are moving to
+        self._opening.add(stage)
+        try:
+            await self._open(stage, reason)
+        finally:
+            self._opening.discard(stage)
+
+    async def _open(self, stage: Stage, reason: str) -> None:
         node = self._node
         compute = await node.world.compute.open(stage)
         seat = SeatRuntime(node.around(), compute)

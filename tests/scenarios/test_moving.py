@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from p2ptrain.observe import events as ev
+from p2ptrain.sim.blows import Blow
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, crowd
+from p2ptrain.sim.swarms import SwarmPlan, run
 from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
 from p2ptrain.units import PeerId
 
@@ -105,3 +107,24 @@ def test_fifty_that_come_at_once_spread(play: Play) -> None:
     counts = [len(peers) for peers in stages.values()]
     assert sum(counts) == 58
     assert max(counts) / min(counts) <= 1.5
+
+
+def test_a_stage_that_is_lost_while_somebody_moves_there_is_taken_once() -> None:
+    """The mover finds a hole beside its own stage, and both ways in lead to the same seat."""
+    loss = Blow(kind="stage-loss", point="counting", nth=107, seconds=12.0)
+    outcome = run(
+        SwarmPlan(
+            seed=20056,
+            stages=3,
+            microbatches=11,
+            steps=4,
+            replicas=2,
+            speeds=(0.247, 0.484, 0.169, 0.193, 0.77, 0.107),
+            interval_seconds=0.0,
+            latency_seconds=0.005,
+            jitter_seconds=0.0,
+            blows=(loss,),
+        )
+    )
+    assert outcome.fired == {"stage-loss at counting": 1}
+    assert not outcome.failed, outcome.reason
