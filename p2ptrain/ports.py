@@ -191,6 +191,10 @@ class StageCompute(Protocol):
     Calls of one peer are serialised in the order in which they were made. Buffers given
     must stay unchanged until the call returns. A cancelled call may still take effect:
     after cancelling an accumulating call, ``clear`` before trusting the accumulator.
+
+    Passes (``forward``, ``backward``, ``loss``, ``evaluate``) of a microbatch of the next step
+    use the weights as they are. Those of the step before use the weights that it began with,
+    while they are kept (see ``step``), give the same bits as they did then, and take ``sign`` 0.
     """
 
     @property
@@ -248,8 +252,16 @@ class StageCompute(Protocol):
         """Elements of the last finished whole sum (for a member that missed parts)."""
         ...
 
-    async def step(self, update: Update) -> None:
-        """Apply the finished sum, clear the accumulator, and forget kept graphs."""
+    async def step(self, update: Update, *, keep: bool = False) -> None:
+        """Apply the finished sum, clear the accumulator, and forget kept graphs.
+
+        ``keep``: the weights before it stay beside the new ones, until ``release`` or the next
+        step: as much memory as the weights take.
+        """
+        ...
+
+    async def release(self, step: Step) -> None:
+        """Let go of the weights that ``step`` began with, if they are the ones that are kept."""
         ...
 
     async def clear(self) -> None:

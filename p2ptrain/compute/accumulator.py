@@ -24,6 +24,7 @@ Alternative refused: float64 sums. Exact far longer, but not exactly exact.
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal
@@ -102,6 +103,12 @@ class FixedPoint:
     def numpy_dtype(self) -> np.dtype[np.signedinteger]:
         """Type of the integers as bytes, little-endian."""
         return np.dtype("<i8" if self._wide else "<i4")
+
+    def fixed(self) -> FixedPoint:
+        """The format as it is now, whatever becomes of this one."""
+        other = copy(self)
+        other.exponents = list(self.exponents)
+        return other
 
     def fits(self, gradients: Sequence[Tensor]) -> bool:
         """Whether every element is finite and within the range of one contribution."""

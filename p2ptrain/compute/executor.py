@@ -29,8 +29,8 @@ from p2ptrain.compute.device import (
     default_memory_bytes,
     make_deterministic,
 )
-from p2ptrain.compute.model import graph_bytes, stage_slice
-from p2ptrain.compute.stage import StageState, kept_graphs
+from p2ptrain.compute.model import graph_bytes, kept_graphs, stage_slice
+from p2ptrain.compute.stage import StageState
 from p2ptrain.core.bottleneck import stage_elements
 from p2ptrain.core.sizes import integer_bytes, nominal_tokens
 from p2ptrain.errors import UserError
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from p2ptrain.core.health import BoundaryReading
     from p2ptrain.ports import Backward, Buffer, Loss, Update, Whole
     from p2ptrain.run import RunSpec
-    from p2ptrain.units import Bytes, Microbatch, Seconds, Stage
+    from p2ptrain.units import Bytes, Microbatch, Seconds, Stage, Step
 
 Kind: TypeAlias = Literal[
     "open", "forward", "backward", "loss", "evaluate", "sum", "finish", "step", "state"
@@ -175,9 +175,13 @@ class TorchStage:
         """Elements of the last whole sum."""
         return await self._run("sum", lambda: self._state.read_sum(start, stop))
 
-    async def step(self, update: Update) -> None:
-        """Apply the finished sum."""
-        await self._run("step", lambda: self._state.step(update))
+    async def step(self, update: Update, *, keep: bool = False) -> None:
+        """Apply the finished sum; ``keep`` the weights before it."""
+        await self._run("step", lambda: self._state.step(update, keep=keep))
+
+    async def release(self, step: Step) -> None:
+        """Let go of the weights that ``step`` began with."""
+        await self._run("state", lambda: self._state.release(step))
 
     async def clear(self) -> None:
         """Forget everything of the current step."""
@@ -261,12 +265,14 @@ class TorchCompute:
         """Estimated memory of a seat of ``stage``, kept graphs included.
 
         Per element: weight, two gradients (of a microbatch, of the step) and two values of
-        optimizer state in float32, and two sums. Temporaries of one tensor are not counted.
+        optimizer state in float32, and two sums; beside other stages, the weight before the
+        last step as well. Temporaries of one tensor are not counted.
         """
         part = stage_slice(self._spec, stage)
         elements = stage_elements(self._spec)[stage]
         one_graph = graph_bytes(self._spec.model, part, nominal_tokens(self._spec))
-        per_element = 5 * FLOAT32_BYTES + 2 * integer_bytes(self._spec)
+        values = 5 if part.first and part.last else 6
+        per_element = values * FLOAT32_BYTES + 2 * integer_bytes(self._spec)
         graphs = 1 + kept_graphs(self._spec, part, self._kept_graph_bytes)
         return elements * per_element + graphs * one_graph
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from p2ptrain.core.bottleneck import Bottleneck, stage_bottlenecks
 from p2ptrain.core.partition import cut_layers
+from p2ptrain.core.sizes import nominal_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,6 +126,17 @@ def graph_bytes(model: Model, part: Slice, tokens: int) -> Bytes:
     per_layer = 8 * model.d_model + 2 * kv_width + 4 * model.d_ff
     anchored = 0 if part.below is None else (1 + part.below.order) * model.d_model
     return 4 * tokens * (len(part.layers) * per_layer + anchored)
+
+
+def kept_graphs(spec: RunSpec, part: Slice, kept_graph_bytes: Bytes) -> int:
+    """How many graphs to keep at most: never more than a step has microbatches.
+
+    The last stage goes up and down in one call and keeps none.
+    """
+    if part.last:
+        return 0
+    one = graph_bytes(spec.model, part, nominal_tokens(spec))
+    return min(spec.batch.microbatches, kept_graph_bytes // one)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -17,6 +17,8 @@ Legend: b sequences, t tokens, d d_model, k width on the wire, v vocabulary, r =
 
 from __future__ import annotations
 
+import math
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,7 @@ from p2ptrain.compute.codecs import CodecContext, codec_at
 from p2ptrain.compute.model import Decoder, Slice, summed_loss
 from p2ptrain.core.sizes import (
     Direction,
+    boundary_bytes,
     boundary_width,
     microbatch_token_bytes,
     nominal_tokens,
@@ -40,9 +43,10 @@ from p2ptrain.run.codecs import composition_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from p2ptrain.compute.accumulator import FixedPoint
     from p2ptrain.ports import Buffer
     from p2ptrain.run import RunSpec
-    from p2ptrain.units import Microbatch, Stage
+    from p2ptrain.units import Microbatch, Stage, Step
 
 PROBE_VALUE = 2.0**-6
 """Of every value of a probe's input: a small number in every codec."""
@@ -54,6 +58,15 @@ class Graph:
 
     given: Tensor
     output: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Before:
+    """What the last step began with: enough to compute its microbatches once more."""
+
+    step: Step
+    passes: Passes
+    format: FixedPoint
 
 
 class Passes:
@@ -73,6 +86,12 @@ class Passes:
         self._weights = weights
         self._device = device
         self._decoder = Decoder(spec.model, part, device)
+
+    def over(self, weights: Mapping[str, Tensor]) -> Passes:
+        """The same passes over other weights."""
+        other = copy(self)
+        other._weights = weights  # noqa: SLF001 - one of us
+        return other
 
     def run(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> Graph:
         """Forward over encoded input; output (b, t, d), or logits (b, t, v) at the last stage.
@@ -103,6 +122,19 @@ class Passes:
             x = expand(self._weights, below, x, self._token_ids(tokens)[:, :-1])
         x = self._decoder(self._weights, x)
         return x if above is None else compress(self._weights, above, x, self._spec.model.norm_eps)
+
+    @torch.no_grad()
+    def probe(self, work: Microbatch) -> None:
+        """Raise MisbehaviourError unless fixed input gives finite output of the right size."""
+        spec, stage, tokens = self._spec, self._stage, bytes(microbatch_token_bytes(self._spec))
+        output = self.run(work, tokens, self.probe_input(work)).output
+        if not self._part.last:
+            encoded = self.encode_output(output, work)
+            sized = len(encoded) == boundary_bytes(spec, stage, "forward", work.step)
+        else:
+            sized = math.isfinite(float(self.mean_loss(output, tokens)))
+        if not sized or not bool(torch.isfinite(output).all()):
+            raise MisbehaviourError(f"the state of stage {stage} gives no finite output here")
 
     def mean_loss(self, logits_btv: Tensor, tokens: Buffer) -> Tensor:
         """Sum of token losses over the nominal token count, in nats and float32."""

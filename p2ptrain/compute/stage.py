@@ -5,11 +5,14 @@ reference calls it directly. So the swarm and the one-process run that judges it
 every line that computes.
 
 Intuition: everything is bytes at the rim and tensors inside. A microbatch is computed
-alone; its gradient is rounded to integers alone; only ``step`` changes weights.
+alone; its gradient is rounded to integers alone; only ``step`` changes weights, and where
+it is told to keep the old ones it writes new tensors and leaves those as they are.
 
 Invariants:
     * a backward pass gives the same bits whether its graph was kept or is recomputed: the
       forward pass is the same code on the same bytes;
+    * a microbatch of the step before gives the same bits as it did then: that step's weights
+      and what fitted the accumulator are kept with them; its optimizer state is not needed;
     * kept graphs hold at most ``kept_graph_bytes``: at the bound a new one is not kept;
     * an id with a loss that is not finite adds nothing at any stage: its gradient travels
       as zeros, and a gradient of zeros is not computed, so no 0 x inf arises below.
@@ -36,13 +39,13 @@ from p2ptrain.compute.accumulator import (
 )
 from p2ptrain.compute.health import BoundaryWatch
 from p2ptrain.compute.initial import initial_weights
-from p2ptrain.compute.model import Slice, graph_bytes, parameter_shapes, stage_slice
+from p2ptrain.compute.model import kept_graphs, parameter_shapes, stage_slice
 from p2ptrain.compute.optimizers import StageOptimizer, clip_factor
-from p2ptrain.compute.passes import Graph, Passes
+from p2ptrain.compute.passes import Before, Graph, Passes
 from p2ptrain.compute.snapshot import SAFETENSORS_FLOAT32, pack, raw_bytes, unpack
 from p2ptrain.core.digest import tensor_digest
 from p2ptrain.core.schedule import is_evaluation
-from p2ptrain.core.sizes import boundary_bytes, microbatch_token_bytes, nominal_tokens
+from p2ptrain.core.sizes import nominal_tokens
 from p2ptrain.errors import InternalError, MisbehaviourError
 from p2ptrain.ports import Backward, Loss, Whole
 from p2ptrain.units import Microbatch, Slot, Step
@@ -57,17 +60,6 @@ if TYPE_CHECKING:
 
 LOSS_SCALE = 1 << 32
 """Losses travel as integers of 2^-32 nats, so that tallies add exactly."""
-
-
-def kept_graphs(spec: RunSpec, part: Slice, kept_graph_bytes: Bytes) -> int:
-    """How many graphs to keep at most: never more than a step has microbatches.
-
-    The last stage goes up and down in one call and keeps none.
-    """
-    if part.last:
-        return 0
-    one = graph_bytes(spec.model, part, nominal_tokens(spec))
-    return min(spec.batch.microbatches, kept_graph_bytes // one)
 
 
 class StageState:
@@ -85,6 +77,7 @@ class StageState:
         self._passes = Passes(spec, stage, part, self._weights, device)
         self._optimizer = StageOptimizer(spec.optimizer, self._weights)
         self._own = GradientSum(spec, self._layout, device)
+        self._before: Before | None = None
         self._whole: Tensor | None = None
         self._finished = False
         self._graphs: dict[Microbatch, Graph] = {}
@@ -103,12 +96,11 @@ class StageState:
 
     def forward(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> bytes:
         """Encoded output; keeps the graph for the backward pass while there is room."""
-        if is_evaluation(self._spec, work):
+        passes = self._passes_of(work)
+        if passes is not self._passes or is_evaluation(self._spec, work):
             with torch.no_grad():
-                return self._passes.encode_output(
-                    self._passes.run(work, tokens, given).output, work
-                )
-        graph = self._passes.run(work, tokens, given)
+                return passes.encode_output(passes.run(work, tokens, given).output, work)
+        graph = passes.run(work, tokens, given)
         if len(self._graphs) < self._kept_graphs:
             self._graphs[work] = graph
         sent = self._passes.encode_output(graph.output, work)
@@ -130,13 +122,13 @@ class StageState:
         """Accumulate one microbatch, from its kept graph or by running forward again."""
         graph = self._graphs.pop(work, None)
         output_gradient_rd = self._passes.decode_gradient(gradient, work)
-        if self._watch is not None:
+        if self._watch is not None and work.step == self.version:
             self._watch.returned(output_gradient_rd)
         low, high = torch.aminmax(output_gradient_rd)
         if low == 0 == high:  # weight 0, or nothing left after the codec
             return Backward(gradient=self._passes.encode_nothing(work), poisoned=False)
         if graph is None:
-            graph = self._passes.run(work, tokens, given)
+            graph = self._passes_of(work).run(work, tokens, given)
         below, poisoned = self._accumulate(graph, graph.output, output_gradient_rd, work, sign)
         return Backward(gradient=below, poisoned=poisoned)
 
@@ -149,7 +141,7 @@ class StageState:
         sign: Literal[1, 0, -1] = 1,
     ) -> Loss:
         """The last stage's whole pass: forward, loss, backward, accumulate."""
-        graph = self._passes.run(work, tokens, given)
+        graph = self._passes_of(work).run(work, tokens, given)
         mean = self._passes.mean_loss(graph.output, tokens)
         value = float(mean.detach())
         if not math.isfinite(value):
@@ -161,7 +153,7 @@ class StageState:
     @torch.no_grad()
     def evaluate(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> Loss:
         """Loss of a held-out microbatch; nothing accumulates."""
-        graph = self._passes.run(work, tokens, given)
+        graph = self._passes_of(work).run(work, tokens, given)
         value = float(self._passes.mean_loss(graph.output, tokens))
         if not math.isfinite(value):
             return Loss(loss=0, tokens=0, gradient=None, poisoned=False)
@@ -175,6 +167,14 @@ class StageState:
             poisoned=poisoned,
         )
 
+    def _passes_of(self, work: Microbatch) -> Passes:
+        """Over the weights of its step: this one, or the one before while they are kept."""
+        if work.step == self.version:
+            return self._passes
+        if self._before is None or self._before.step != work.step:
+            raise InternalError(f"a microbatch of step {work.step} at version {self.version}")
+        return self._before.passes
+
     def _accumulate(
         self,
         graph: Graph,
@@ -184,8 +184,14 @@ class StageState:
         sign: Literal[1, 0, -1],
     ) -> tuple[bytes | None, bool]:
         """Backward through ``graph``; returns (encoded gradient for below, poisoned)."""
-        gradients, below = self._passes.gradients(graph, output, output_gradient_rd)
-        poisoned = not self._own.add(gradients, sign)
+        passes, before = self._passes_of(work), self._before
+        gradients, below = passes.gradients(graph, output, output_gradient_rd)
+        if passes is self._passes or before is None:
+            poisoned = not self._own.add(gradients, sign)
+        elif sign:
+            raise InternalError(f"a microbatch of step {work.step} counted in {self.version}")
+        else:
+            poisoned = not before.format.fits(gradients)
         if poisoned and below is not None and not bool(torch.isfinite(below).all()):
             return self._passes.encode_nothing(work), poisoned
         return self._passes.encode_gradient(below, work), poisoned
@@ -227,15 +233,20 @@ class StageState:
 
     # --- the step --------------------------------------------------------------------------
 
-    def step(self, update: Update) -> None:
+    def step(self, update: Update, *, keep: bool = False) -> None:
         """Apply the finished sum. Without tokens there is nothing to apply: it skips."""
         if update.step != self.version:
             raise InternalError(f"step {update.step} on weights of version {self.version}")
-        if update.skip or not update.tokens:
+        skip = update.skip or not update.tokens
+        if not skip and (self._whole is None or not self._finished):
+            raise InternalError(f"step {update.step} without a finished sum")
+        self._before = None  # at most two sets of weights, even for a moment
+        if keep:
+            self._keep(update.step)
+        if skip:
             self._own.format.coarsen()
         else:
-            if self._whole is None or not self._finished:
-                raise InternalError(f"step {update.step} without a finished sum")
+            assert self._whole is not None
             self._optimizer.step(self._gradients(self._whole, update), update.step)
             self._own.format.adapt(self._whole, self._layout)
         self._finished = False
@@ -244,10 +255,22 @@ class StageState:
         self.reading = None if self._watch is None else self._watch.take()
         self.version = Step(update.step + 1)
 
+    def _keep(self, step: Step) -> None:
+        """Leave the weights as they are to passes of ``step``, and go on with a copy."""
+        passes, format_ = self._passes.over(dict(self._weights)), self._own.format.fixed()
+        self._before = Before(step=step, passes=passes, format=format_)
+        for name, weight in self._weights.items():
+            self._weights[name] = weight.detach().clone().requires_grad_()
+
+    def release(self, step: Step) -> None:
+        """Let go of the weights that ``step`` began with."""
+        if self._before is not None and self._before.step == step:
+            self._before = None
+
     def _gradients(self, whole: Tensor, update: Update) -> dict[str, Tensor]:
         """The mean gradient, clipped by its global norm: float64 until the last rounding."""
         divisor = update.tokens / nominal_tokens(self._spec)
-        # fsum rounds once, so the norm does not depend on how the layers are cut.
+        # fsum rounds once: the norm does not depend on the cut.
         norm = math.sqrt(math.fsum(update.norms)) / divisor
         clip = clip_factor(self._spec.optimizer.clip_norm, norm)
         gradients: dict[str, Tensor] = {}
@@ -279,23 +302,12 @@ class StageState:
             {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         )
         self._own.format.exponents = exponents
-        self.version = Step(version)
+        self.version, self._before = Step(version), None
         self.clear()
 
-    @torch.no_grad()
     def probe(self) -> None:
         """Raise MisbehaviourError unless fixed input gives finite output of the right size."""
-        work = Microbatch(self.version, Slot(0))
-        tokens, given = bytes(microbatch_token_bytes(self._spec)), self._passes.probe_input(work)
-        output = self._passes.run(work, tokens, given).output
-        if self.stage < self._spec.cut.stages - 1:
-            sized = len(self._passes.encode_output(output, work)) == boundary_bytes(
-                self._spec, self.stage, "forward", work.step
-            )
-        else:
-            sized = math.isfinite(float(self._passes.mean_loss(output, tokens)))
-        if not sized or not bool(torch.isfinite(output).all()):
-            raise MisbehaviourError(f"the state of stage {self.stage} gives no finite output here")
+        self._passes.probe(Microbatch(self.version, Slot(0)))
 
     def tensor_digests(self) -> Mapping[str, str]:
         """Digest of every weight tensor by global name."""

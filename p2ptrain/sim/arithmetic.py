@@ -68,6 +68,7 @@ class ToyState:
         self._rounding = (rounding.encode(),) if rounding else ()
         self._dtype = np.dtype(f"<i{integer_bytes(spec)}")
         self._weights = mixed("weights", f"{spec.seed}/{stage}".encode())
+        self._before: bytes | None = None  # the weights that the last step began with
         self._total = np.zeros(self.elements, self._dtype)
         self._sum: NDArray[np.signedinteger] | None = None
         self._unapplied = False
@@ -151,12 +152,13 @@ class ToyState:
             raise InternalError(msg)
         return self._sum[start:stop].tobytes()
 
-    def step(self, update: Update) -> None:
+    def step(self, update: Update, *, keep: bool = False) -> None:
         """The next weights."""
         if update.step != self.step_index or not (self._unapplied or update.skip):
             unapplied = "a sum" if self._unapplied else "no sum"
             msg = f"step {update.step} at version {self.step_index} with {unapplied} to apply"
             raise InternalError(msg)
+        self._before = self._weights if keep else None
         if not update.skip:
             numbers = struct.pack(
                 f"<qq{len(update.norms)}d", update.step, update.tokens, *update.norms
@@ -165,6 +167,11 @@ class ToyState:
         self.step_index = Step(update.step + 1)
         self._unapplied = False  # the sum can still be read, for a seat that missed it
         self._total = np.zeros(self.elements, self._dtype)
+
+    def release(self, step: Step) -> None:
+        """Forget the weights that ``step`` began with."""
+        if step == self.step_index - 1:
+            self._before = None
 
     def clear(self) -> None:
         """Nothing accumulated, nothing finished."""
@@ -189,7 +196,7 @@ class ToyState:
             raise MisbehaviourError(reason)
         if blob[_HEADER.size :] != expanded(weights, 4 * self.elements):
             raise MisbehaviourError(reason)
-        self.step_index, self._weights = Step(step), weights
+        self.step_index, self._weights, self._before = Step(step), weights, None
         self.clear()
 
     def weights(self) -> dict[str, bytes]:
@@ -206,13 +213,12 @@ class ToyState:
 
     def _seed(self, kind: str, work: Microbatch, *inputs: Buffer | None) -> bytes:
         place = struct.pack("<qq", work.step, work.slot)
-        return mixed(
-            kind,
-            self._weights,
-            place,
-            *(b"" if part is None else part for part in inputs),
-            *self._rounding,
-        )
+        weights = self._weights if work.step == self.step_index else self._before
+        if weights is None or not 0 <= self.step_index - work.step <= 1:
+            msg = f"a microbatch of step {work.step} at version {self.step_index}"
+            raise InternalError(msg)
+        known = (b"" if part is None else part for part in inputs)
+        return mixed(kind, weights, place, *known, *self._rounding)
 
     def _below(self, step: Step, seed: bytes) -> bytes | None:
         if self.stage == 0:
@@ -221,6 +227,9 @@ class ToyState:
         return expanded(mixed("below", seed), size)
 
     def _accumulate(self, work: Microbatch, seed: bytes, sign: Literal[1, 0, -1]) -> bool:
+        if sign and work.step != self.step_index:
+            msg = f"a microbatch of step {work.step} counted at version {self.step_index}"
+            raise InternalError(msg)
         if work in self._poisoned:
             return True
         if sign:

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from p2ptrain.core.health import BoundaryReading
     from p2ptrain.ports import Backward, Buffer, Loss, Update, Whole
     from p2ptrain.run import RunSpec
-    from p2ptrain.units import Bytes, Microbatch, PeerId, Seconds, Stage
+    from p2ptrain.units import Bytes, Microbatch, PeerId, Seconds, Stage, Step
 
 T = TypeVar("T")
 
 Kind: TypeAlias = Literal["forward", "backward", "loss", "step", "other"]
 
-STATE_COPIES = 5
-"""Weights, two optimizer moments, sum and accumulator: what a seat holds per parameter."""
+STATE_COPIES = 6
+"""Weights, those of the step before, two optimizer moments, sum and accumulator, per parameter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,9 +226,13 @@ class ToyStage:
         """Elements of the finished sum."""
         return await self._device.run("other", lambda: self._state.read_sum(start, stop))
 
-    async def step(self, update: Update) -> None:
+    async def step(self, update: Update, *, keep: bool = False) -> None:
         """The next version."""
-        await self._device.run("step", lambda: self._state.step(update))
+        await self._device.run("step", lambda: self._state.step(update, keep=keep))
+
+    async def release(self, step: Step) -> None:
+        """The version before is needed no more."""
+        await self._device.run("other", lambda: self._state.release(step))
 
     async def clear(self) -> None:
         """Forget what was accumulated."""

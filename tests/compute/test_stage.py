@@ -209,11 +209,26 @@ def test_int32_skips_make_room() -> None:
     assert state.save() == other.save()
     gradient = seat(1).loss(WORK, TOKENS, given()).gradient
     assert gradient is not None
-    state.backward(WORK, TOKENS, None, gradient)
+    state.backward(Microbatch(Step(1), Slot(0)), TOKENS, None, gradient)
     fresh = seat(0, spec)
     fresh.backward(WORK, TOKENS, None, gradient)
     coarse, fine = (np.abs(np.frombuffer(own(s), "<i4")).max() for s in (state, fresh))
     assert coarse * 16 == pytest.approx(fine, abs=16)
+
+
+def test_what_did_not_fit_in_its_step_does_not_fit_when_it_is_computed_again() -> None:
+    """The range is that of its step, whatever the skip has made of it."""
+    spec = msgspec.structs.replace(SPEC, accumulator=Accumulator(dtype="int32"))
+    state, later = seat(0, spec), Microbatch(Step(1), Slot(0))
+    constants = (2.0**exponent for exponent in range(20))
+    huge = next(
+        gradient
+        for gradient in map(_constant_gradient, constants)
+        if seat(0, spec).backward(WORK, TOKENS, None, gradient).poisoned
+    )
+    state.step(Update(step=Step(0), tokens=0, norms=(), skip=True), keep=True)
+    assert state.backward(WORK, TOKENS, None, huge, sign=0).poisoned
+    assert not state.backward(later, TOKENS, None, huge).poisoned
 
 
 def test_digests_are_those_of_the_weights() -> None:
@@ -294,3 +309,9 @@ def test_a_bottleneck_travels_with_its_stages_state() -> None:
     for stage, own_names in names.items():
         held = safetensors.torch.load(seat(stage, NARROW).save())
         assert {f"weights/{name}" for name in own_names} <= held.keys()
+
+
+def _constant_gradient(value: float) -> bytes:
+    """In bfloat16: the upper half of a float32."""
+    high = np.array([value], dtype="<f4").tobytes()[2:]
+    return high * (boundary_bytes(SPEC, 0, "backward", 0) // len(high))

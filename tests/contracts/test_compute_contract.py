@@ -24,7 +24,7 @@ from p2ptrain.core.sizes import (
     microbatch_token_bytes,
     nominal_tokens,
 )
-from p2ptrain.errors import MisbehaviourError, UserError
+from p2ptrain.errors import InternalError, MisbehaviourError, UserError
 from p2ptrain.ports import Compute, StageCompute, Update
 from p2ptrain.run import Batch, Codec, Composition, Cut, Evaluation, Model, RunSpec
 from p2ptrain.sim.compute import CostModel, ToyCompute
@@ -140,7 +140,9 @@ async def own(seat: StageCompute) -> bytes:
     return await seat.read_own(0, seat.elements)
 
 
-async def stepped(compute: Compute, stage: Stage, *, skip: bool = False) -> StageCompute:
+async def stepped(
+    compute: Compute, stage: Stage, *, skip: bool = False, keep: bool = False
+) -> StageCompute:
     """A seat of ``stage`` after step 0."""
     seats = [await compute.open(other) for other in STAGES]
     for slot in TRAIN:
@@ -148,7 +150,8 @@ async def stepped(compute: Compute, stage: Stage, *, skip: bool = False) -> Stag
     wholes = [await seat.finish([(0, await own(seat))]) for seat in seats]
     tokens = len(TRAIN) * nominal_tokens(SPEC)
     norms = tuple(norm for whole in wholes for norm in whole.norms)
-    await seats[stage].step(Update(step=Step(0), tokens=tokens, norms=norms, skip=skip))
+    update = Update(step=Step(0), tokens=tokens, norms=norms, skip=skip)
+    await seats[stage].step(update, keep=keep)
     return seats[stage]
 
 
@@ -410,3 +413,95 @@ async def test_without_a_sign_the_gradient_is_the_same_and_nothing_is_added(
     before = await own(seat)
     assert await down(seat, some, 0) == some.gradient[stage - 1]
     assert await own(seat) == before
+
+
+# --- the step before ------------------------------------------------------------------------
+
+
+async def up(seat: StageCompute, frame: Frame) -> bytes:
+    return await seat.forward(frame.work, frame.tokens, frame.given[seat.stage])
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("stage", STAGES)
+async def test_what_is_computed_again_after_its_step_is_the_same_and_adds_nothing(
+    compute: Compute,
+    stage: Stage,
+    skip: bool,  # noqa: FBT001 - drawn by pytest
+) -> None:
+    some, *_ = await frames(compute)
+    seat = await stepped(compute, stage, skip=skip, keep=True)
+    after = await seat.save()
+    if stage != LAST:
+        assert await up(seat, some) == some.given[stage + 1]
+    assert await down(seat, some, 0) == (some.gradient[stage - 1] if stage else None)
+    assert not any(await own(seat))
+    assert await seat.save() == after
+
+
+@pytest.mark.asyncio
+async def test_a_held_out_microbatch_of_the_step_before_has_its_loss_again(
+    compute: Compute,
+) -> None:
+    fresh, seat = await compute.open(LAST), await stepped(compute, LAST, keep=True)
+    work, given = Microbatch(Step(0), EVALUATE), bytes(boundary_bytes(SPEC, MIDDLE, "forward", 0))
+    assert await seat.evaluate(work, text(work), given) == await fresh.evaluate(
+        work, text(work), given
+    )
+
+
+@pytest.mark.asyncio
+async def test_kept_weights_change_nothing_that_follows(compute: Compute) -> None:
+    some, *_ = await frames(compute)
+    seat, other = await stepped(compute, MIDDLE, keep=True), await stepped(compute, MIDDLE)
+    await up(seat, some)
+    later = Frame(Microbatch(Step(1), Slot(0)), some.tokens, some.given, some.gradient)
+    for each in (seat, other):
+        await count(each, later)
+    assert await own(seat) == await own(other)
+    assert await seat.save() == await other.save()
+
+
+@pytest.mark.asyncio
+async def test_weights_are_kept_until_they_are_released_and_only_if_they_are_named(
+    compute: Compute,
+) -> None:
+    some, *_ = await frames(compute)
+    seat = await stepped(compute, MIDDLE, keep=True)
+    await seat.release(Step(1))  # of another step: too early, or long gone
+    await up(seat, some)
+    await seat.release(Step(0))
+    with pytest.raises(InternalError):
+        await up(seat, some)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("keep", [False, True])
+async def test_a_step_keeps_at_most_the_weights_that_it_began_with(
+    compute: Compute,
+    keep: bool,  # noqa: FBT001 - drawn by pytest
+) -> None:
+    some, *_ = await frames(compute)
+    seat = await stepped(compute, MIDDLE, keep=True)
+    await seat.step(Update(step=Step(1), tokens=0, norms=(), skip=True), keep=keep)
+    with pytest.raises(InternalError):
+        await up(seat, some)
+
+
+@pytest.mark.asyncio
+async def test_who_takes_a_state_over_holds_nothing_of_the_step_before(compute: Compute) -> None:
+    some, *_ = await frames(compute)
+    seat = await stepped(compute, MIDDLE, keep=True)
+    await seat.load(await seat.save())
+    with pytest.raises(InternalError):
+        await up(seat, some)
+
+
+@pytest.mark.asyncio
+async def test_the_step_before_is_over_nothing_of_it_is_counted(compute: Compute) -> None:
+    some, *_ = await frames(compute)
+    for stage in STAGES:
+        seat = await stepped(compute, stage, keep=True)
+        with pytest.raises(InternalError):
+            await count(seat, some)

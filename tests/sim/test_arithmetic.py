@@ -64,7 +64,7 @@ def test_every_wrong_microbatch_changes_the_sum() -> None:
         right[1:],
         [*right, right[0]],
         [*right[1:], (WORKS[0], b"\1" + GIVEN[1:])],
-        [*right[1:], (Microbatch(Step(1), Slot(0)), GIVEN)],
+        [*right[1:], (Microbatch(Step(0), Slot(6)), GIVEN)],
     ]
     digests = [digest(*adds) for adds in (right, *wrong)]
     assert len(set(digests)) == len(digests)
@@ -80,7 +80,7 @@ def test_weights_and_inputs_enter_every_output() -> None:
         state.forward(work, b"tokens", GIVEN),
         state.forward(work, b"tokens", GIVEN[1:] + b"\1"),
         state.forward(work, b"others", GIVEN),
-        later.forward(work, b"tokens", GIVEN),
+        later.forward(Microbatch(Step(1), work.slot), b"tokens", GIVEN),
         ToyState(SPEC, Stage(0)).forward(work, b"tokens", None),
     }
     assert len(outputs) == 5
