@@ -175,6 +175,11 @@ class GradientSum:
             self._sum[part].add_(integers, alpha=sign)
         return True
 
+    def norms(self, whole: Tensor) -> tuple[float, ...]:
+        """Squared norm of every parameter's part of a whole sum."""
+        parts = zip(self._layout.slices(), self.format.exponents, strict=True)
+        return tuple(squared_norm(whole[part], exponent) for part, exponent in parts)
+
     def clear(self) -> None:
         """Back to zero; exponents stay."""
         self._sum.zero_()

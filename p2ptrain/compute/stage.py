@@ -5,8 +5,7 @@ reference calls it directly. So the swarm and the one-process run that judges it
 every line that computes.
 
 Intuition: everything is bytes at the rim and tensors inside. A microbatch is computed
-alone; its gradient is rounded to integers alone; only ``step`` changes weights, and where
-it is told to keep the old ones it writes new tensors and leaves those as they are.
+alone; its gradient is rounded to integers alone; only ``step`` changes weights, or makes new ones.
 
 Invariants:
     * a backward pass gives the same bits whether its graph was kept or is recomputed: the
@@ -33,7 +32,6 @@ from p2ptrain.compute.accumulator import (
     GradientSum,
     Layout,
     assemble,
-    squared_norm,
     sum_digest,
     sum_parts,
 )
@@ -185,11 +183,11 @@ class StageState:
     ) -> tuple[bytes | None, bool]:
         """Backward through ``graph``; returns (encoded gradient for below, poisoned)."""
         passes, before = self._passes_of(work), self._before
+        if passes is not self._passes and sign:
+            raise InternalError(f"a microbatch of step {work.step} counted in {self.version}")
         gradients, below = passes.gradients(graph, output, output_gradient_rd)
         if passes is self._passes or before is None:
             poisoned = not self._own.add(gradients, sign)
-        elif sign:
-            raise InternalError(f"a microbatch of step {work.step} counted in {self.version}")
         else:
             poisoned = not before.format.fits(gradients)
         if poisoned and below is not None and not bool(torch.isfinite(below).all()):
@@ -209,12 +207,7 @@ class StageState:
     def finish(self, pieces: Sequence[tuple[int, Buffer]]) -> Whole:
         """Take the whole sum; its digest and norms are the same on every holder."""
         whole = assemble(pieces, self.elements, self._own.format.numpy_dtype)
-        norms = tuple(
-            squared_norm(whole[part], exponent)
-            for part, exponent in zip(
-                self._layout.slices(), self._own.format.exponents, strict=True
-            )
-        )
+        norms = self._own.norms(whole)
         self._whole, self._finished = whole, True
         finite = all(math.isfinite(norm) for norm in norms)
         return Whole(digest=sum_digest(whole), norms=norms, finite=finite)
@@ -270,8 +263,7 @@ class StageState:
     def _gradients(self, whole: Tensor, update: Update) -> dict[str, Tensor]:
         """The mean gradient, clipped by its global norm: float64 until the last rounding."""
         divisor = update.tokens / nominal_tokens(self._spec)
-        # fsum rounds once: the norm does not depend on the cut.
-        norm = math.sqrt(math.fsum(update.norms)) / divisor
+        norm = math.sqrt(math.fsum(update.norms)) / divisor  # fsum rounds once, wherever the cut is
         clip = clip_factor(self._spec.optimizer.clip_norm, norm)
         gradients: dict[str, Tensor] = {}
         for (name, weight), part, exponent in zip(
@@ -306,7 +298,7 @@ class StageState:
         self.clear()
 
     def probe(self) -> None:
-        """Raise MisbehaviourError unless fixed input gives finite output of the right size."""
+        """Raise MisbehaviourError unless fixed input gives sound output."""
         self._passes.probe(Microbatch(self.version, Slot(0)))
 
     def tensor_digests(self) -> Mapping[str, str]:

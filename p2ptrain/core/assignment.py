@@ -29,13 +29,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from p2ptrain.errors import UserError
-from p2ptrain.units import Stage
+from p2ptrain.units import Stage, Step
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Collection, Iterable, Sequence
 
-    from p2ptrain.units import PeerId, Seconds, Step
+    from p2ptrain.units import PeerId, Seconds
 
 SeatState: TypeAlias = Literal["joining", "serving", "draining"]
 
@@ -46,11 +46,15 @@ MIGRATION_RANK_SECONDS = 2.5  # for the claim of the rank before to be seen
 MIGRATION_JITTER_SECONDS = 5.0  # keeps equal ranks of differing views apart
 
 
+BEGINNING = Step(0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeatView:
     """A seat as we know it.
 
     ``rate``: microbatches per second if the peer had no other seat; 0 while unmeasured.
+    ``least_above``, ``least_below``: see wire/messages.
     """
 
     peer: PeerId
@@ -58,6 +62,8 @@ class SeatView:
     state: SeatState
     rate: float
     version: Step
+    least_above: Step = BEGINNING
+    least_below: Step = BEGINNING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

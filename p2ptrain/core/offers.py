@@ -117,7 +117,7 @@ class OfferBook:
     """
 
     def __init__(self, limits: Limits, *, parked_bound: int) -> None:
-        self._limits = limits
+        self.limits = limits
         self._places: dict[Microbatch, _Place] = {}
         self._parked: set[Microbatch] = set()
         self._bound = parked_bound
@@ -150,7 +150,7 @@ class OfferBook:
             place = self._places[work] = _Place("reserved", replay)
         if place.state != "reserved":
             return Held(state=place.state)
-        place.expires_at = now + self._limits.lease_seconds
+        place.expires_at = now + self.limits.lease_seconds
         return Offered(expires_at=place.expires_at, ahead=self._ahead(work))
 
     def decline(self, work: Microbatch) -> bool:
@@ -268,7 +268,7 @@ class OfferBook:
     @property
     def queue_bound(self) -> int:
         """What `queue` never exceeds."""
-        return self._limits.queue_slots + self._limits.replay_slots
+        return self.limits.queue_slots + self.limits.replay_slots
 
     @property
     def parked(self) -> int:
@@ -299,7 +299,7 @@ class OfferBook:
         """Replays fill their own slots first, then ordinary ones; nobody else uses theirs."""
         replays = sum(p.replay for p in self._places.values() if not p.sourced)
         free = self.queue_bound - self.queue
-        return free > (0 if replay else max(0, self._limits.replay_slots - replays))
+        return free > (0 if replay else max(0, self.limits.replay_slots - replays))
 
     def _order(self, work: Microbatch) -> tuple[int, bool, int]:
         return work.step, not self._places[work].replay, work.slot

@@ -7,8 +7,7 @@
 Invariants:
     * every Ask gets exactly one answer, with the attempt that it belongs to;
     * what is promised (delay, service) is what this peer's compute has in front of it now;
-    * of a step that is over it says ``committed``, or ``counted`` while it keeps the gradient;
-      of any other that is not ours ``none``.
+    * of a step that is over it says ``committed``, of any other that is not ours ``none``.
 
 Refused: silence towards who stands elsewhere in history. The asker would wait for its own
 deadline, and take a seat that is merely a step behind for a dead one.
@@ -56,8 +55,6 @@ class Answers:
         self.offers = self.busies = 0  # answers to asks in this step
         self._stage, self._pace, self._post, self._emit = stage, pace, post, emit
         self._held, self._backlog = held, backlog
-        # Whether we keep the gradient of a microbatch of the last step, should it be replayed.
-        self.keeps: Callable[[Position, Microbatch], bool] = lambda _at, _work: False
         self._at: Position | None = None
 
     def begin(self, at: Position) -> None:
@@ -125,7 +122,5 @@ class Answers:
         """What we hold of a microbatch of ``at``, be that our position or not."""
         over = self._at is not None and at.step < self._at.step
         state: Held = "committed" if over else self._held(work) if at == self._at else "none"
-        if over and self.keeps(at, work):
-            state = "counted"
         message = m.Whereabouts(at=at, slot=work.slot, stage=self._stage, state=state)
         self._post.tell(peer, message)

@@ -3,7 +3,8 @@
     SUMs known -> wait until nothing computes here -> compute steps -> chain -> events -> done
 
 What a committed step leaves behind (its sums; the whole integer sum lies in compute) is kept
-until the next commit, for seats that are one step behind.
+until the next commit, for seats that are one step behind; so are the weights before it, while
+there are other peers that may need what died with a seat (engine/past).
 
 Invariants:
     * compute steps only while the pipeline is frozen and quiet: no microbatch is computed
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from p2ptrain.core.agreement import Position, Sum
     from p2ptrain.core.chain import StepOutcome
     from p2ptrain.engine.pipeline import Pipeline
+    from p2ptrain.engine.post import Post
     from p2ptrain.ports import StageCompute
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Chain, Seconds, Step
@@ -50,6 +52,7 @@ class Done:
     sums: tuple[Sum, ...]
     outcome: StepOutcome
     chain: Chain  # after it
+    kept: bool = False  # whether the weights before it are
 
     def told(self) -> tuple[Sum, ...]:
         """The SUMs as somebody tells them who has stepped with them."""
@@ -74,13 +77,14 @@ class Committer:
         spec: RunSpec,
         pipeline: Pipeline,
         compute: StageCompute,
+        post: Post,
         *,
         emit: ev.Emit,
         committed: Callable[[Done], None],
     ) -> None:
         self.last: Done | None = None  # what we can still give to seats one step behind
         self._spec, self._pipeline, self._compute = spec, pipeline, compute
-        self._emit, self._committed = emit, committed
+        self._post, self._emit, self._committed = post, emit, committed
         self._nominal_tokens = spec.batch.sequences * spec.model.context
         self._became_quiet = asyncio.Event()
         self._since: Seconds | None = None  # the last commit, or the beginning of the first step
@@ -102,14 +106,18 @@ class Committer:
         """
         pipeline = self._pipeline
         pipeline.frozen = True
-        while not pipeline.quiet:  # a job of this seat is being computed; it is wasted
+        if pipeline.past is not None:
+            pipeline.past.stop()
+        while not pipeline.still:  # a job of this seat is being computed; it is wasted
             self._became_quiet.clear()
             await self._became_quiet.wait()
+        pipeline.forget_past()
+        keep = len(sums) > 1 and bool(self._post.everyone())
         outcome = step_outcome(sums, self._nominal_tokens)
         update = Update(step=at.step, tokens=outcome.tokens, norms=outcome.norms, skip=outcome.skip)
-        await self._compute.step(update)
+        await self._compute.step(update, keep=keep)
         chain = next_chain(at.chain, at.epoch, at.step, sums)
-        self.last = Done(at=at, sums=sums, outcome=outcome, chain=chain)
+        self.last = Done(at=at, sums=sums, outcome=outcome, chain=chain, kept=keep)
         self._record(self.last, asyncio.get_running_loop().time())
         self._committed(self.last)
 

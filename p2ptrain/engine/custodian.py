@@ -55,6 +55,7 @@ class Custodian:
         self._emit = emit
         self._limits = limits or c.CustodyLimits()
         self._at: Position | None = None
+        self._concluded = False
         self._duties = Docket()
         self.frames = Frames(stage, spill, emit)
         self._paths: dict[Microbatch, tuple[PeerId, ...]] = {}
@@ -84,6 +85,7 @@ class Custodian:
 
     def conclude(self, now: Seconds) -> None:
         """Every stage has counted everything; nobody looks for who did."""
+        self._concluded = True
         for work, what in self._duties:
             self._feed(work, what, c.Returned(), now)
         for what in WAYS:
@@ -192,6 +194,8 @@ class Custodian:
     def repath(self, peer: PeerId, work: Microbatch, now: Seconds) -> None:
         """The stage below replays: its gradient goes to ``peer`` now."""
         self._feed(work, "gradient", c.Moved(peer), now)
+        if self._concluded:  # no bitmap of that step is listened to: who asks has not counted it
+            self._feed(work, "gradient", c.Tallied(live=False), now)
 
     def lost(self, peer: PeerId, now: Seconds) -> None:
         """``peer`` is gone: what it held goes another way."""

@@ -12,6 +12,9 @@ follows from its kind:
     for it and both neighbours          Bitmap
     for every seat                      Sum, WantSums
 
+A seat hears it where it stood at the position that the message names: at this step, or at the
+last one while it is kept.
+
 Who speaks to a seat that this peer does not hold has an old view: a question or a frame gets
 the answer that nothing is here, anything else is skipped.
 """
@@ -61,14 +64,14 @@ class Dispatcher:
         match message:
             case m.Offer() | m.Busy():
                 if (seat := self._seats.get(Stage(message.stage - 1))) is not None:
-                    seat.custodian_of(message.at).answered(peer, message, now)
+                    seat.pipeline_of(message.at).custodian.answered(peer, message, now)
             case m.Accepted() | m.Computed() | m.Whereabouts():
                 for near in (message.stage - 1, message.stage + 1):
                     if (seat := self._seats.get(Stage(near))) is not None:
-                        seat.custodian_of(message.at).hear(peer, message, now)
+                        seat.pipeline_of(message.at).custodian.hear(peer, message, now)
             case m.Repath():
                 if (seat := self._seats.get(Stage(message.stage + 1))) is not None:
-                    seat.pipeline.repath(peer, message, now)
+                    seat.pipeline_of(message.at).repath(peer, message, now)
             case m.WantSlots() | m.GiveSlots():
                 seat = self._seats.get(Stage(0))
                 if seat is not None and seat.sourcer is not None:
@@ -115,9 +118,9 @@ class Dispatcher:
             return
         match message:
             case m.Forward():
-                seat.pipeline.forward(peer, message, payload, now)
+                seat.pipeline_of(message.at).forward(peer, message, payload, now)
             case m.Gradient():
-                seat.pipeline.gradient(peer, message, payload, now)
+                seat.pipeline_of(message.at).gradient(peer, message, payload, now)
             case m.Part():
                 seat.stepper.part(peer, message, payload)
             case _:
@@ -156,12 +159,13 @@ def _to_pipeline(
     message: m.Ask | m.Decline | m.Recall | m.Where,
     now: Seconds,
 ) -> None:
+    pipeline = seat.pipeline_of(message.at)
     match message:
         case m.Ask():
-            seat.pipeline.ask(peer, message, now)
+            pipeline.ask(peer, message, now)
         case m.Decline():
-            seat.pipeline.decline(message)
+            pipeline.decline(message)
         case m.Recall():
-            seat.pipeline.recall(peer, message)
+            pipeline.recall(peer, message)
         case m.Where():
-            seat.pipeline.where(peer, message)
+            pipeline.where(peer, message)

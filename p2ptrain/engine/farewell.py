@@ -1,9 +1,9 @@
 """The last moments of a peer that has done its part: stay while needed, then sum up.
 
-A finished peer may be the only one that holds the sums of the last step, which others need
-to finish as well. So it stays until everybody it knows has stepped as far, or its patience
-ends: the others may be dead without anybody having noticed. Everybody does so for the
-stages beside its own, so nobody who lives is left alone.
+A finished peer may be the only one that holds the sums of the last step, or what others need
+of it. So it stays until everybody has stepped as far, or its patience ends: the others may
+be dead without anybody having noticed. It hears the stages beside its own, and from them of
+those beyond.
 
 Invariants:
     * nothing here changes a seat; the weights are digested as the last step left them;
@@ -22,9 +22,9 @@ from p2ptrain.engine.terms import NodeResult
 from p2ptrain.units import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from p2ptrain.engine.roster import Roster
+    from p2ptrain.engine.roster import Roster, Way
     from p2ptrain.engine.seat import SeatRuntime
     from p2ptrain.units import Chain, PeerId, Seconds
 
@@ -33,20 +33,36 @@ LOOKS_MIN = 10  # however short the patience
 
 
 async def linger(
-    roster: Roster, me: PeerId, stages: Collection[int], *, final: int, seconds: Seconds
+    roster: Roster,
+    me: PeerId,
+    stages: Collection[Stage],
+    *,
+    final: int,
+    seconds: Seconds,
+    tell: Callable[[], None] = lambda: None,
 ) -> None:
-    """Stay while others of ``stages`` have not reached version ``final``, ``seconds`` at most.
+    """Stay while others have not reached version ``final``, ``seconds`` at most.
 
+    ``stages``: of our seats. ``tell``: says how far we and those behind us are, if that is new.
     Only who was heard and is not suspected counts: nobody judges those of other stages, and
     who only joins has come too late.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     while loop.time() < until:
-        near = (view for stage in stages for view in roster.present(Stage(stage)))
-        if all(view.version >= final or view.peer == me for view in near):
+        tell()
+        if all(least >= final for stage in stages for least in _leasts(roster, me, stage)):
             return
         await asyncio.sleep(min(LOOK_SECONDS, seconds / LOOKS_MIN))
+
+
+def _leasts(roster: Roster, me: PeerId, stage: Stage) -> Iterator[int]:
+    """How far the others of our stage are, and on both sides everybody."""
+    yield from (view.version for view in roster.present(stage) if view.peer != me)
+    ways: tuple[tuple[int, Way], ...] = ((stage + 1, "above"), (stage - 1, "below"))
+    for there, way in ways:
+        if any(view.peer != me for view in roster.present(Stage(there))):
+            yield roster.least(Stage(there), way)
 
 
 async def sum_up(

@@ -15,9 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from p2ptrain.units import Microbatch
+
 if TYPE_CHECKING:
     from p2ptrain.ports import Buffer
-    from p2ptrain.units import Bytes, Microbatch, PeerId, Seconds, Stage
+    from p2ptrain.units import Bytes, PeerId, Seconds, Stage
+    from p2ptrain.wire import messages as m
 
 Held = Literal["none", "queued", "computing", "parked", "counted", "committed"]
 """Where a microbatch stands here, for others: ``committed`` with its step."""
@@ -46,6 +49,26 @@ class Item:
     def age(self) -> tuple[int, bool, int]:
         """Smallest is computed first: oldest step, then replays (all wait for them), then slot."""
         return self.work.step, not self.replay, self.work.slot
+
+
+def sourced(work: Microbatch, tokens: Buffer, *, replay: bool) -> Item:
+    """A microbatch that is taken from the data here."""
+    return Item(
+        work=work, state="queued", sender=None, path=(), tokens=tokens, given=None, replay=replay
+    )
+
+
+def arrived(peer: PeerId, frame: m.Forward, payload: memoryview, token_bytes: Bytes) -> Item:
+    """A microbatch that ``peer`` has sent: token ids come first."""
+    return Item(
+        work=Microbatch(frame.at.step, frame.slot),
+        state="queued",
+        sender=peer,
+        path=frame.path,
+        tokens=payload[:token_bytes],
+        given=payload[token_bytes:],
+        replay=frame.replay,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,7 +105,7 @@ class Node:
         wires = (world.transport, hello, self.limits)
         self.links = Links(*wires, heartbeat=self._heartbeat, emit=emit, settings=beats)
         self.mail = Mail(self.links, self.roster, self.spawn)
-        self.worker = Worker(lambda: [(s.pipeline, s.compute) for s in self.seats.values()])
+        self.worker = Worker(lambda: [line for s in self.seats.values() for line in s.lines()])
         announcer = Announcer(
             run=run, peer=self.me, incarnation=incarnation, addresses=world.transport.addresses()
         )
@@ -266,8 +266,14 @@ class Node:
         """Stay while others still need our sums, but not for ever; then sum up."""
         if self.seats and not self.draining:
             final, seconds = last_step(self.spec) + 1, self.options.linger_seconds
-            near = {stage + offset for stage in self.seats for offset in (-1, 0, 1)}
-            await linger(self.roster, self.me, near, final=final, seconds=seconds)
+            await linger(
+                self.roster,
+                self.me,
+                self.seats,
+                final=final,
+                seconds=seconds,
+                tell=self._tell_reach,
+            )
         result = await sum_up(
             self.seats,
             genesis_chain(self.run_id),
@@ -276,6 +282,11 @@ class Node:
         if result.finished:
             self.emit(ev.RunEnded(step=last_step(self.spec), reason="the last step has committed"))
         return result
+
+    def _tell_reach(self) -> None:
+        """At the end everybody waits to hear that those behind us are through, too."""
+        if self.roster.hear(self.me, self.statuses()) != "nothing":
+            self.statuses_changed()
 
     def _give_state(self, peer: PeerId, message: m.WantManifest) -> bool:
         seat = self.seats.get(message.stage)
@@ -293,7 +304,8 @@ class Node:
         self._beats += 1
         lag = self._timer.tell_lag(_now())
         seats = self.statuses()
-        self.roster.hear(self.me, seats)  # what others know of us, we know
+        if self.roster.hear(self.me, seats) != "nothing":  # what others know of us, we know
+            self._near.look_back(_now())
         return m.Heartbeat(count=self._beats, lag_seconds=lag, seats=seats)
 
     def _changed(self) -> None:

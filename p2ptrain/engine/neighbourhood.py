@@ -92,7 +92,14 @@ class Neighbourhood:
             for seat in self._seats.values():
                 if seat.position is not None:
                     seat.advanced(peer, [status.stage for status in message.seats], now)
+        elif news == "reach" and peer in self._near:
+            self.look_back(now)
         return news != "nothing"
+
+    def look_back(self, now: Seconds) -> None:
+        """How far others are has changed: our seats may need their last step no more."""
+        for seat in list(self._seats.values()):
+            seat.look_back(now)
 
     def left(self, peer: PeerId, now: Seconds) -> None:
         """``peer`` has said that it goes."""

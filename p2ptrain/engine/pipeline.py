@@ -15,19 +15,22 @@ Invariants:
       the stages beside, should seats have died with what they need, and nothing is added;
     * nothing here awaits: worker.py computes.
 
-All is forgotten when the next step is begun: every stage has counted all of this one.
+When the step is committed here, all of it goes to a pipeline of its own that only passes, with
+the weights the step began with, while a stage may need that (``leave``, engine/past).
 Refused: leaving to each message's handler what it does while frozen, draining or full.
 """
 
 from __future__ import annotations
 
+from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from p2ptrain.core.agreement import Tallies
 from p2ptrain.core.ledger import sum_tallies
-from p2ptrain.core.offers import Declined, Offered
+from p2ptrain.core.offers import Declined, OfferBook, Offered
 from p2ptrain.engine.answers import BEHIND_RETRY_SECONDS, FOREIGN_RETRY_SECONDS, Answers
-from p2ptrain.engine.items import Item
+from p2ptrain.engine.items import arrived, sourced
 from p2ptrain.engine.pace import Pace
 from p2ptrain.engine.shelf import Shelf
 from p2ptrain.observe import events as ev
@@ -37,11 +40,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from p2ptrain.core.agreement import Position
-    from p2ptrain.core.offers import OfferBook
     from p2ptrain.core.schedule import StepSlots
     from p2ptrain.engine.answers import BusyReason
     from p2ptrain.engine.custodian import Custodian
-    from p2ptrain.engine.items import Place
+    from p2ptrain.engine.items import Item, Place
     from p2ptrain.engine.past import Past
     from p2ptrain.engine.post import Post
     from p2ptrain.ports import Corpus
@@ -65,18 +67,11 @@ class Pipeline:
         self.me = place.me
         self.stage = place.stage
         self.is_last = place.is_last
-        self.book = book
-        self.custodian = custodian
         self.at: Position | None = None
         self.counted = 0  # the bits of what this seat's accumulator holds
         self.tallies = Tallies()
         self.pace = Pace()
         self.past: Past | None = None  # the last step, while another stage may need it
-        self.shelf = Shelf(place, book, lambda: self.retained_bytes)
-        self.answers = Answers(
-            place.stage, self.pace, post=post, emit=emit, held=self.shelf.state, backlog=backlog
-        )
-        self.answers.keeps = self._keeps
         self.frozen = self.passing = False
         self.draining = False
         self.corpus: Corpus | None = None
@@ -84,8 +79,17 @@ class Pipeline:
         self.on_count: Callable[[], None] = lambda: None
         self._emit = emit
         self._place = place
+        self._new_answers = partial(
+            Answers, place.stage, self.pace, post=post, emit=emit, backlog=backlog
+        )
         self._slots: StepSlots | None = None
         self.running = 0  # jobs of this seat that are computing
+        self._renew(book, custodian)
+
+    def _renew(self, book: OfferBook, custodian: Custodian) -> None:
+        self.book, self.custodian = book, custodian
+        self.shelf = Shelf(self._place, book, lambda: self.retained_bytes)
+        self.answers = self._new_answers(held=self.shelf.state)
 
     # --- the step ---------------------------------------------------------------------------
 
@@ -100,12 +104,27 @@ class Pipeline:
         self.book.clear()
         self.book.set_parked_bound(parked_bound)
         self.custodian.begin(at)
-        self.frozen = self.passing = False
+        self.frozen = self.passing = self.draining = False
 
-    def custodian_of(self, at: Position) -> Custodian:
-        """Who keeps the frames of the step at ``at``, if it is the last one or this."""
-        past = self.past
-        return past.custodian if past is not None and at == past.at else self.custodian
+    def leave(self, *, passing: bool) -> Pipeline:
+        """The step is over here: all of it goes to another pipeline, and nothing is left.
+
+        That one only passes: it computes for the stages beside, and counts nothing.
+        """
+        over = copy(self)
+        over.past, over.frozen, over.passing = None, True, passing
+        over.shelf.lighten()
+        self._renew(OfferBook(self.book.limits, parked_bound=1), self.custodian.next())
+        self.shelf.on_short = over.shelf.on_short
+        if self.at is not None:
+            self.answers.begin(self.at)
+        return over
+
+    def forget_past(self) -> None:
+        """What is kept of the last step is of use to nobody any more: also on disk."""
+        if self.past is not None:
+            self.past.custodian.clear()
+            self.past = None
 
     @property
     def retained_bytes(self) -> Bytes:
@@ -113,14 +132,15 @@ class Pipeline:
         before = self.past.retained_bytes if self.past is not None else 0
         return self.custodian.frames.memory_bytes + before
 
-    def _keeps(self, at: Position, work: Microbatch) -> bool:
-        past = self.past
-        return past is not None and at == past.at and bool(past.counted >> work.slot & 1)
-
     @property
     def quiet(self) -> bool:
         """Whether nothing is computing at this seat."""
         return self.running == 0
+
+    @property
+    def still(self) -> bool:
+        """Whether nothing of the last step is, either."""
+        return self.quiet and (self.past is None or self.past.pipeline.quiet)
 
     @property
     def drained(self) -> bool:
@@ -182,16 +202,7 @@ class Pipeline:
         if not self.book.arrived(work, now=now, replay=message.replay):
             self.answers.whereabouts(peer, work, message.at)
             return
-        item = Item(
-            work=work,
-            state="queued",
-            sender=peer,
-            path=message.path,
-            tokens=payload[: self._place.token_bytes],
-            given=payload[self._place.token_bytes :],
-            replay=message.replay,
-        )
-        self.shelf.put(item)
+        self.shelf.put(arrived(peer, message, payload, self._place.token_bytes))
         self.answers.accepted(peer, message, "forward")
         self.on_change()
 
@@ -234,7 +245,7 @@ class Pipeline:
         if message.at == self.at and item is not None:
             item.sender = peer
             item.path = (*item.path[:-1], peer)
-        self.custodian_of(message.at).repath(peer, work, now)
+        self.custodian.repath(peer, work, now)
 
     # --- work -------------------------------------------------------------------------------
 
@@ -244,16 +255,7 @@ class Pipeline:
             return False
         if not self.shelf.has_room() or not self.book.source(work):
             return False
-        item = Item(
-            work=work,
-            state="queued",
-            sender=None,
-            path=(),
-            tokens=self.corpus.tokens(work),
-            given=None,
-            replay=replay,
-        )
-        self.shelf.put(item)
+        self.shelf.put(sourced(work, self.corpus.tokens(work), replay=replay))
         self._emit(ev.Sourced(step=work.step, slot=work.slot, order=int(replay)))
         return True
 

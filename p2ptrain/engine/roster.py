@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 INCARNATIONS_MOST = 4096  # as many as there can be links; who was met longest ago goes first
 
-News = Literal["seats", "versions", "nothing"]
-"""Who serves what; or only how far they are: who was behind may count with us now."""
+News = Literal["seats", "versions", "reach", "nothing"]
+"""Who serves what; or only how far they are: who was behind may count with us now; or how far
+those behind them are."""
+
+Way = Literal["above", "below"]
 
 
 class Roster:
@@ -42,6 +45,7 @@ class Roster:
         self._incarnations: dict[PeerId, int] = {}
         self._present: dict[Stage, tuple[SeatView, ...]] = {}  # as asked since the last change
         self._views: tuple[SeatView, ...] | None = None  # likewise
+        self._beyond: dict[tuple[Stage, Way], Step] = {}  # the most that seats of a stage said
 
     def hear(self, peer: PeerId, statuses: Iterable[SeatStatus]) -> News:
         """Take over what ``peer`` says of its seats, and tell what is new.
@@ -54,17 +58,16 @@ class Roster:
         for status in statuses:
             known = before.get(status.stage)
             version = max(status.version, known.version if known else status.version)
-            now = (status.state, status.rate, version)
-            if known is not None and now == (known.state, known.rate, known.version):
-                after[status.stage] = known
-                continue
-            after[status.stage] = SeatView(
+            view = SeatView(
                 peer=peer,
                 stage=status.stage,
                 state=status.state,
                 rate=status.rate,
                 version=version,
+                least_above=status.least_above,
+                least_below=status.least_below,
             )
+            after[status.stage] = known if known == view else view
         was_dead = peer in self._dead  # who speaks is alive, whatever was thought of it
         if after != before or was_dead:
             self._heard[peer] = after
@@ -76,8 +79,10 @@ class Roster:
             (s.stage, s.state) for s in after.values()
         }:
             return "seats"
-        moved = any(seat.version != before[stage].version for stage, seat in after.items())
-        return "versions" if moved else "nothing"
+        if any(seat.version != before[stage].version for stage, seat in after.items()):
+            return "versions"
+        reached = any(reach_of(seat) != reach_of(before[stage]) for stage, seat in after.items())
+        return "reach" if reached else "nothing"
 
     def incarnated(self, peer: PeerId, incarnation: int) -> bool:
         """Whether ``peer`` has restarted since we last met it."""
@@ -170,6 +175,17 @@ class Roster:
         ]
         return frozenset(there)
 
+    def least(self, stage: Stage, way: Way) -> Step:
+        """The least version of ``stage`` and of all stages beyond it, as far as is known.
+
+        Of what lies beyond, every seat there knows something, none too much: the most is true,
+        and stays so when the one who said it has left.
+        """
+        views = self.present(stage)
+        far = (view.least_above if way == "above" else view.least_below for view in views)
+        beyond = self._beyond[stage, way] = max((self._beyond.get((stage, way), Step(0)), *far))
+        return min((beyond, *(view.version for view in views)))
+
     def views(self) -> tuple[SeatView, ...]:
         """Everything known, first hand over the directory, without the dead; by stage and peer."""
         if self._views is None:
@@ -237,3 +253,8 @@ class Roster:
     def _forget(self) -> None:
         self._present.clear()
         self._views = None
+
+
+def reach_of(seat: SeatView) -> tuple[Step, Step]:
+    """How far the stages on both sides are, it says."""
+    return seat.least_above, seat.least_below

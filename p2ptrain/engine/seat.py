@@ -128,9 +128,9 @@ class SeatRuntime:
     def stepped(self, done: Done) -> None:
         """The step is committed: its frames are kept until the stages beside us are through."""
         self.version = Step(done.at.step + 1)
-        self._forget_past()
-        past = Past(done, self.pipeline.custodian, self.pipeline.counted, self._around.roster)
-        self.pipeline.past, self.pipeline.custodian = past, past.custodian.next()
+        around, over = self._around, self.pipeline.leave(passing=done.kept)
+        past = self.pipeline.past = Past(done, over, around.roster)
+        past.settled_now = lambda: around.spawn(self.compute.release(done.at.step))
         past.begin(_now())
 
     def stop(self) -> None:
@@ -164,14 +164,8 @@ class SeatRuntime:
         """Give the seat up, in the middle of a step or not; it says nothing more."""
         self.stop()
         self.pipeline.custodian.clear()
-        self._forget_past()
+        self.pipeline.forget_past()
         self.stepper.close()
-
-    def _forget_past(self) -> None:
-        """What is kept of the step before the last is of use to nobody: also on disk."""
-        if self.pipeline.past is not None:
-            self.pipeline.past.custodian.clear()
-            self.pipeline.past = None
 
     @property
     def position(self) -> Position | None:
@@ -180,6 +174,8 @@ class SeatRuntime:
 
     def status(self) -> m.SeatStatus:
         """What heartbeats and the directory say of this seat."""
+        above, stages = self.stage + 1, self._around.spec.cut.stages
+        least = self._around.roster.least
         return m.SeatStatus(
             stage=self.stage,
             state=self.state,
@@ -187,6 +183,8 @@ class SeatRuntime:
             rate=self.pipeline.pace.rate,
             queue=self.pipeline.book.queue,
             parked=self.pipeline.book.parked,
+            least_above=self.version if above == stages else least(Stage(above), "above"),
+            least_below=least(Stage(self.stage - 1), "below") if self.stage else self.version,
         )
 
     # --- what changes around it -------------------------------------------------------------
@@ -211,6 +209,7 @@ class SeatRuntime:
         """Who lives, or how far they are, has changed: see who still needs our last step."""
         if self.pipeline.past is not None:
             self.pipeline.past.refresh(now)
+            self._around.wake()
 
     def refresh_router(self) -> None:
         """Tell the router who serves the next stage, and how fast.
@@ -259,9 +258,8 @@ class SeatRuntime:
     def due_at(self) -> Seconds | None:
         """When :meth:`tick` must run next."""
         sourced = None if self.sourcer is None else self.sourcer.due_at
-        past = self.pipeline.past
         first = self.pipeline.custodian.due_at
-        before = None if past is None else past.custodian.due_at
+        before = None if self.pipeline.past is None else self.pipeline.past.due_at
         for time in (self.stepper.due_at, self.pipeline.book.due_at, sourced, before):
             if time is not None and (first is None or time < first):
                 first = time
@@ -269,27 +267,36 @@ class SeatRuntime:
 
     def tick(self, now: Seconds) -> None:
         """Act on every deadline that has passed."""
-        for custodian in self._custodians():
-            custodian.tick(now)
+        if self.pipeline.past is not None:
+            self.pipeline.past.tick(now)
+        self.pipeline.custodian.tick(now)
         self.stepper.tick(now)
         self.pipeline.book.expire(now=now)
         sourcer = self.sourcer
         if sourcer is not None and sourcer.due_at is not None and now >= sourcer.due_at:
             self.refresh_sources(now)
 
-    def custodian_of(self, at: Position) -> Custodian:
-        """Who keeps our frames of the step at ``at``."""
-        return self.pipeline.custodian_of(at)
+    def pipeline_of(self, at: Position) -> Pipeline:
+        """Who answers for the step at ``at``: the last one while we stand there, or it is kept."""
+        past = self.pipeline.past
+        here = past is not None and at == past.at and (self.position == at or not past.settled)
+        return past.pipeline if past is not None and here else self.pipeline
+
+    def lines(self) -> tuple[tuple[Pipeline, StageCompute], ...]:
+        """All that may have something to compute."""
+        past, present = self.pipeline.past, (self.pipeline, self.compute)
+        return (present,) if past is None else ((past.pipeline, self.compute), present)
 
     def _custodians(self) -> tuple[Custodian, ...]:
-        past, current = self.pipeline.past, self.pipeline.custodian
-        return (current,) if past is None else (past.custodian, current)
+        return tuple(pipeline.custodian for pipeline, _ in self.lines())
 
     # --- small things -----------------------------------------------------------------------
 
     def _changed(self) -> None:
         if self.sourcer is not None:
             self.sourcer.feed(_now())
+        if self.pipeline.past is not None:
+            self.pipeline.past.changed()
         self._gauge.look()
         self._spilling.look()
         self.stepper.quiet(_now())

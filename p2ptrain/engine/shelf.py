@@ -54,6 +54,12 @@ class Shelf:
             if waits and slots >> work.slot & 1:
                 self.drop(work)
 
+    def lighten(self) -> None:
+        """What is counted is not computed again: let go of its frames."""
+        for item in self._items.values():
+            if item.state == "counted":
+                item.tokens, item.given, item.gradient = b"", None, None
+
     def clear(self) -> None:
         """The step is over."""
         self._items.clear()

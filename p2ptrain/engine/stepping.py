@@ -73,7 +73,7 @@ class Stepper:
         self._gossip = Gossip(
             pipeline, post, signer, spec=spec, incarnation=incarnation, next_seq=next_seq
         )
-        self._committer = Committer(spec, pipeline, compute, emit=emit, committed=committed)
+        self._committer = Committer(spec, pipeline, compute, post, emit=emit, committed=committed)
         self._driver = Driver(
             signer.peer,
             pipeline,

@@ -234,6 +234,7 @@ class FrameLimits:
             "slots": sized(0, -(-self._slots // 8)),
             "paces": each(counter),
             **dict.fromkeys(("step", "version"), version),  # who has finished is one beyond
+            **dict.fromkeys(("least_above", "least_below"), version),
             **dict.fromkeys(("epoch", "incarnation", "seq", "round", "attempt", "count"), counter),
             **dict.fromkeys(("queue", "parked", "protocol", "poisoned", "index"), counter),
             "rank": Between(-1, COUNTER_MOST),

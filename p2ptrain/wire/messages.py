@@ -45,7 +45,11 @@ class Refused(Message, frozen=True, tag=True):
 
 
 class SeatStatus(Message, frozen=True, array_like=True):
-    """What a peer says of one of its seats. ``rate``: microbatches per second."""
+    """What a peer says of one of its seats. ``rate``: microbatches per second.
+
+    ``least_above``, ``least_below``: the least version of all live seats of all stages above
+    or below, as far as it knows; its own where there are none.
+    """
 
     stage: Stage
     state: Literal["joining", "serving", "draining"]
@@ -53,6 +57,8 @@ class SeatStatus(Message, frozen=True, array_like=True):
     rate: float
     queue: int
     parked: int
+    least_above: Step = Step(0)
+    least_below: Step = Step(0)
 
 
 class Heartbeat(Message, frozen=True, tag=True):

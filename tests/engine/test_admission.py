@@ -59,7 +59,7 @@ def test_a_hole_is_filled_only_after_newcomers_had_their_time() -> None:
 
 
 def test_a_peer_without_room_takes_no_second_seat() -> None:
-    one_seat = 120_000  # a seat takes 100,480 bytes
+    one_seat = 140_000  # a seat takes 120,576 bytes
     small = plan("a", memory_bytes=one_seat)
     result = simulate(small, plan("b", memory_bytes=one_seat, starts_at=20.0))
     assert result.holds

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pytest
 
 from p2ptrain.core.agreement import Position, Sum, Tallies
 from p2ptrain.core.chain import genesis_chain, next_chain
@@ -54,18 +55,29 @@ class Bench:
         self.done: list[Done] = []
         self.pipeline: Any = SimpleNamespace(
             frozen=False,
-            quiet=True,
+            still=True,
+            past=None,
             pace=SimpleNamespace(computing_seconds=1.5),
             answers=SimpleNamespace(offers=3, busies=1),
         )
         self.compute: Any = SimpleNamespace(stage=Stage(0), step=self.step, reading=None)
+        self.others: tuple[PeerId, ...] = ()
+        post: Any = SimpleNamespace(everyone=lambda: self.others)
+        self.kept: list[bool] = []
         self.committer = Committer(
-            SPEC, self.pipeline, self.compute, emit=self.events.append, committed=self.done.append
+            SPEC,
+            self.pipeline,
+            self.compute,
+            post,
+            emit=self.events.append,
+            committed=self.done.append,
         )
 
-    async def step(self, update: Update) -> None:
+    async def step(self, update: Update, *, keep: bool) -> None:
         assert self.pipeline.frozen
-        assert self.pipeline.quiet
+        assert self.pipeline.still
+        assert self.pipeline.past is None
+        self.kept.append(keep)
         self.updates.append((now(), update))
         await asyncio.sleep(2.0)
 
@@ -111,7 +123,7 @@ def test_it_waits_until_nothing_computes_however_often_it_is_woken() -> None:
 
     async def scene() -> None:
         bench.committer.begin(now())
-        bench.pipeline.quiet = False
+        bench.pipeline.still = False
         async with asyncio.TaskGroup() as group:
             group.create_task(bench.committer.commit(AT, sums()))
             await asyncio.sleep(1.0)
@@ -119,11 +131,41 @@ def test_it_waits_until_nothing_computes_however_often_it_is_woken() -> None:
             await asyncio.sleep(1.0)
             assert bench.pipeline.frozen
             assert bench.updates == []
-            bench.pipeline.quiet = True
+            bench.pipeline.still = True
             bench.committer.quiet()
 
     bench.play(scene)
     assert [began for began, _ in bench.updates] == [2.0]
+
+
+@pytest.mark.parametrize("others", [(), (PeerId("other"),)])
+def test_the_weights_before_are_kept_while_there_are_others_and_done_says_so(
+    others: tuple[PeerId, ...],
+) -> None:
+    bench = Bench()
+    bench.others = others
+    bench.play(lambda: bench.committer.commit(AT, sums()))
+    assert bench.kept == [bool(others)]
+    assert bench.done[0].kept is bool(others)
+
+
+def test_what_is_kept_of_the_step_before_that_ends_when_the_next_is_taken() -> None:
+    bench = Bench()
+    stopped: list[float] = []
+    bench.pipeline.past = SimpleNamespace(stop=lambda: stopped.append(now()))
+    bench.pipeline.still = False
+
+    async def scene() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(bench.committer.commit(AT, sums()))
+            await asyncio.sleep(1.0)
+            assert bench.pipeline.past is not None  # what it computes now ends first
+            bench.pipeline.still = True
+            bench.committer.quiet()
+
+    bench.play(scene)
+    assert stopped == [0.0]
+    assert [began for began, _ in bench.updates] == [1.0]
 
 
 def test_a_seat_that_closes_meanwhile_has_not_stepped() -> None:
@@ -131,8 +173,8 @@ def test_a_seat_that_closes_meanwhile_has_not_stepped() -> None:
 
     async def scene() -> None:
         bench.committer.begin(now())
-        for quiet in (False, True):  # cancelled while it waits, and while compute steps
-            bench.pipeline.quiet = quiet
+        for still in (False, True):  # cancelled while it waits, and while compute steps
+            bench.pipeline.still = still
             async with asyncio.TaskGroup() as group:
                 task = group.create_task(bench.committer.commit(AT, sums()))
                 await asyncio.sleep(1.0)

@@ -46,9 +46,10 @@ def dispatcher(calls: list[str], post: Any) -> Dispatcher:
         stepper = Recorder(f"{stage}.stepper", calls)
         stepper.reducer = Recorder(f"{stage}.reducer", calls)  # type: ignore[attr-defined]
         stepper.known_sums = lambda at: SUMS if at == AT and stage == 1 else {}  # type: ignore[attr-defined]
+        pipeline = Recorder(f"{stage}.pipeline", calls)
+        pipeline.custodian = custodian  # type: ignore[attr-defined]
         return SimpleNamespace(
-            pipeline=Recorder(f"{stage}.pipeline", calls),
-            custodian_of=lambda _at: custodian,
+            pipeline_of=lambda at: pipeline if at == AT else None,
             stepper=stepper,
             refresh_sources=lambda _now: calls.append(f"{stage}.sources"),
         )

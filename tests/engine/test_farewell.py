@@ -33,7 +33,7 @@ def stayed(roster: Roster, *, arrives_at: float | None, seconds: float = 30.0) -
         clock = asyncio.get_running_loop()
         if arrives_at is not None:
             clock.call_at(arrives_at, lambda: roster.hear(MATE, [status(FINAL)]))
-        await linger(roster, ME, (-1, 0, 1), final=FINAL, seconds=seconds)
+        await linger(roster, ME, (Stage(0),), final=FINAL, seconds=seconds)
         return clock.time()
 
     return loop.run(main(), ceiling_seconds=100.0)
@@ -73,6 +73,34 @@ def test_who_only_joins_and_who_is_not_beside_us_is_not_waited_for(stage: int, s
     roster = Roster(ME)
     roster.hear(MATE, [status(FINAL - 1, stage, state)])
     assert stayed(roster, arrives_at=None) == 0.0
+
+
+def through(version: int, above: int) -> SeatStatus:
+    return SeatStatus(
+        stage=Stage(1),
+        state="serving",
+        version=Step(version),
+        rate=1.0,
+        queue=0,
+        parked=0,
+        least_above=Step(above),
+        least_below=Step(0),  # which is us
+    )
+
+
+def test_those_beyond_are_waited_for_as_those_beside_say() -> None:
+    roster, said = Roster(ME), list[float]()
+    roster.hear(MATE, [through(FINAL, FINAL - 1)])
+
+    async def main() -> float:
+        clock = asyncio.get_running_loop()
+        clock.call_at(3.0, lambda: roster.hear(MATE, [through(FINAL, FINAL)]))
+        tell = lambda: said.append(clock.time())  # noqa: E731 - one line says it
+        await linger(roster, ME, (Stage(0),), final=FINAL, seconds=30.0, tell=tell)
+        return clock.time()
+
+    assert 3.0 <= loop.run(main(), ceiling_seconds=100.0) <= 3.2
+    assert said[-1] >= 3.0  # the others hear it from us before we go
 
 
 def seat(stage: int, *, finished: bool, chain: Chain | None) -> Any:

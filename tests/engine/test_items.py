@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from p2ptrain.engine.items import Item
-from p2ptrain.units import Microbatch, Slot, Step
+from p2ptrain.core.agreement import Position
+from p2ptrain.engine.items import Item, arrived, sourced
+from p2ptrain.units import Chain, Microbatch, PeerId, Slot, Stage, Step
+from p2ptrain.wire.messages import Forward
 
 
 def item(step: int = 0, slot: int = 0, *, replay: bool = False, **changes: Any) -> Item:
@@ -32,3 +34,22 @@ def test_the_oldest_step_goes_first_then_replays_then_the_lowest_slot() -> None:
 def test_a_gradient_is_back_only_for_what_is_parked(state: str) -> None:
     assert item(state=state, gradient=b"g").returned is (state == "parked")
     assert not item(state=state).returned
+
+
+def test_a_frame_is_token_ids_then_the_input_and_says_where_it_comes_from() -> None:
+    at = Position(epoch=0, step=Step(2), chain=Chain(bytes(32)))
+    below = PeerId("below")
+    frame = Forward(at=at, slot=Slot(3), stage=Stage(1), attempt=0, replay=True, path=(below,))
+    one = arrived(below, frame, memoryview(b"tokeninput"), 5)
+    assert (one.work, one.state, one.sender, one.path) == (
+        Microbatch(Step(2), Slot(3)),
+        "queued",
+        below,
+        (below,),
+    )
+    assert (bytes(one.tokens), bytes(one.given or b""), one.replay) == (b"token", b"input", True)
+
+
+def test_what_comes_from_the_data_has_no_sender() -> None:
+    one = sourced(Microbatch(Step(0), Slot(1)), b"token", replay=False)
+    assert (one.sender, one.path, one.given, one.tokens) == (None, (), None, b"token")

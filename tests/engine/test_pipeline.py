@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -274,3 +275,52 @@ def test_a_replay_below_redirects_the_gradient(bench: MakeBench) -> None:
     seat.pipeline.repath(OTHER, m.Repath(at=seat.at, slot=Slot(0), stage=Stage(0)), 0.0)
     item = seat.pipeline.next_job()
     assert (item.sender, item.path) == (OTHER, (OTHER,))
+
+
+# --- a step that is over ----------------------------------------------------------------------
+
+
+def test_what_is_left_behind_only_passes_and_what_stays_is_empty(bench: MakeBench) -> None:
+    seat = bench()
+    arrive(seat, 0)
+    arrive(seat, 1)
+    seat.pipeline.counts(compute(seat), Tallies(tokens=1))
+    book = seat.pipeline.book
+    over = seat.pipeline.leave(passing=True)
+    assert (over.at, over.book, over.custodian) == (seat.at, book, seat.custodian)
+    assert (over.frozen, over.passing, over.sign, over.past) == (True, True, 0, None)
+    assert over.holds(Microbatch(Step(0), Slot(0)))
+    assert not seat.pipeline.holds(Microbatch(Step(0), Slot(0)))
+    assert seat.pipeline.book.queue == seat.pipeline.book.parked == 0
+    assert seat.pipeline.custodian is not seat.custodian
+    seat.pipeline.where(BELOW, m.Where(at=seat.at, slot=Slot(0), stage=Stage(1)))
+    assert seat.post.last(m.Whereabouts).state == "none"
+
+
+def test_without_its_weights_what_is_left_behind_computes_nothing(bench: MakeBench) -> None:
+    seat = bench()
+    arrive(seat, 0)
+    over = seat.pipeline.leave(passing=False)
+    assert over.next_job() is None
+
+
+def test_a_seat_stands_still_when_the_last_step_computes_no_more_either(bench: MakeBench) -> None:
+    seat = bench()
+    over = seat.pipeline.leave(passing=True)
+    seat.pipeline.past = SimpleNamespace(pipeline=over, retained_bytes=7)
+    over.running = 1
+    assert seat.pipeline.quiet
+    assert not seat.pipeline.still
+    over.running = 0
+    assert seat.pipeline.still
+    assert seat.pipeline.retained_bytes == 7  # both steps share one bound
+
+
+def test_a_seat_that_was_to_go_and_stays_takes_microbatches_again(bench: MakeBench) -> None:
+    seat = bench()
+    seat.pipeline.draining = True
+    nxt = msgspec.structs.replace(seat.at, step=Step(1))
+    seat.pipeline.begin(nxt, step_slots(seat.spec, Step(1)), parked_bound=8)
+    message = m.Ask(at=nxt, slot=Slot(0), stage=Stage(1), attempt=0, replay=False)
+    seat.pipeline.ask(BELOW, message, 0.0)
+    assert seat.post.last(m.Offer).at == nxt

@@ -161,3 +161,39 @@ def test_incarnations_are_remembered_of_those_met_last() -> None:
         roster.incarnated(PeerId(f"peer-{number}"), 1)
     assert not roster.incarnated(PeerId("peer-0"), 2)  # forgotten: as if it were the first
     assert roster.incarnated(PeerId(f"peer-{INCARNATIONS_MOST}"), 2)
+
+
+def told(stage: int, version: int, above: int, below: int = 0) -> SeatStatus:
+    return SeatStatus(
+        stage=Stage(stage),
+        state="serving",
+        version=Step(version),
+        rate=1.0,
+        queue=0,
+        parked=0,
+        least_above=Step(above),
+        least_below=Step(below),
+    )
+
+
+def test_how_far_others_are_behind_a_seat_is_news_of_its_own() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [told(0, 3, 2)])
+    assert roster.hear(A, [told(0, 3, 2)]) == "nothing"
+    assert roster.hear(A, [told(0, 3, 3)]) == "reach"
+    assert roster.hear(A, [told(0, 4, 4)]) == "versions"
+
+
+def test_the_least_of_a_stage_and_of_all_beyond() -> None:
+    roster = Roster(ME)
+    assert roster.least(Stage(1), "above") == 0  # nobody is known
+    roster.hear(A, [told(1, 5, 3, 4)])
+    roster.hear(B, [told(1, 4, 2, 4)])
+    assert roster.least(Stage(1), "above") == 3  # what one knows is true
+    assert roster.least(Stage(1), "below") == 4
+    roster.hear(A, [told(1, 5, 5, 5)])
+    assert roster.least(Stage(1), "above") == 4  # the slower one of the stage itself
+    roster.left(B)
+    assert roster.least(Stage(1), "above") == 5
+    roster.left(A)
+    assert roster.least(Stage(1), "above") == 5  # it said so before it went

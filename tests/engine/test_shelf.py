@@ -161,3 +161,11 @@ def test_it_is_drained_when_all_is_counted_or_gone(bench: Bench) -> None:
     bench.put(1)
     bench.shelf.clear()
     assert bench.shelf.drained
+
+
+def test_what_is_counted_keeps_its_place_and_not_its_frames(bench: Bench) -> None:
+    counted, waiting = bench.put(0, "counted", b"g"), bench.put(1, "parked", b"g")
+    bench.shelf.lighten()
+    assert (counted.tokens, counted.given, counted.gradient) == (b"", None, None)
+    assert bench.shelf.state(work(0)) == "counted"
+    assert waiting.gradient == b"g"
