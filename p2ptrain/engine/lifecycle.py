@@ -255,6 +255,7 @@ class Node:
 
     def close_seat(self, stage: Stage, reason: str) -> None:
         """Serve ``stage`` no longer; call at a step boundary only."""
+        self._tell_reach()  # what we know goes with us otherwise, and is asked of others again
         seat = self.seats.pop(stage)
         self.adoption.closed(stage)
         seat.close()
@@ -284,7 +285,7 @@ class Node:
         return result
 
     def _tell_reach(self) -> None:
-        """At the end everybody waits to hear that those behind us are through, too."""
+        """Before we go: everybody waits to hear that those behind us are through, too."""
         if self.roster.hear(self.me, self.statuses()) != "nothing":
             self.statuses_changed()
 
