@@ -55,8 +55,7 @@ class Custodian:
         self._emit = emit
         self._limits = limits or c.CustodyLimits()
         self._at: Position | None = None
-        self._concluded = False
-        self._duties = Docket()
+        self._duties, self._concluded = Docket(), False
         self.frames = Frames(stage, spill, emit)
         self._paths: dict[Microbatch, tuple[PeerId, ...]] = {}
 
