@@ -251,6 +251,8 @@ class Admission:
     async def _open(self, stage: Stage, reason: str) -> None:
         node = self._node
         compute = await node.world.compute.open(stage)
+        if stage in node.seats:  # a move took it while the device was at work, or a hole did
+            return
         seat = SeatRuntime(node.around(), compute)
         node.seats[stage] = seat
         node.claims.pop(stage, None)
