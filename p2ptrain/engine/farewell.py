@@ -43,15 +43,18 @@ async def linger(
 ) -> None:
     """Stay while others have not reached version ``final``, ``seconds`` at most.
 
-    ``stages``: of our seats. ``tell``: says how far we and those behind us are, if that is new.
+    ``stages``: of our seats. ``tell``: says how far we and those behind us are; called on news.
     Only who was heard and is not suspected counts: nobody judges those of other stages, and
     who only joins has come too late.
     """
     loop = asyncio.get_running_loop()
-    until = loop.time() + seconds
+    until, said = loop.time() + seconds, None
     while loop.time() < until:
-        tell()
-        if all(least >= final for stage in stages for least in _leasts(roster, me, stage)):
+        leasts = [least for stage in stages for least in _leasts(roster, me, stage)]
+        if leasts != said:
+            said = leasts
+            tell()
+        if all(least >= final for least in leasts):
             return
         await asyncio.sleep(min(LOOK_SECONDS, seconds / LOOKS_MIN))
 

@@ -255,7 +255,7 @@ class Node:
 
     def close_seat(self, stage: Stage, reason: str) -> None:
         """Serve ``stage`` no longer; call at a step boundary only."""
-        self._tell_reach()  # what we know goes with us otherwise, and is asked of others again
+        self.statuses_changed()  # how far those behind us are, or they are asked for it again
         seat = self.seats.pop(stage)
         self.adoption.closed(stage)
         seat.close()
@@ -267,14 +267,8 @@ class Node:
         """Stay while others still need our sums, but not for ever; then sum up."""
         if self.seats and not self.draining:
             final, seconds = last_step(self.spec) + 1, self.options.linger_seconds
-            await linger(
-                self.roster,
-                self.me,
-                self.seats,
-                final=final,
-                seconds=seconds,
-                tell=self._tell_reach,
-            )
+            tell = self.statuses_changed
+            await linger(self.roster, self.me, self.seats, final=final, seconds=seconds, tell=tell)
         result = await sum_up(
             self.seats,
             genesis_chain(self.run_id),
@@ -283,11 +277,6 @@ class Node:
         if result.finished:
             self.emit(ev.RunEnded(step=last_step(self.spec), reason="the last step has committed"))
         return result
-
-    def _tell_reach(self) -> None:
-        """Before we go: everybody waits to hear that those behind us are through, too."""
-        if self.roster.hear(self.me, self.statuses()) != "nothing":
-            self.statuses_changed()
 
     def _give_state(self, peer: PeerId, message: m.WantManifest) -> bool:
         seat = self.seats.get(message.stage)
