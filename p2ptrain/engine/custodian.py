@@ -49,8 +49,7 @@ class Custodian:
         spill: Spill | None = None,
     ) -> None:
         self.stage = stage
-        self._router = router
-        self.delays = delays or Delays()
+        self._router, self.delays = router, delays or Delays()
         self._post = post
         self._emit = emit
         self._limits = limits or c.CustodyLimits()

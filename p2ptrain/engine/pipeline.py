@@ -64,9 +64,7 @@ class Pipeline:
         emit: ev.Emit,
         backlog: Callable[[], Seconds],
     ) -> None:
-        self.me = place.me
-        self.stage = place.stage
-        self.is_last = place.is_last
+        self.me, self.stage, self.is_last = place.me, place.stage, place.is_last
         self.at: Position | None = None
         self.counted = 0  # the bits of what this seat's accumulator holds
         self.tallies = Tallies()

@@ -85,8 +85,7 @@ class SeatRuntime:
         source = (around.run, me, self.pipeline, around.post)
         self.sourcer = Sourcer(*source, rate=self._rate) if self.stage == 0 else None
         self._total_slots = 0  # of this step
-        self._step_seconds = 0.0
-        self._began = 0.0
+        self._step_seconds = self._began = 0.0
 
     # --- the step ---------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ class Bench:
             frozen=False,
             still=True,
             past=None,
+            forget_past=lambda: setattr(self.pipeline, "past", None),
             pace=SimpleNamespace(computing_seconds=1.5),
             answers=SimpleNamespace(offers=3, busies=1),
         )
