@@ -3,7 +3,8 @@
 Muon (Jordan 2024) takes the momentum of a matrix and replaces it by the nearest
 orthogonal matrix, found by five Newton-Schulz iterations: all directions of a layer
 then learn at one rate, which small batches and one step of delay both like. Embedding,
-head and norms are no maps between hidden spaces and take AdamW, as is usual.
+head and norms are no maps between hidden spaces and take AdamW, as is usual. So does
+all of a bottleneck: its encoder and decoder learnt worse under Muon.
 
 Invariants:
     * a step is a function of (weights, state, gradients, t) and runs parameter by

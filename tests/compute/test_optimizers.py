@@ -11,7 +11,8 @@ from p2ptrain.compute.optimizers import (
     orthogonalised,
     takes_muon,
 )
-from p2ptrain.run import Optimizer
+from p2ptrain.core.bottleneck import Bottleneck
+from p2ptrain.run import Model, Optimizer
 
 MATRIX = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.norm.weight"
@@ -85,6 +86,14 @@ def test_only_matrices_between_hidden_spaces_take_muon() -> None:
     taken = [name for name in SHAPES if takes_muon(Optimizer(name="muon"), name)]
     assert taken == [MATRIX]
     assert not any(takes_muon(Optimizer(name="adamw"), name) for name in SHAPES)
+
+
+def test_a_bottleneck_takes_adamw() -> None:
+    bottleneck = Bottleneck(boundary=0, width=4, order=2, rank=3)
+    model = Model(d_model=16)
+    names = {**bottleneck.sender_shapes(model), **bottleneck.receiver_shapes(model)}
+    assert len(names) == 7
+    assert not any(takes_muon(Optimizer(name="muon"), name) for name in names)
 
 
 def test_learning_rate_warms_up_and_falls() -> None:
