@@ -28,15 +28,13 @@ from p2ptrain.run import (
 )
 from p2ptrain.run.codecs import BUILT_IN, INT8_WIDTH, LEAST_WIDTH, RATIOS, sized
 from p2ptrain.run.frames import (
-    Direction,
+    DIRECTIONS,
     bf16_bytes,
     bits_at,
     encoded_bytes,
     most_frame_bytes,
 )
 from p2ptrain.run.spec import MAX_SPEC_BYTES, Levels
-
-DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 
 
 def spec_of(width: int, tokens: int, *, stages: int = 4, vocab: int = 256) -> RunSpec:

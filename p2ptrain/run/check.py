@@ -20,7 +20,7 @@ import msgspec
 
 from p2ptrain.errors import RunSpecError
 from p2ptrain.run.codecs import BUILT_IN, NAMES, RATIOS, broken_promise, named, used_names
-from p2ptrain.run.frames import BLOCK_VALUES, Direction, levels_of, most_encoded_bytes
+from p2ptrain.run.frames import BLOCK_VALUES, DIRECTIONS, levels_of, most_encoded_bytes
 from p2ptrain.run.spec import MAX_SPEC_BYTES, RunSpec, encode, readable
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ RETAINED_MICROBATCHES_LEAST = 2
 
 TOKEN_BYTES_MOST = 4
 """Of one token id on the wire."""
-
-DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 
 MOST_LEVELS = 16
 """Changes of a codec's bits in one direction: a schedule, not a program."""

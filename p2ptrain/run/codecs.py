@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from p2ptrain.errors import RunSpecError
-from p2ptrain.run.frames import bf16_bytes, most_frame_bytes, nominal_tokens
+from p2ptrain.run.frames import DIRECTIONS, bf16_bytes, most_frame_bytes, nominal_tokens
 from p2ptrain.run.spec import Composition
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def broken_promise(name: CodecName, spec: RunSpec, composition: Composition) -> 
     boundary = max(spec.cut.stages - 2, 0)
     least = min(
         bf16_bytes(spec) / most_frame_bytes(spec, composition, boundary, direction)
-        for direction in ("forward", "backward")
+        for direction in DIRECTIONS
     )
     if least >= RATIOS[name]:
         return None

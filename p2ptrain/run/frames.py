@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from p2ptrain.units import Bytes
 
 Direction: TypeAlias = Literal["forward", "backward"]
+DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 
 BLOCK_VALUES = 64
 """Values that share a scale at full width: 3% of an int8 block, and an outlier harms few."""
