@@ -4,8 +4,8 @@
 
 Bytes are of whole frames as they leave (header, message, path, token ids, payload) at the last
 boundary of 4 stages, where the path is longest; ratios against the same microbatch in bf16 and in
-fp32. Times are of one thread, the best of several, per MB (2^20 bytes) of the fp32 tensor that
-the codec was given: for a bottleneck that is the latent of k values, for the rest all d.
+fp32. Times are processor time of one thread, the best of several, per MB (2^20 bytes) of the fp32
+tensor that the codec was given: for a bottleneck that is the latent of k values, else all d.
 
 Errors are relative to what tells tokens apart (channel means taken out), on values drawn like a
 residual stream's: channels with means, one in a hundred ten times as large, tokens of unequal
@@ -168,13 +168,13 @@ def stage_seconds(spec: RunSpec) -> float:
 
 
 def best_seconds(call: Callable[[], object], *, repeats: int = REPEATS) -> float:
-    """Of ``repeats`` calls, after one that warms up."""
+    """Processor time of this thread, least of ``repeats`` calls after one that warms up."""
     call()
     found = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = time.thread_time()
         call()
-        found.append(time.perf_counter() - began)
+        found.append(time.thread_time() - began)
     return min(found)
 
 

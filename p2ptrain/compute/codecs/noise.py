@@ -53,12 +53,21 @@ class Noise:
             torch.arange(columns, dtype=torch.int32, device=device), column_word
         )
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Hashes (r, c) of rows ``start`` to ``stop``, uniform over all of int32."""
+    def rows(self, start: int, stop: int, out: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Hashes (r, c) of rows ``start`` to ``stop``, uniform over all of int32.
+
+        ``out``: two buffers to make them in, of that shape; the first is what is returned.
+        """
         rows_r = torch.arange(start, stop, dtype=torch.int32, device=self._device)
-        h_rc = _mixed(rows_r, self._row_word)[:, None] + self._columns_c
+        rows_r1 = _mixed(rows_r, self._row_word)[:, None]
+        if out is None:
+            shape = stop - start, len(self._columns_c)
+            out = (rows_r.new_empty(shape), rows_r.new_empty(shape))
+        h_rc, moved_rc = out
+        torch.add(rows_r1, self._columns_c, out=h_rc)
         h_rc *= _ONE
-        h_rc ^= h_rc >> 15
+        torch.bitwise_right_shift(h_rc, 15, out=moved_rc)
+        h_rc ^= moved_rc
         h_rc *= _TWO
         return h_rc
 
