@@ -49,6 +49,7 @@ soak: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.bubble
+	$(BIN)/python -m benchmarks.capacity $(BENCH)
 	$(BIN)/python -m benchmarks.fidelity $(BENCH)
 	$(BIN)/python -m benchmarks.efficiency $(BENCH)
 

@@ -45,12 +45,16 @@ class CostModel:
     ``seed`` is the world's.
 
     A backward pass with recomputation costs about two to three forwards. Whatever moves
-    no weights through the device (``other``) is free.
+    no weights through the device (``other``) is free. ``sum_seconds`` and ``load_seconds``:
+    until a whole sum or a state has come over a real line, for the toy's are short; they
+    depend on no speed and keep the device free.
     """
 
     forward_seconds: Seconds = 0.010
     backward_seconds: Seconds = 0.020
     step_seconds: Seconds = 0.005
+    sum_seconds: Seconds = 0.0
+    load_seconds: Seconds = 0.0
     noise: float = 0.1
     seed: int = 0
 
@@ -71,7 +75,7 @@ class Device:
 
     def __init__(self, cost: CostModel, rng: Random, speed: float) -> None:
         self.speed = speed
-        self._cost = cost
+        self.cost = cost
         self._rng = rng
         self._free_at: Seconds = 0.0
         self._pending = 0
@@ -80,7 +84,7 @@ class Device:
         """Do ``effect`` when the device has got round to it, and return what it returns."""
         loop = asyncio.get_running_loop()
         starts_at = max(loop.time(), self._free_at)
-        self._free_at = starts_at + self._cost.seconds(kind, self._rng) / self.speed
+        self._free_at = starts_at + self.cost.seconds(kind, self._rng) / self.speed
         if not self._pending and self._free_at <= loop.time():
             return effect()
         future: asyncio.Future[T] = loop.create_future()
@@ -220,6 +224,7 @@ class ToyStage:
 
     async def finish(self, pieces: Sequence[tuple[int, Buffer]]) -> Whole:
         """Take the whole sum."""
+        await _arrival(self._device.cost.sum_seconds)
         return await self._device.run("other", lambda: self._state.finish(pieces))
 
     async def read_sum(self, start: int, stop: int) -> bytes:
@@ -244,6 +249,7 @@ class ToyStage:
 
     async def load(self, blob: Buffer) -> None:
         """Take a snapshot over."""
+        await _arrival(self._device.cost.load_seconds)
         await self._device.run("other", lambda: self._state.load(blob))
 
     async def probe(self) -> None:
@@ -257,3 +263,8 @@ class ToyStage:
     async def weights(self) -> Mapping[str, bytes]:
         """Its bytes."""
         return await self._device.run("other", self._state.weights)
+
+
+async def _arrival(seconds: Seconds) -> None:
+    if seconds > 0:  # else not even a turn of the loop
+        await asyncio.sleep(seconds)

@@ -1,0 +1,40 @@
+"""A swarm of unequal peers must not lose what its machines can do. Deterministic: virtual time."""
+
+from __future__ import annotations
+
+from benchmarks.capacity import EACH, SUM_SECONDS, steps, stream
+from benchmarks.rebalance import Phases, crowd, mend
+from benchmarks.uneven import Swarm, capacity, draw_speeds, lay_out
+
+
+def test_the_bound_is_the_weakest_stage() -> None:
+    assert lay_out((1.0, 4.0, 2.0, 1.0), 2) == (1, 0, 1, 1)
+    assert capacity((1.5, 6.0, 3.0, 1.5), (1, 0, 1, 1), 2) == 4.0
+    assert min(draw_speeds(20, "x")) < 0.3
+
+
+def test_whole_steps_of_unequal_peers_use_most_of_the_capacity() -> None:
+    swarm = Swarm(stages=2, replicas=2, microbatches=EACH * 4, steps=2, sum_seconds=SUM_SECONDS)
+    found = steps(swarm, "step")
+    assert found.live == found.bound
+    assert 0.6 < found.of_bound < 1.0
+    assert found.of_bound <= found.work / found.bound < 1.1 * found.of_bound
+
+
+def test_a_stream_uses_nearly_all() -> None:
+    found = stream(Swarm(stages=2, replicas=2, microbatches=160), "stream")
+    assert 0.9 < found.of_bound < 1.1
+
+
+def test_a_stage_that_lost_half_is_mended_and_nobody_moves_in_calm() -> None:
+    swarm = Swarm(stages=2, replicas=4, microbatches=160)
+    found = mend(swarm, Phases(settle_seconds=60.0, rest_seconds=60.0))
+    assert found.moves_per_hour == 0
+    assert found.after < 0.7
+    assert found.recovery_seconds is not None
+    assert found.recovery_seconds < 150.0
+
+
+def test_many_who_come_at_once_spread() -> None:
+    swarm = Swarm(stages=2, replicas=1, microbatches=60)
+    assert crowd(swarm, joiners=9, joins_at=100.0, seconds=120.0) < 1.5
