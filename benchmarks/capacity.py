@@ -48,7 +48,9 @@ MTBF_SECONDS = 1800.0
 DYING = Trouble(mtbf_seconds=MTBF_SECONDS)
 STORMY = Trouble(mtbf_seconds=MTBF_SECONDS, slow_share=0.05)
 
-HEAD = "case            stages replicas   ids  bound/s  of bound  of live    work  deaths  slow  wall s"
+HEAD = (
+    "case            stages replicas   ids  bound/s  of bound  of live    work  died  slow  wall s"
+)
 
 WARM_SHARE, COLD_SHARE = 0.25, 0.7
 """Of the microbatches of the long step: between these the stream is measured. What is in
@@ -155,7 +157,7 @@ def flow(name: str, swarm: Swarm) -> dict[str, object]:
     click.echo(
         f"{name:15} {found.stages:6} {found.replicas:8} {found.microbatches:5} "
         f"{found.bound:8.3f} {found.of_bound:9.3f} {found.of_live:8.3f} "
-        f"{found.work / found.bound:7.3f} {found.deaths:7} {found.slowdowns:5} "
+        f"{found.work / found.bound:7.3f} {found.deaths:5} {found.slowdowns:5} "
         f"{found.wall_seconds:7.0f}"
     )
     return {**asdict(found), "of_bound": found.of_bound, "of_live": found.of_live}
