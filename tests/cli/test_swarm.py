@@ -33,6 +33,15 @@ def test_more_stages_than_the_preset_has_layers_add_layers() -> None:
     assert simulated_spec(flags(stages=6)).model.n_layers == 6
 
 
+def test_a_sized_codec_takes_a_model_and_microbatches_that_are_wide_enough() -> None:
+    spec = simulated_spec(flags(codec="b128x"))
+    assert spec.model.d_model >= 512
+    assert spec.batch.sequences * spec.model.context >= 2048
+    (composition,) = spec.codec.compositions
+    assert (composition.name, composition.width >= 8) == ("b128x", True)
+    assert simulated_spec(flags(codec="int4")).model.d_model == RunSpec().model.d_model
+
+
 def test_a_sized_codec_is_refused_for_a_named_model_that_is_too_narrow() -> None:
     with pytest.raises(RunSpecError, match=r"d_model = 128 .* 512 tokens: d_model >= 448"):
         simulated_spec(flags(codec="b128x", preset="tiny"))

@@ -16,7 +16,7 @@ from p2ptrain.core.agreement import (
     Tallies,
 )
 from p2ptrain.errors import WireError
-from p2ptrain.run import Batch, Codec, Cut, Evaluation, Model, RunSpec
+from p2ptrain.run import Batch, Codec, Composition, Cut, Evaluation, Model, RunSpec
 from p2ptrain.units import Chain, Digest, PeerId, Slot, Stage, Step
 from p2ptrain.wire.limits import (
     CHUNK_BYTES,
@@ -130,6 +130,21 @@ def test_a_part_of_a_million_million_elements_is_refused() -> None:
 def test_frames_that_cannot_exist(message: Data, reason: str) -> None:
     with pytest.raises(WireError, match=reason):
         LIMITS.payload_bytes(message)
+
+
+def test_the_size_of_a_frame_follows_the_schedule_of_its_direction() -> None:
+    warming = Composition(name="x", scale="block", forward=((0, 8), (3, 4)), backward=((0, 16),))
+    codec = Codec(name="x", compositions=(warming,))
+    limits = FrameLimits(msgspec.structs.replace(SPEC, codec=codec))
+    blocks = -(-CELLS // 64)
+    before = msgspec.structs.replace(AT, step=Step(2))
+    early = msgspec.structs.replace(forward(), at=before)
+    assert limits.payload_bytes(early) == TOKEN_BYTES + 2 + blocks * (2 + 64)
+    assert limits.payload_bytes(forward()) == TOKEN_BYTES + 2 + blocks * (2 + 32)
+    gradient = Gradient(at=AT, slot=Slot(0), stage=Stage(0))
+    assert limits.payload_bytes(gradient) == 2 * CELLS
+    with pytest.raises(WireError, match="it takes"):
+        limits.admits(forward(), limits.payload_bytes(early))
 
 
 def test_evaluation_slots_exist() -> None:
