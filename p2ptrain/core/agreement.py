@@ -124,7 +124,9 @@ class Sum(Message, frozen=True, tag=True):
     ``members`` are not unique: they are the publisher's and feed the ledger and the hashes.
     ``paces`` are the members', in their order: stage 0 shares the next step out by them.
     ``round`` is the ballot's round, for the log. ``final``: who tells it has stepped with it
-    (said by the teller; it matters where arithmetic differs, see core/choice).
+    (said by the teller; it matters where arithmetic differs, see core/choice). ``signature``:
+    of ``publisher``, in this ``incarnation``, over all but itself and ``final``: others pass a
+    SUM on. It is empty while the seat that made it has told nobody.
     """
 
     at: Position
@@ -138,3 +140,6 @@ class Sum(Message, frozen=True, tag=True):
     round: int
     paces: tuple[int, ...] = ()
     final: bool = False
+    publisher: PeerId = PeerId("")
+    incarnation: int = 0
+    signature: bytes = b""

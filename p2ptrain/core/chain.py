@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from p2ptrain.core.canonical import digest
+from p2ptrain.core.canonical import canonical, digest
 from p2ptrain.units import DIGEST_BYTES, Chain
 
 if TYPE_CHECKING:
@@ -57,6 +57,23 @@ def sum_digest(total: Sum) -> Digest:
         *map(float, total.norms),
         total.finite,
         *(tallies.loss, tallies.tokens, tallies.val_loss, tallies.val_tokens, tallies.poisoned),
+    )
+
+
+def sum_bytes(total: Sum) -> bytes:
+    """What a SUM's signature is over: all but the signature and what its teller adds."""
+    covered = [field for one in total.cover for field in (one.peer, one.slots)]
+    return canonical(
+        "p2ptrain signed sum",
+        total.publisher,
+        total.incarnation,
+        sum_digest(total),
+        total.round,
+        len(covered),
+        *covered,
+        len(total.members),
+        *total.members,
+        *total.paces,
     )
 
 

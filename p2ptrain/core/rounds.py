@@ -112,7 +112,14 @@ class FetchFailed:
     spoilt: bool = False
 
 
-Event: TypeAlias = Live | Seen | Received | Quiet | Reduced | ReduceFailed | FetchFailed
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """``peer`` has signed two SUMs of one stage: none of its words counts."""
+
+    peer: PeerId
+
+
+Event: TypeAlias = Live | Seen | Received | Quiet | Reduced | ReduceFailed | FetchFailed | Caught
 
 
 # --- actions --------------------------------------------------------------------------

@@ -72,6 +72,7 @@ from p2ptrain.core.plans import (
 from p2ptrain.core.rounds import (
     AbortReduce,
     Alarm,
+    Caught,
     Commit,
     FetchFailed,
     FetchSum,
@@ -91,7 +92,7 @@ from p2ptrain.core.schedule import keeper, leaders
 from p2ptrain.units import Microbatch, Slot, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from p2ptrain.core.agreement import Ballot, Position
     from p2ptrain.core.rounds import Action, Event, Outcome, StepLimits
@@ -123,7 +124,8 @@ class StepMachine:
     use. ``expected``: the step's slots; ``width``: bits of a slot set (G + E); ``elements``:
     length of the accumulator; ``weights``: bandwidths that size the shards of own plans.
     ``canonical``: arithmetic differs among peers; ``hold_seconds``: then, how long others are
-    given to tell names of the step that were heard before this seat was there.
+    given to tell names of the step that were heard before this seat was there. ``seal`` signs a
+    SUM of this seat's own.
     ``reason`` says why the round was entered, for the log.
     """
 
@@ -145,6 +147,7 @@ class StepMachine:
         weights: Mapping[PeerId, float] | None = None,
         canonical: bool = False,
         hold_seconds: Seconds = 0.0,
+        seal: Callable[[Sum], Sum] = lambda total: total,
     ) -> None:
         self.at: Final = at
         self.stage: Final = stage
@@ -180,14 +183,14 @@ class StepMachine:
         self._holders: list[PeerId] = []
         self._failure = ""  # why the reduction is not expected to end
         self._asks = 0
-        self._canonical = canonical
+        self._canonical, self._seal = canonical, seal
         self._held: Digest | None = None  # of the whole sum that lies in compute
         self._lost: Sum | None = None  # canonical: the name that counts, and nobody can give
         self._hold_until = now + hold_seconds
         self.ledger.set_live(self._live)
         self._elect()
 
-    def handle(self, event: Event, *, now: Seconds) -> tuple[Action, ...]:
+    def handle(self, event: Event, *, now: Seconds) -> tuple[Action, ...]:  # noqa: C901, PLR0912 - one arm each
         """Take ``event`` into account and return what to do about it."""
         actions: tuple[Action, ...] = ()
         if self.alarmed:
@@ -203,6 +206,8 @@ class StepMachine:
                 actions = self._on_quiet(now)
             case Reduced(outcome, round_):
                 actions = self._on_reduced(outcome, round_, now)
+            case Caught(peer):
+                actions = self._on_caught(peer, now)
             case ReduceFailed() | FetchFailed():
                 actions = self._on_failure(event, now)
             case _:
@@ -479,7 +484,7 @@ class StepMachine:
             if known is not self._lost:  # else whoever tells it may hold it
                 return self._confirm(known, total, now)
         elif known is not None and not self._canonical:
-            return self._alarm(total)
+            return self._alarm(total, known)
         elif known is not None and (self.phase is Phase.COMMITTED or not precedes(total, known)):
             return self._object(sender, total)
         elif known is not None and not total.final:
@@ -566,22 +571,38 @@ class StepMachine:
         self._held = outcome.digest
         if told is not None and sum_digest(told) != sum_digest(total):
             if not self._canonical:
-                return self._alarm(total)
+                return self._alarm(total, told)
             if outcome.digest != told.digest and precedes(told, total):
                 self.plan = None  # it has ended: nothing to abort
                 return self._fetch(now)
-            total = told if precedes(told, total) else total
+            total = told if outcome.digest == told.digest or precedes(told, total) else total
         if self._lost is not None and precedes(self._lost, total):
             total = self._lost
         leading = plan is not None and self.leader == self._me
-        publish: tuple[Action, ...] = (Publish(total),) if leading else ()
-        return publish + self._settle(total, now)
+        settled = self._settle(total, now)
+        return (Publish(self.sums[self.stage]), *settled) if leading else settled
 
     def _settle(self, total: Sum, now: Seconds) -> tuple[Action, ...]:
         """The whole sum is here, under this name."""
+        total = total if total.publisher else self._seal(total)
         self.sums[self.stage], self._told, self._asks = total, None, 0
         self._enter(Phase.NORM, self._limits.norm_seconds, now)
         return self._conclude(now)
+
+    def _on_caught(self, peer: PeerId, now: Seconds) -> tuple[Action, ...]:
+        """Forget what ``peer`` said of sums that are not here: another will say it."""
+        if self.phase is Phase.COMMITTED:
+            return ()
+        for stage in [s for s, one in self.sums.items() if one.publisher == peer]:
+            if stage != self.stage:  # ours was compared with what we hold
+                del self.sums[stage]
+        if self._lost is not None and self._lost.publisher == peer:
+            self._lost = None
+        if self._told is None or self._told.publisher != peer:
+            return ()
+        self._told, self._holders = None, []
+        fetching = self.phase is Phase.REDUCING and self.plan is None
+        return self._pause(f"{peer} has lied of the sum", now) if fetching else ()
 
     def _on_failure(self, event: ReduceFailed | FetchFailed, now: Seconds) -> tuple[Action, ...]:
         """The way to the sum on which I am is closed; late news of another changes nothing."""
@@ -636,9 +657,11 @@ class StepMachine:
         self.due_at = now + self._limits.norm_seconds * self._growth(self._asks)
         return (WantSums(stages),)
 
-    def _alarm(self, other: Sum) -> tuple[Action, ...]:
+    def _alarm(self, other: Sum, known: Sum) -> tuple[Action, ...]:
         self.alarmed, self.due_at = True, None
-        return (Alarm(f"two SUMs for stage {other.stage} of step {self.at.step}"),)
+        who = " and ".join(one.publisher or self._me for one in (known, other))
+        reason = f"two SUMs for stage {other.stage} of step {self.at.step}, signed by {who}"
+        return (Alarm(reason),)
 
     # --- small change ----------------------------------------------------------------------
 

@@ -137,7 +137,7 @@ class Adoption:
         self._asked[seat.stage] = donors
         try:
             pulled = await self._pull(seat, donors)
-            seat.stepper.forget_sum()
+            seat.stepper.sums.forget()
             await seat.compute.load(pulled.blob)
         except PeerError as error:
             reason = f"stage {seat.stage}: no state to adopt: {error.reason}"

@@ -27,6 +27,7 @@ from p2ptrain.engine.admission import Admission
 from p2ptrain.engine.adopting import Adoption
 from p2ptrain.engine.buddies import Buddies
 from p2ptrain.engine.dispatch import Dispatcher
+from p2ptrain.engine.distrust import Distrust
 from p2ptrain.engine.farewell import linger, sum_up
 from p2ptrain.engine.holdings import Holdings
 from p2ptrain.engine.link import LinkSettings
@@ -84,6 +85,7 @@ class Node:
         self.ended = asyncio.Event()
         self._incarnation, self.rng, self.draining = incarnation, rng, False
         self._beats, self._sequence = 0, itertools.count(1)
+        self._distrust = Distrust(emit)
         self._group: asyncio.TaskGroup | None = None
         self._near = Neighbourhood(
             self.roster, self.seats, spec.limits, emit=emit, changed=self._changed
@@ -115,7 +117,7 @@ class Node:
         reception = Reception(
             self.links, dispatch, self._near, self.snapshots, self._timer, self._give_state
         )
-        reception.attend()
+        reception.attend(self._distrust)
         if world.corpus is not None:
             self.snapshots.offer_corpus(world.corpus)
         reception.resumption = self.resumption = Resumption(self)
@@ -190,6 +192,7 @@ class Node:
             committed=self._committed,
             spill=self.world.spill,
             next_seq=self._sequence.__next__,
+            distrust=self._distrust,
         )
 
     def statuses(self) -> tuple[m.SeatStatus, ...]:

@@ -59,6 +59,10 @@ class Mail:
         """Live peers that serve ``stage``, sorted; us among them."""
         return tuple(seat.peer for seat in self._roster.present(stage))
 
+    def serves(self, peer: PeerId, stage: Stage) -> bool:
+        """Whether ``peer`` has a seat of ``stage``, alive or not, as far as anybody says."""
+        return self._roster.serves(peer, stage)
+
     def everyone(self) -> tuple[PeerId, ...]:
         """Every peer with a seat that we know of, us among them."""
         return tuple(sorted({seat.peer for seat in self._roster.views()}))

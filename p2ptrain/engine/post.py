@@ -49,6 +49,10 @@ class Post(Protocol):
         """Live peers that serve ``stage``, sorted; us among them."""
         ...
 
+    def serves(self, peer: PeerId, stage: Stage) -> bool:
+        """Whether ``peer`` has a seat of ``stage``, alive or not, as far as anybody says."""
+        ...
+
     def everyone(self) -> tuple[PeerId, ...]:
         """Every peer with a seat that we know of, us among them."""
         ...

@@ -23,7 +23,7 @@ from p2ptrain.engine.dispatch import Flow, Round
 from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from p2ptrain.engine.dispatch import Dispatcher
     from p2ptrain.engine.holdings import Holdings
@@ -54,15 +54,21 @@ class Reception:
         self.holdings: Holdings | None = None  # who knows what we hold beside our seats
         self._links, self._dispatch, self._near = links, dispatch, near
         self._snapshots, self._timer, self._give_state = snapshots, timer, give_state
+        self._distrust: Container[PeerId] = frozenset()
 
-    def attend(self) -> None:
-        """Take over the callbacks of the links."""
+    def attend(self, distrust: Container[PeerId] = frozenset()) -> None:
+        """Take over the callbacks of the links; who is in ``distrust`` might as well be silent."""
+        self._distrust = distrust
         links = self._links
         links.on_control, links.on_data = self._on_control, self._on_data
         links.on_up, links.on_down = self._on_up, self._on_down
         links.beats_to = self._near.is_near
 
     def _on_control(self, peer: PeerId, message: m.Control) -> None:
+        if peer not in self._distrust:
+            self._hear(peer, message)
+
+    def _hear(self, peer: PeerId, message: m.Control) -> None:
         now = _now()
         self._near.heard(peer, now)
         if isinstance(message, m.Heartbeat):
@@ -92,6 +98,8 @@ class Reception:
                 self.resumption.heard(peer, message)
 
     def _on_data(self, peer: PeerId, message: m.Data, payload: memoryview) -> None:
+        if peer in self._distrust:
+            return
         now = _now()
         self._near.heard(peer, now)
         if not self._snapshots.handle(peer, message, payload):
@@ -99,6 +107,8 @@ class Reception:
         self._timer.rearm()
 
     def _on_up(self, peer: PeerId) -> None:
+        if peer in self._distrust:
+            return
         self._near.up(peer, self._links.incarnation(peer), _now())
         if self.resumption is not None:
             self.resumption.up(peer)

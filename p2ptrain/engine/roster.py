@@ -212,6 +212,11 @@ class Roster:
         lost = (seat for seat in self._listed if seat.peer in self._unreached)
         return (*self.views(), *(seat for seat in lost if seat.peer not in self._dead))
 
+    def serves(self, peer: PeerId, stage: Stage) -> bool:
+        """Whether ``peer`` has said, or the directory says, that it has a seat of ``stage``."""
+        listed = any(seat.peer == peer and seat.stage == stage for seat in self._listed)
+        return listed or stage in self._heard.get(peer, {})
+
     def everyone(self) -> tuple[PeerId, ...]:
         """All peers with a seat, without us."""
         return tuple(sorted({seat.peer for seat in self.views()} - {self._me}))

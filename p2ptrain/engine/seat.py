@@ -4,8 +4,7 @@
                                  `--- drain: no new offers; at the boundary it *parts*: it counts
                                       no more, but answers for its last step until a mate is through
 
-A seat is wired here and nowhere else; pipeline, custodian, stepper and sourcer know each
-other only through what they are given.
+A seat is wired here and nowhere else; its parts know each other only through what they are given.
 """
 
 from __future__ import annotations
@@ -48,8 +47,7 @@ class SeatRuntime:
         self.state: Literal["joining", "serving", "draining"] = "joining"
         self.version = Step(0)
         self.finished = False
-        self.parting = False
-        self.adopting = False  # between two steps, until another's state is ours
+        self.parting = self.adopting = False  # the latter: between two steps
         self._around = around
         spec, me = around.spec, around.signer.peer
         self.router = Router(around.rng)
@@ -81,6 +79,7 @@ class SeatRuntime:
             live=around.roster.at,
             committed=lambda done: around.committed(self.stage, done),
             next_seq=around.next_seq,
+            distrust=around.distrust,
         )
         source = (around.run, me, self.pipeline, around.post)
         self.sourcer = Sourcer(*source, rate=self._rate) if self.stage == 0 else None

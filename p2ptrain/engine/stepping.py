@@ -13,8 +13,7 @@ Invariants:
     * what comes one step early is kept, what comes one step late is answered from the last
       commit, and nothing further is either.
 
-Refused: letting the machine see messages of all positions. It would have to know what the
-seat has kept of other steps, and is drawn for one.
+Refused: letting the machine see messages of all positions: it is drawn for one step.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from p2ptrain.core.agreement import Ack, Bitmap, Go, Position
     from p2ptrain.core.duties import What
     from p2ptrain.engine.committing import Done
+    from p2ptrain.engine.distrust import Distrust
     from p2ptrain.engine.pipeline import Pipeline
     from p2ptrain.engine.post import Post
     from p2ptrain.observe import events as ev
@@ -65,6 +65,7 @@ class Stepper:
         live: Callable[[Stage, Position, tuple[PeerId, ...]], frozenset[PeerId]],
         committed: Callable[[Done], None],
         next_seq: Callable[[], int],
+        distrust: Distrust,
     ) -> None:
         self.stage = compute.stage
         self._run, self._spec, self._incarnation = run, spec, incarnation
@@ -85,7 +86,15 @@ class Stepper:
             spawn=spawn,
         )
         self.reducer = self._driver.reducer
-        self._sums = Sums(self.stage, self._driver, self._committer, post)
+        self.sums = Sums(
+            self.stage,
+            self._driver,
+            self._committer,
+            post,
+            signer=signer,
+            incarnation=incarnation,
+            distrust=distrust,
+        )
         self._members: tuple[tuple[PeerId, ...], ...] = ()
         self._lives: dict[Stage, frozenset[PeerId]] = {}  # who counts, here and beside
 
@@ -142,8 +151,9 @@ class Stepper:
             now=now,
             canonical=canonical,
             hold_seconds=limits.plan_seconds if entering else 0.0,
+            seal=self.sums.seal,
         )
-        heard = self._sums.begin(canonical=canonical)
+        heard = self.sums.begin(at, canonical=canonical)
         early = self._gossip.begin(at)
         self._lives = {}
         self._driver.begin(machine, frozenset(peer for there in members for peer in there))
@@ -180,7 +190,7 @@ class Stepper:
 
     def received(self, peer: PeerId, message: Plan | Ack | Nack | Go | Sum, now: Seconds) -> None:
         """A message of the round, or a SUM of any stage; from strangers, nothing."""
-        if not self._knows(peer):
+        if not self._admits(peer, message, now):
             return
         if self.machine is not None and message.at == self.at:
             if isinstance(message, Nack):
@@ -188,31 +198,33 @@ class Stepper:
                     self.bitmap(bitmap, now)
             self._driver.feed(r.Received(peer, message), now)
         elif isinstance(message, Sum):
-            self._sums.elsewhere(peer, message)
+            self.sums.elsewhere(peer, message)
         elif isinstance(message, Plan):
-            self._sums.late(peer, message)
+            self.sums.late(peer, message)
 
-    def _knows(self, peer: PeerId) -> bool:
-        """Whether ``peer`` has a seat, or had one when the last step was recorded."""
-        return any(peer in there for there in self._members) or peer in self._post.everyone()
+    def _admits(self, peer: PeerId, message: m.Control, now: Seconds) -> bool:
+        """Whether ``peer`` has a seat, or had one at the last record; and who signed a SUM, too."""
+        known = any(peer in there for there in self._members) or peer in self._post.everyone()
+        if not known or not isinstance(message, Sum):
+            return known
+        if self.sums.admits(peer, message, self._members):
+            return True
+        if self.sums.distrusts(message.publisher):
+            self._driver.feed(r.Caught(message.publisher), now)
+        return False
 
     def known_sums(self, at: Position) -> dict[Stage, Sum]:
         """The SUMs that we know of a position, this one or the last."""
-        return self._sums.known(at)
+        return self.sums.known(at)
 
     def pull_sum(self, peer: PeerId, message: m.PullSum) -> None:
         """Send our stage's whole sum, if we still hold it."""
-        if (whole := self._sums.held(message.at)) is None:
+        if (whole := self.sums.gives(peer, message.at)) is None:
             reason = f"no sum of step {message.at.step} here"
             self._post.tell(peer, m.NoSuch(what="sum", stage=self.stage, reason=reason))
         else:
-            held = lambda: self._sums.held(whole.at) == whole  # noqa: E731 - one word for it
+            held = lambda: self.sums.held(whole.at) == whole  # noqa: E731 - one word for it
             self._spawn(self.reducer.serve(peer, whole, held))
-
-    def forget_sum(self) -> None:
-        """Another state is about to be loaded: the whole sum of the last step goes with ours."""
-        if self.machine is not None:
-            self.machine.forget()
 
     def part(self, peer: PeerId, message: m.Part, payload: Buffer) -> None:
         """A part of a reduction."""

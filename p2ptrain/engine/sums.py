@@ -3,44 +3,130 @@
     a SUM of the next step   -> kept until that step is taken up
     a SUM of the last step   -> who tells another than the one we stepped with is told ours
     a Plan of the last step  -> answered with its SUM: the adopt rule, one step late
+    any SUM                  -> looked at only with the signature of a seat of its stage; two
+                                under one signature are a lie, and the liar is told (distrust)
 
 Invariants: of the next step one SUM for each stage is kept, the one that counts (core/choice);
 the integers of a sum are given only while compute holds exactly those that the SUM names.
+
+Bounds: signed SUMs of three steps, one for each seat that publishes; a peer is given the sum
+of a step at most PULLS_MOST times (beyond, it is told that there is none).
 
 Refused: the machine keeping what belongs to other steps. It is drawn for one.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, TypeAlias
 
-from p2ptrain.core.chain import sum_digest
+import msgspec
+
+from p2ptrain.core.chain import sum_bytes, sum_digest
 from p2ptrain.core.choice import precedes
+from p2ptrain.errors import MisbehaviourError
+from p2ptrain.units import Step
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from p2ptrain.core.agreement import Plan, Position, Sum
     from p2ptrain.engine.committing import Committer, Done
+    from p2ptrain.engine.distrust import Distrust
     from p2ptrain.engine.driving import Driver
     from p2ptrain.engine.post import Post
+    from p2ptrain.ports import Signer
     from p2ptrain.units import PeerId, Stage
+
+
+PULLS_MOST = 8
+"""Once is enough; links break, and each round may begin the fetch anew."""
+
+Account: TypeAlias = "tuple[Position, Stage, PeerId, int]"  # who can sign one SUM only
 
 
 class Sums:
     """See the module. ``canonical``: arithmetic differs among the peers of the run."""
 
-    def __init__(self, stage: Stage, driver: Driver, committer: Committer, post: Post) -> None:
+    def __init__(  # noqa: PLR0913 - wired once, in stepping
+        self,
+        stage: Stage,
+        driver: Driver,
+        committer: Committer,
+        post: Post,
+        *,
+        signer: Signer,
+        incarnation: int,
+        distrust: Distrust,
+    ) -> None:
         self._stage, self._driver, self._committer, self._post = stage, driver, committer, post
+        self._signer, self._incarnation, self._distrust = signer, incarnation, distrust
+        self._signed: dict[Account, Sum] = {}
+        self._pulls: Counter[tuple[Position, PeerId]] = Counter()
         self._early: dict[Stage, tuple[PeerId, Sum]] = {}
         self._last_held = False  # the whole sum of the last step is still in compute
         self._canonical = False
 
-    def begin(self, *, canonical: bool) -> list[tuple[PeerId, Sum]]:
+    def begin(self, at: Position, *, canonical: bool) -> list[tuple[PeerId, Sum]]:
         """A step is about to be taken up; returns what was heard of it before, and from whom."""
         machine, last = self._driver.machine, self._committer.last
         self._canonical = canonical
         self._last_held = bool(machine and last and machine.holds(last.sums[self._stage]))
+        recent = Step(at.step - 1)
+        self._signed = {key: one for key, one in self._signed.items() if key[0].step >= recent}
+        self._pulls = Counter({key: n for key, n in self._pulls.items() if key[0].step >= recent})
         early, self._early = self._early, {}
         return [heard for _, heard in sorted(early.items())]
+
+    def seal(self, whole: Sum) -> Sum:
+        """``whole``, of our own making, under our signature."""
+        named = msgspec.structs.replace(
+            whole, publisher=self._signer.peer, incarnation=self._incarnation
+        )
+        return msgspec.structs.replace(named, signature=self._signer.sign(sum_bytes(named)))
+
+    def distrusts(self, peer: PeerId) -> bool:
+        """Whether ``peer`` was caught lying."""
+        return peer in self._distrust
+
+    def admits(self, peer: PeerId, whole: Sum, members: Sequence[tuple[PeerId, ...]]) -> bool:
+        """Whether a SUM that ``peer`` tells may be looked at: who signed it has a seat there.
+
+        ``members``: the last step record's peers, per stage.
+
+        Raises:
+            MisbehaviourError: its signature is wrong.
+        """
+        recorded = any(whole.publisher in seats for seats in members[whole.stage :][:1])
+        seated = recorded or self._post.serves(whole.publisher, whole.stage)
+        if not seated or whole.publisher in self._distrust:
+            return False
+        plain = msgspec.structs.replace(whole, final=False)
+        account = (whole.at, whole.stage, whole.publisher, whole.incarnation)
+        known = self._signed.get(account)
+        if known == plain:
+            return True
+        if not self._signer.verify(whole.publisher, sum_bytes(whole), whole.signature):
+            raise MisbehaviourError("a SUM with a wrong signature", peer=peer)
+        if known is not None and sum_digest(known) != sum_digest(plain):
+            proof = f"has signed two SUMs for stage {whole.stage} of step {whole.at.step}"
+            self._distrust.catch(whole.publisher, proof)
+            return False
+        self._signed[account] = plain
+        return True
+
+    def gives(self, peer: PeerId, at: Position) -> Sum | None:
+        """The SUM of our stage whose integers ``peer`` gets now; None: it gets none."""
+        whole = self.held(at)
+        if whole is None or self._pulls[at, peer] >= PULLS_MOST:
+            return None
+        self._pulls[at, peer] += 1
+        return whole
+
+    def forget(self) -> None:
+        """Another state is about to be loaded: the whole sum of the last step goes with ours."""
+        if self._driver.machine is not None:
+            self._driver.machine.forget()
 
     def elsewhere(self, peer: PeerId, whole: Sum) -> None:
         """``peer`` tells a SUM of another step than the present."""

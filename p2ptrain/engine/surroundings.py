@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from p2ptrain.engine.committing import Done
+    from p2ptrain.engine.distrust import Distrust
     from p2ptrain.engine.post import Post
     from p2ptrain.engine.roster import Roster
     from p2ptrain.observe import events as ev
@@ -46,6 +47,7 @@ class Surroundings:
     backlog: Callable[[], Seconds]  # of all seats of this peer
     committed: Callable[[Stage, Done], None]
     next_seq: Callable[[], int]  # of bitmaps: a stage left and taken again goes on counting
+    distrust: Distrust
     spill: Spill | None = None  # where frames go when memory is short
 
 

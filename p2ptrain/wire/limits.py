@@ -249,7 +249,7 @@ class FrameLimits:
             "leaves": each(digest),
             "signature": sized(0, SIGNATURE_BYTES),
             "peer": peer,
-            "holder": sized(0, PEER_TEXT),
+            **dict.fromkeys(("holder", "publisher"), sized(0, PEER_TEXT)),
             "path": each(sized(0, PEER_TEXT)),
             "members": each(lambda one: peer(one) if isinstance(one, str) else each(peer)(one)),
             **dict.fromkeys(("reason", "run", "arithmetic"), text),

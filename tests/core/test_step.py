@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 import pytest
 
@@ -24,6 +26,7 @@ from p2ptrain.core.rounds import (
     AbortReduce,
     Action,
     Alarm,
+    Caught,
     Commit,
     FetchFailed,
     FetchSum,
@@ -49,6 +52,9 @@ from p2ptrain.core.step import StepMachine
 from p2ptrain.units import Chain, Digest, Microbatch, PeerId, RunId, Slot, Stage, Step
 from p2ptrain.wire.framing import CONTROL_BYTES, encode
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 RUN = RunId("run")
 AT = Position(epoch=0, step=Step(2), chain=Chain(bytes(32)))
 STAGE = Stage(1)
@@ -66,6 +72,7 @@ def machine(
     members: tuple[PeerId, ...] | None = None,
     stages: int = 3,
     canonical: bool = False,
+    seal: Callable[[Sum], Sum] = lambda whole: whole,
 ) -> StepMachine:
     here = (me, *others) if members is None else members
     seat = StepMachine(
@@ -82,6 +89,7 @@ def machine(
         limits=LIMITS,
         now=0.0,
         canonical=canonical,
+        seal=seal,
     )
     assert seat.handle(Live(frozenset({me, *others})), now=0.0) == ()
     return seat
@@ -807,3 +815,46 @@ def test_who_has_stepped_tells_its_name_as_final_and_keeps_it() -> None:
     assert told.message.final
     assert told.message.digest == OUTCOME.digest
     assert seat.handle(Received(BOB, lower(final=True)), now=1.0) == ()  # a fork: chains will tell
+
+
+# --- who signed what -------------------------------------------------------------------------
+
+
+def test_what_this_seat_has_summed_is_sealed_before_anybody_hears_of_it() -> None:
+    seat = machine(ANN, seal=lambda one: msgspec.structs.replace(one, publisher=ANN))
+    seat.handle(Seen(bitmap(ANN, FULL)), now=0.0)
+    seat.handle(Quiet(), now=0.0)
+    (publish,) = seat.handle(Reduced(OUTCOME, 0), now=0.0)
+    assert isinstance(publish, Publish)
+    assert publish.sum.publisher == ANN
+    assert seat.sums[STAGE] == publish.sum
+
+
+def by(publisher: PeerId, whole: Sum) -> Sum:
+    return msgspec.structs.replace(whole, publisher=publisher)
+
+
+def test_two_sums_name_who_signed_them() -> None:
+    seat = machine(ANN)
+    seat.handle(Received(BOB, by(BOB, total(0))), now=0.0)
+    (alarm,) = seat.handle(Received(EVE, by(EVE, total(0, digest=b"x" * 32))), now=0.0)
+    assert isinstance(alarm, Alarm)
+    assert alarm.reason.endswith(f"signed by {BOB} and {EVE}")
+
+
+def test_what_a_liar_said_of_other_stages_is_forgotten_and_asked_for_again() -> None:
+    seat = machine(ANN, stages=3)
+    seat.handle(Received(BOB, by(BOB, total(0))), now=0.0)
+    seat.handle(Received(EVE, by(EVE, total(2))), now=0.0)
+    assert seat.handle(Caught(BOB), now=0.0) == ()
+    assert set(seat.sums) == {Stage(2)}
+
+
+def test_the_sum_that_a_liar_announced_is_not_fetched_any_more() -> None:
+    seat = machine(ANN, BOB)
+    (_, fetch) = seat.handle(Received(BOB, by(BOB, total(STAGE))), now=0.0)
+    assert isinstance(fetch, FetchSum)
+    seat.handle(Caught(BOB), now=0.0)
+    assert seat.handle(FetchFailed(BOB, "late"), now=0.0) == ()
+    seat.tick(now=LIMITS.plan_seconds)
+    assert seat.phase is Phase.COUNTING

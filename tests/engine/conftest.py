@@ -62,6 +62,9 @@ class MemoryPost:
     def seats(self, stage: Stage) -> tuple[PeerId, ...]:
         return self.serving.get(stage, ())
 
+    def serves(self, peer: PeerId, stage: Stage) -> bool:
+        return peer in self.seats(stage)
+
     def everyone(self) -> tuple[PeerId, ...]:
         return tuple(sorted({peer for peers in self.serving.values() for peer in peers}))
 

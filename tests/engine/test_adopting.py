@@ -34,7 +34,7 @@ class Seat:
 
     def __init__(self) -> None:
         self.stage, self.version, self.adopting = STAGE, AT.step, False
-        self.stepper, self.compute = self, self
+        self.stepper, self.sums, self.compute = self, self, self
         self.ahead: frozenset[PeerId] = frozenset()
         self.state: bytes | bytearray = b"own"
         self.forgot = False
@@ -42,7 +42,7 @@ class Seat:
     def standing(self) -> tuple[Position, tuple[tuple[PeerId, ...], ...]]:
         return AT, ((FIRST, SECOND, THIRD),)
 
-    def forget_sum(self) -> None:
+    def forget(self) -> None:
         self.forgot = True
 
     async def save(self) -> bytes:

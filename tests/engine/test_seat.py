@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from p2ptrain.core.chain import genesis_chain
+from p2ptrain.engine.distrust import Distrust
 from p2ptrain.engine.roster import Roster
 from p2ptrain.engine.seat import SeatRuntime
 from p2ptrain.engine.surroundings import Surroundings, genesis
@@ -69,6 +70,7 @@ def play(post: Any) -> Callable[[Scene], None]:
                     backlog=lambda: 0.0,
                     committed=lambda _stage, _done: None,
                     next_seq=iter(range(1, 1000)).__next__,
+                    distrust=Distrust(events.append),
                 )
                 compute = await ToyCompute(SPEC, ME).open(Stage(0))
                 seat = SeatRuntime(around, compute)

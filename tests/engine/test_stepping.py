@@ -11,16 +11,18 @@ import msgspec
 import pytest
 
 from p2ptrain.core.agreement import Ack, Bitmap, Go, Plan, Position, Sum, Tallies
-from p2ptrain.core.chain import genesis_chain
+from p2ptrain.core.chain import genesis_chain, sum_bytes
 from p2ptrain.core.ledger import bitmap_bytes, mask_to_bytes
 from p2ptrain.core.offers import OfferBook
 from p2ptrain.core.rounds import Phase
 from p2ptrain.core.routing import Router
 from p2ptrain.core.schedule import step_slots
 from p2ptrain.engine.custodian import Custodian
+from p2ptrain.engine.distrust import Distrust
 from p2ptrain.engine.items import Place
 from p2ptrain.engine.pipeline import Pipeline
 from p2ptrain.engine.stepping import Stepper
+from p2ptrain.engine.sums import PULLS_MOST
 from p2ptrain.engine.worker import perform
 from p2ptrain.errors import MisbehaviourError
 from p2ptrain.observe import events as ev
@@ -34,7 +36,7 @@ from p2ptrain.wire import messages as m
 if TYPE_CHECKING:
     from p2ptrain.engine.committing import Done
 
-ME, MATE, LIAR = PeerId("me"), PeerId("mate"), PeerId("liar")
+ME, MATE, LIAR, ABOVE = PeerId("me"), PeerId("mate"), PeerId("liar"), PeerId("above")
 RUN = RunId("0" * 32)
 SPEC = toy_spec(stages=1, microbatches=4, steps=3)
 AT = Position(epoch=0, step=Step(0), chain=genesis_chain(RUN))
@@ -50,6 +52,8 @@ class Rig:
         self.done: list[Done] = []
         self.live = frozenset({ME})
         self.sequence = 0
+        self.distrust = Distrust(self.see)
+        post.serving = {0: (MATE, ME), 1: (ABOVE,)}
 
     async def open(self) -> Rig:
         self.compute = await ToyCompute(SPEC, ME).open(Stage(0))
@@ -84,6 +88,7 @@ class Rig:
             live=lambda _stage, _at, _members: self.live,
             committed=self.done.append,
             next_seq=self.next_seq,
+            distrust=self.distrust,
         )
         self.pipeline.on_change = lambda: self.stepper.quiet(now())
         self.pipeline.on_count = lambda: self.stepper.counted(now())
@@ -131,6 +136,25 @@ def bitmap(peer: PeerId, mask: int, *, at: Position = AT, seq: int = 1) -> Bitma
 
 def forged(peer: PeerId, mask: int, *, at: Position = AT) -> Bitmap:
     return msgspec.structs.replace(bitmap(peer, mask, at=at), signature=b"x" * 32)
+
+
+def a_sum(at: Position, *, digest: bytes = b"d") -> Sum:
+    return Sum(
+        at=at,
+        stage=Stage(0),
+        digest=Digest(digest * 32),
+        norms=(),
+        finite=True,
+        tallies=Tallies(),
+        cover=(),
+        members=(MATE,),
+        round=0,
+    )
+
+
+def signed(whole: Sum, by: PeerId) -> Sum:
+    named = msgspec.structs.replace(whole, publisher=by, incarnation=1)
+    return msgspec.structs.replace(named, signature=SimSigner(by).sign(sum_bytes(named)))
 
 
 Scene = Callable[[Rig], Coroutine[None, None, None]]
@@ -243,21 +267,98 @@ def test_bitmaps_go_on_counting_over_steps(play: Any) -> None:
 
 def test_a_sum_that_comes_a_step_early_is_not_lost(play: Any) -> None:
     async def scene(rig: Rig) -> None:
-        early = Sum(
-            at=NEXT,
-            stage=Stage(0),
-            digest=Digest(bytes(32)),
-            norms=(),
-            finite=True,
-            tallies=Tallies(),
-            cover=(),
-            members=(MATE,),
-            round=0,
-        )
+        early = signed(a_sum(NEXT), MATE)
         rig.stepper.received(MATE, early, now())
         rig.begin(NEXT)
         await asyncio.sleep(0.1)
         assert (MATE, m.PullSum(at=NEXT, stage=Stage(0))) in rig.post.told
+
+    play(scene)
+
+
+def test_a_sum_is_passed_on_as_it_was_signed_and_believed_from_anybody_with_a_seat(
+    play: Any,
+) -> None:
+    async def scene(rig: Rig) -> None:
+        whole = signed(a_sum(AT), MATE)
+        rig.live = frozenset({ME, MATE})
+        rig.stepper.refresh_live(now())
+        rig.stepper.received(ABOVE, whole, now())
+        await asyncio.sleep(0.1)
+        assert (MATE, m.PullSum(at=AT, stage=Stage(0))) in rig.post.told
+
+    play(scene)
+
+
+def test_a_sum_with_a_wrong_signature_costs_its_teller_the_link(play: Any) -> None:
+    async def scene(rig: Rig) -> None:
+        honest = signed(a_sum(AT), MATE)
+        for wrong in (
+            msgspec.structs.replace(honest, digest=Digest(b"x" * 32)),
+            msgspec.structs.replace(honest, members=(MATE, ABOVE)),
+            msgspec.structs.replace(honest, incarnation=2),
+            msgspec.structs.replace(honest, signature=b""),
+        ):
+            with pytest.raises(MisbehaviourError, match="wrong signature") as caught:
+                rig.stepper.received(ABOVE, wrong, now())
+            assert caught.value.peer == ABOVE
+        assert rig.stepper.known_sums(AT) == {}
+
+    play(scene)
+
+
+def test_a_sum_of_somebody_without_a_seat_of_its_stage_is_not_heard(play: Any) -> None:
+    async def scene(rig: Rig) -> None:
+        rig.stepper.received(MATE, signed(a_sum(AT), ABOVE), now())
+        rig.stepper.received(MATE, a_sum(AT), now())
+        await asyncio.sleep(0.1)
+        assert rig.post.all(m.PullSum) == []
+
+    play(scene)
+
+
+def test_who_signs_two_sums_is_named_and_not_believed_any_more(play: Any) -> None:
+    async def scene(rig: Rig) -> None:
+        rig.stepper.received(MATE, signed(a_sum(AT), MATE), now())
+        rig.stepper.received(ABOVE, signed(a_sum(AT, digest=b"e"), MATE), now())
+        (alarm,) = [event.reason for event in rig.events if isinstance(event, ev.Alarm)]
+        assert alarm.startswith(f"{MATE} has signed two SUMs for stage 0 of step 0")
+        assert MATE in rig.distrust
+        machine = rig.stepper.machine
+        assert machine is not None
+        assert not machine.alarmed
+        rig.stepper.received(ABOVE, signed(a_sum(AT), MATE), now())
+        assert machine.sums == {}
+
+    play(scene)
+
+
+def test_a_peer_that_restarted_may_sign_another_sum(play: Any) -> None:
+    async def scene(rig: Rig) -> None:
+        rig.stepper.received(MATE, signed(a_sum(AT), MATE), now())
+        named = msgspec.structs.replace(a_sum(AT), publisher=MATE, incarnation=2)
+        again = msgspec.structs.replace(named, signature=SimSigner(MATE).sign(sum_bytes(named)))
+        rig.stepper.received(MATE, again, now())
+        assert MATE not in rig.distrust
+
+    play(scene)
+
+
+def test_a_sum_is_given_to_one_peer_a_few_times_only(play: Any) -> None:
+    async def scene(rig: Rig) -> None:
+        await rig.count(0, 1, 2, 3)
+        await asyncio.sleep(1.0)
+        assert rig.done
+        for _ in range(PULLS_MOST):
+            rig.stepper.pull_sum(MATE, m.PullSum(at=AT, stage=Stage(0)))
+        await asyncio.sleep(1.0)
+        assert len(rig.post.sent) == PULLS_MOST
+        assert rig.post.all(m.NoSuch) == []
+        rig.stepper.pull_sum(MATE, m.PullSum(at=AT, stage=Stage(0)))
+        assert rig.post.last(m.NoSuch).what == "sum"
+        rig.stepper.pull_sum(ABOVE, m.PullSum(at=AT, stage=Stage(0)))
+        await asyncio.sleep(1.0)
+        assert len(rig.post.sent) == PULLS_MOST + 1
 
     play(scene)
 

@@ -12,10 +12,12 @@ from p2ptrain.core.agreement import Position, Sum, Tallies
 from p2ptrain.core.chain import step_outcome
 from p2ptrain.core.plans import make_plan
 from p2ptrain.engine.committing import Done
+from p2ptrain.engine.distrust import Distrust
 from p2ptrain.engine.sums import Sums
+from p2ptrain.sim.signer import SimSigner
 from p2ptrain.units import Chain, Digest, PeerId, Stage, Step
 
-MATE = PeerId("mate")
+ME, MATE = PeerId("me"), PeerId("mate")
 LAST = Position(epoch=0, step=Step(4), chain=Chain(b"l" * 32))
 AT = Position(epoch=0, step=Step(5), chain=Chain(b"p" * 32))
 NEXT = Position(epoch=0, step=Step(6), chain=Chain(b"n" * 32))
@@ -57,8 +59,16 @@ def sums(machine: Machine, post: Any) -> Sums:
     last = Done(at=LAST, sums=whole, outcome=step_outcome(whole, 4), chain=AT.chain)
     kept: Any = SimpleNamespace(last=last)
     driver: Any = SimpleNamespace(machine=machine)
-    made = Sums(Stage(0), driver, kept, post)
-    made.begin(canonical=True)
+    made = Sums(
+        Stage(0),
+        driver,
+        kept,
+        post,
+        signer=SimSigner(ME),
+        incarnation=3,
+        distrust=Distrust(lambda _event: None),
+    )
+    made.begin(AT, canonical=True)
     return made
 
 
@@ -66,8 +76,8 @@ def test_of_the_next_step_the_sum_that_counts_is_kept_until_it_is_taken_up(sums:
     first, later = total(NEXT, round_=1), total(NEXT, b"b", round_=2)
     for heard in (later, first, later):
         sums.elsewhere(MATE, heard)
-    assert sums.begin(canonical=True) == [(MATE, first)]
-    assert sums.begin(canonical=True) == []
+    assert sums.begin(AT, canonical=True) == [(MATE, first)]
+    assert sums.begin(AT, canonical=True) == []
 
 
 def test_who_tells_another_sum_of_the_last_step_is_told_what_was_stepped_with(
@@ -83,7 +93,7 @@ def test_who_tells_another_sum_of_the_last_step_is_told_what_was_stepped_with(
 
 
 def test_in_one_arithmetic_nobody_is_contradicted(sums: Sums, post: Any) -> None:
-    sums.begin(canonical=False)
+    sums.begin(AT, canonical=False)
     sums.elsewhere(MATE, total(LAST, b"b"))
     assert post.told == []
     assert not sums.known(LAST)[Stage(0)].final
@@ -107,5 +117,16 @@ def test_integers_are_given_only_while_they_are_held(sums: Sums, machine: Machin
     assert sums.held(LAST) == total(LAST)
     machine.held = False
     assert sums.held(AT) is None
-    sums.begin(canonical=True)  # the step went with what a load had taken away
+    sums.begin(AT, canonical=True)  # the step went with what a load had taken away
     assert sums.held(LAST) is None
+
+
+def test_what_is_sealed_is_admitted_by_others_whatever_its_teller_adds(
+    sums: Sums, post: Any
+) -> None:
+    whole = sums.seal(total(AT))
+    assert (whole.publisher, whole.incarnation) == (ME, 3)
+    assert sums.admits(MATE, whole, ((ME,),))
+    assert sums.admits(MATE, msgspec.structs.replace(whole, final=True), ((ME,),))
+    post.serving = {}
+    assert not sums.admits(MATE, whole, ((MATE,),))
