@@ -481,7 +481,7 @@ class StepMachine:
         known = self.sums.get(total.stage) or ((self._told or self._lost) if own else None)
         asked: tuple[Action, ...] = ()
         if known is not None and sum_digest(known) == sum_digest(total):
-            if known is not self._lost:  # else whoever tells it may hold it
+            if total.stage in self.sums or known is self._told:  # else its teller may hold it
                 return self._confirm(known, total, now)
         elif known is not None and not self._canonical:
             return self._alarm(total, known)

@@ -96,6 +96,10 @@ class Admission:
         """A joiner wants our state: as of a step that it names (see keeping)."""
         self._keeper.wanted(seat, peer, message)
 
+    def deny(self, seat: SeatRuntime) -> None:
+        """Call when ``seat`` waits for another's state: some can wait for ours no longer."""
+        self._keeper.deny(seat)
+
     def stepped(self, seat: SeatRuntime) -> None:
         """Call when a seat of ours has begun its next step, or finished: joiners may wait."""
         self._handover.stepped(seat)

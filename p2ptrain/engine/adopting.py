@@ -11,7 +11,8 @@ alike. Two roots cannot vouch for each other here: until then no two replicas ar
 Whose turn it is after others were passed over, or who finds mates counting already, asks
 first whether one of them has adopted a state: a chosen peer may have died when only some had
 it, and one that was frozen comes when the others have done without it. Who has adopted gives
-that; who has not denies it at once to those before it in the order, and lets others wait.
+that. Who has not yet lets wait whoever comes later in the order than itself, or than all
+whom it is asking; the others it denies at once, or two would wait for each other.
 
 Invariants:
     * meanwhile the seat saves nothing for others, and gives no sum that the load takes away;
@@ -78,9 +79,13 @@ class Adoption:
         """Whether ``peer`` must not wait for the state that ``seat`` is adopting."""
         if not seat.adopting:
             return False
-        order = self._order(seat)
-        me = self._node.me
-        return peer not in order or (me in order and order.index(peer) < order.index(me))
+        order, asked = self._order(seat), self._asked.get(seat.stage, [])
+        places = {each: place for place, each in enumerate(order)}
+        if peer not in places:
+            return True
+        later = places[peer] > places.get(self._node.me, len(order))
+        awaited = [places.get(each, len(order)) < places[peer] for each in asked]
+        return not later and not (awaited and all(awaited))
 
     def _order(self, seat: SeatRuntime) -> tuple[PeerId, ...]:
         at, members = seat.standing()
@@ -110,10 +115,10 @@ class Adoption:
         self, seat: SeatRuntime, *, passed_over: bool
     ) -> tuple[PeerId, Digest] | None:
         """Offer our state, unless others have adopted one that we do not have."""
+        self._node.admission.deny(seat)
         ahead = seat.stepper.ahead
         if passed_over:
-            there = self._node.roster.present(seat.stage)
-            ahead |= {view.peer for view in there if view.version >= seat.version}
+            ahead |= {view.peer for view in self._node.roster.present(seat.stage)}
         others = sorted(ahead - {self._node.me})
         found = await self._take(seat, others) if others else None
         return found or (self._node.me, await self._offer(seat))
@@ -135,6 +140,7 @@ class Adoption:
 
     async def _take(self, seat: SeatRuntime, donors: list[PeerId]) -> tuple[PeerId, Digest] | None:
         self._asked[seat.stage] = donors
+        self._node.admission.deny(seat)  # who waits for what now waits for them
         try:
             pulled = await self._pull(seat, donors)
             seat.stepper.sums.forget()

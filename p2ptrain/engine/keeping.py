@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from p2ptrain.units import PeerId, Stage, Step
 
 
+ADOPTING = "this peer is adopting a state itself"
+
+
 class Keeper:
     """Snapshots of this peer's seats, on demand."""
 
@@ -55,12 +58,19 @@ class Keeper:
         elif seat.position is None:
             self._refuse(seat.stage, peer, "this peer is loading that stage itself")
         elif self._denies(seat, peer):
-            self._refuse(seat.stage, peer, "this peer is adopting a state itself")
+            self._refuse(seat.stage, peer, ADOPTING)
         elif message.version > seat.version + AHEAD_MOST:
             self._refuse(seat.stage, peer, f"this peer is at step {seat.version}")
         else:
             self._wishes.setdefault(seat.stage, {})[peer] = message.version
             self.stepped(seat)
+
+    def deny(self, seat: SeatRuntime) -> None:
+        """Refuse whoever must not wait for what ``seat`` is adopting."""
+        wishes = self._wishes.get(seat.stage, {})
+        for peer in [peer for peer in wishes if self._denies(seat, peer)]:
+            del wishes[peer]
+            self._refuse(seat.stage, peer, ADOPTING)
 
     def stepped(self, seat: SeatRuntime) -> None:
         """``seat`` may be further than before: who waits for that can be served."""

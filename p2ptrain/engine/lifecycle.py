@@ -243,7 +243,7 @@ class Node:
         self._changed()
 
     def _stands(self, seat: SeatRuntime) -> None:
-        """A seat has its state at a step boundary: who waits for it may have it."""
+        """A seat has its state at a step boundary, for whoever waits for it."""
         if self.seats.get(seat.stage) is seat:
             self.admission.stepped(seat)
             self.resumption.stepped()

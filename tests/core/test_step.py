@@ -782,6 +782,25 @@ def test_a_name_whose_holders_have_died_names_what_the_stage_counts_again() -> N
     assert seat.sums[STAGE] == gone
 
 
+def test_a_name_that_was_taken_is_not_fetched_when_it_is_told_again() -> None:
+    seat = machine(ANN, BOB, stages=2, canonical=True)
+    lost = msgspec.structs.replace(total(STAGE, digest=b"g" * 32), members=(EVE,), final=True)
+    seat.handle(Received(EVE, msgspec.structs.replace(lost, members=())), now=0.0)
+    seat.handle(Live(frozenset({ANN})), now=0.0)
+    seat.handle(Seen(bitmap(ANN, FULL)), now=0.0)
+    seat.handle(Quiet(), now=0.0)
+    seat.handle(Reduced(OUTCOME, seat.round), now=0.0)
+    assert seat.phase is Phase.NORM
+    assert seat.sums[STAGE].digest == lost.digest
+    assert seat.handle(Received(EVE, lost), now=0.0) == ()
+    assert seat.phase is Phase.NORM
+    seat.handle(Received(EVE, total(0)), now=0.0)
+    seat.tick(now=LIMITS.plan_seconds)
+    assert seat.phase is Phase.COMMITTED
+    assert seat.handle(Received(EVE, lost), now=9.0) == ()
+    assert seat.phase is Phase.COMMITTED
+
+
 def test_who_lost_a_mate_asks_everybody_and_steps_a_plan_later() -> None:
     seat = summed(stages=2)
     actions = seat.handle(Live(frozenset({ANN})), now=1.0)

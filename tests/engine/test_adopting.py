@@ -58,7 +58,8 @@ class Node:
 
     def __init__(self, me: PeerId, gives: dict[PeerId, bytes | None], group: Any) -> None:
         self.me, self.gives, self.spec = me, gives, SPEC
-        self.roster = self.snapshots = self
+        self.roster = self.snapshots = self.admission = self
+        self.denied = 0
         self.live = {FIRST, SECOND, THIRD}
         self.spawn: Callable[[Coroutine[None, None, None]], Any] = group.create_task
         self.events: list[ev.AnyEvent] = []
@@ -92,6 +93,9 @@ class Node:
     async def offer(self, _stage: Stage, _at: Position, _members: Any, blob: bytes) -> Digest:
         self.offered = blob
         return Digest(blob.ljust(32))
+
+    def deny(self, _seat: Seat) -> None:
+        self.denied += 1
 
     def adopted(self, seat: Seat) -> None:
         assert not seat.adopting
@@ -165,6 +169,25 @@ def test_while_adopting_those_before_are_denied_and_those_after_wait() -> None:
             assert adoption.denies(seat, FIRST)
             assert not adoption.denies(seat, THIRD)
             assert adoption.denies(seat, PeerId("stranger"))
+
+    run(main())
+
+
+def test_who_comes_later_than_whom_we_ask_waits_for_what_we_get() -> None:
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            node, seat = Node(THIRD, {}, group), Seat()
+            adoption: Any = Adoption(node)  # type: ignore[arg-type]
+            adoption.begin(seat)
+            await asyncio.sleep(1.0)
+            assert node.asked == [(FIRST,)]
+            assert not adoption.denies(seat, SECOND)
+            node.lost(FIRST)
+            await asyncio.sleep(1.0)
+            assert node.asked == [(FIRST,), (SECOND,)]
+            assert adoption.denies(seat, SECOND)  # it is asked itself now
+            assert node.denied == 2
+            adoption.closed(STAGE)
 
     run(main())
 
