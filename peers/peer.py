@@ -184,10 +184,7 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
         check_frames_fit(spec, options.stage, spill)
         for line in welcome(network.addresses(), run_id, spec, options.checkpoints):
             say(line)
-        threads, memory_bytes = options.threads, options.memory_bytes
-        compute = TorchCompute(
-            spec, device=options.device, memory_bytes=memory_bytes, threads=threads
-        )
+        compute = compute_of(spec, options)
         stack.enter_context(closing(compute))
         world = World(
             transport=network.transport,
@@ -261,6 +258,16 @@ def events_file(path: Path) -> JsonlSink:
         return JsonlSink(path)
     except OSError as error:
         raise UserError(f"--events {path}: cannot be written ({error.strerror})") from error
+
+
+def compute_of(spec: RunSpec, options: PeerOptions) -> TorchCompute:
+    """This peer's device, as its owner wants it used."""
+    return TorchCompute(
+        spec,
+        device=options.device,
+        memory_bytes=options.memory_bytes,
+        threads=options.threads,
+    )
 
 
 def find_corpus(spec: RunSpec, options: PeerOptions) -> Corpus | None:

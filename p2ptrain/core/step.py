@@ -186,7 +186,7 @@ class StepMachine:
         self._canonical, self._seal = canonical, seal
         self._held: Digest | None = None  # of the whole sum that lies in compute
         self._lost: Sum | None = None  # canonical: the name that counts, and nobody can give
-        self._hold_until = now + hold_seconds
+        self._hold_until = now + (hold_seconds if canonical else 0.0)
         self.ledger.set_live(self._live)
         self._elect()
 

@@ -109,7 +109,8 @@ class Adoption:
             node.emit(ev.Alarm(reason=reason))
         self._jobs.pop(stage, None)
         seat.adopting = False
-        node.adopted(seat)
+        node.go_on(seat)
+        node.stands(seat)
 
     async def _own_turn(
         self, seat: SeatRuntime, *, passed_over: bool

@@ -81,11 +81,9 @@ class Node:
         self.roster = Roster(self.me)
         self.seats: dict[Stage, SeatRuntime] = {}
         self.claims: dict[Stage, float] = {}  # announced as joining, not opened; our rate
-        self.limits = FrameLimits(spec)
-        self.ended = asyncio.Event()
+        self.limits, self.ended = FrameLimits(spec), asyncio.Event()
         self._incarnation, self.rng, self.draining = incarnation, rng, False
-        self._beats, self._sequence = 0, itertools.count(1)
-        self._distrust = Distrust(emit)
+        self._beats, self._sequence, self._distrust = 0, itertools.count(1), Distrust(emit)
         self._group: asyncio.TaskGroup | None = None
         self._near = Neighbourhood(
             self.roster, self.seats, spec.limits, emit=emit, changed=self._changed
@@ -231,24 +229,19 @@ class Node:
         else:
             self.go_on(seat)
         if not seat.adopting:
-            self._stands(seat)
+            self.stands(seat)
         self._changed()
         if not self.claims and all(seat.finished for seat in self.seats.values()):
             self.ended.set()
 
-    def adopted(self, seat: SeatRuntime) -> None:
-        """A seat has taken over the state of its stage: on with the next step."""
-        self.go_on(seat)
-        self._stands(seat)
-        self._changed()
-
-    def _stands(self, seat: SeatRuntime) -> None:
+    def stands(self, seat: SeatRuntime) -> None:
         """A seat has its state at a step boundary, for whoever waits for it."""
         if self.seats.get(seat.stage) is seat:
             self.admission.stepped(seat)
             self.resumption.stepped()
             self.holdings.stepped(seat)
             self._buddies.stepped(seat)
+            self._changed()
 
     def go_on(self, seat: SeatRuntime) -> None:
         """Have a seat that has stepped take up its next step."""

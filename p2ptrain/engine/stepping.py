@@ -1,6 +1,6 @@
 """Agreement of one seat with the others, step after step: what they say, what it says.
 
-    bitmaps, plans, acks, SUMs --checked, placed--> the round machine (driving)
+    bitmaps, plans, acks, SUMs --checked--> the round machine (driving)
     who lives, who has stepped --> who counts --> the machine, the neighbours' ledgers
     what mates and neighbours have counted --> what the pipeline may let go
 
@@ -10,8 +10,7 @@ knows what belongs to which position: the present one, the next (kept), the last
 Invariants:
     * a bitmap goes out signed, and only after the accumulator holds what it says;
     * nothing of another history reaches the machine;
-    * what comes one step early is kept, what comes one step late is answered from the last
-      commit, and nothing further is either.
+    * what comes one step early is kept, one step late answered, and nothing further is either.
 
 Refused: letting the machine see messages of all positions: it is drawn for one step.
 """
@@ -134,7 +133,6 @@ class Stepper:
         slots = step_slots(self._spec, at.step)
         limits = step_limits(8 * self._compute.elements)
         canonical = self._spec.sync.agreement == "canonical"
-        entering = canonical and self.last is None and at.step > 0
         self._members = members
         machine = StepMachine(
             run=self._run,
@@ -150,7 +148,7 @@ class Stepper:
             limits=limits,
             now=now,
             canonical=canonical,
-            hold_seconds=limits.plan_seconds if entering else 0.0,
+            hold_seconds=limits.plan_seconds if self.last is None and at.step else 0.0,
             seal=self.sums.seal,
         )
         heard = self.sums.begin(at, canonical=canonical)

@@ -97,8 +97,10 @@ class Node:
     def deny(self, _seat: Seat) -> None:
         self.denied += 1
 
-    def adopted(self, seat: Seat) -> None:
+    def go_on(self, seat: Seat) -> None:
         assert not seat.adopting
+
+    def stands(self, _seat: Seat) -> None:
         self.went_on.set()
 
 
