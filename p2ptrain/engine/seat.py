@@ -85,6 +85,7 @@ class SeatRuntime:
         self.sourcer = Sourcer(*source, rate=self._rate) if self.stage == 0 else None
         self._total_slots = 0  # of this step
         self._step_seconds = self._began = 0.0
+        self._late = False  # whether the first step had begun when we came
 
     # --- the step ---------------------------------------------------------------------------
 
@@ -93,6 +94,7 @@ class SeatRuntime:
         now = _now()
         self.state, self.version, self.parting = "serving", at.step, False
         self._step_seconds, self._began = (now - self._began) if at.step else 0.0, now
+        self._late = window.begun_without_us(self._around)
         slots = step_slots(self._around.spec, at.step)
         self._gauge.look()
         if self.sourcer is not None:
@@ -116,7 +118,7 @@ class SeatRuntime:
         last, members = self.stepper.last, self.stepper.members[0]
         paces: tuple[int, ...] = ()
         if not members:
-            members = window.first_owners(self._around)
+            members = window.first_owners(self._around, late=self._late)
         elif last is not None and last.chain == at.chain:
             paces = last.sums[0].paces
         slots, shares = step_slots(self._around.spec, at.step), weighted(members, paces)

@@ -25,14 +25,20 @@ def rates(around: Surroundings, stage: Stage, *, own: float) -> dict[PeerId, flo
     return {**announced, around.signer.peer: own}
 
 
-def first_owners(around: Surroundings) -> tuple[PeerId, ...]:
+def begun_without_us(around: Surroundings) -> bool:
+    """Whether somebody has computed in the first step already, and we have not."""
+    rates = {seat.peer: seat.rate for seat in around.roster.serving(Stage(0))}
+    return any(rates.values()) and not rates.get(around.signer.peer)
+
+
+def first_owners(around: Surroundings, *, late: bool) -> tuple[PeerId, ...]:
     """Who shares the data of a first step out: all who serve stage 0, for there is no record.
 
-    Who comes when the others have begun owns nothing: all of it is being computed already.
+    ``late``: our seat was opened when the others had begun. It owns nothing then: all of it is
+    being computed. Who only begins a moment after them has its part, and they know.
     """
-    seats, me = around.roster.serving(Stage(0)), around.signer.peer
-    begun = any(seat.rate > 0 for seat in seats)
-    return tuple(seat.peer for seat in seats if seat.peer != me or seat.rate > 0 or not begun)
+    seats = (seat.peer for seat in around.roster.serving(Stage(0)))
+    return tuple(peer for peer in seats if not (late and peer == around.signer.peer))
 
 
 def parked_bound(around: Surroundings, stage: Stage, *, rate: float, total_slots: int) -> int:

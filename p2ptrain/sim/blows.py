@@ -6,7 +6,8 @@ fault owes nothing to where the engine happens to be.
 
 Killing spares whoever alone holds the newest state of a stage and is not away: a blow that
 meets such a peer waits for the next who comes to the point. Only the blows that are named
-so (``last-replica``, ``stage-loss``) take a stage's state away.
+so (``last-replica``, ``stage-loss``) take a stage's state away. Who dies before anything was
+counted is always replaced: a run that waits for its seats could not begin with fewer.
 
 Invariant: each blow strikes once at most; what fired is counted by kind and point.
 
@@ -84,6 +85,7 @@ class Striker:
         self._waiting = list(blows)
         self._times: Counter[str] = Counter()
         self._newest: dict[Stage, dict[PeerId, int]] = {}
+        self._begun = False  # somebody has counted a microbatch
         for blow in blows:
             self.watch.arm(blow.point)
 
@@ -94,6 +96,8 @@ class Striker:
                 self._newest.setdefault(stage, {})[peer] = version
             case ev.StepCommitted(stage=stage, step=step):
                 self._newest.setdefault(stage, {})[peer] = step + 1
+            case ev.SlotCounted():
+                self._begun = True
             case ev.SeatClosed(stage=stage):
                 self._newest.get(stage, {}).pop(peer, None)
             case _:
@@ -161,7 +165,8 @@ class Striker:
             self._harm.restart(host)
         else:
             # every third never comes back: the others must do without
-            self._harm.kill(host, respawn_seconds=None if blow.nth % 3 == 0 else blow.seconds)
+            for_good = self._begun and blow.nth % 3 == 0
+            self._harm.kill(host, respawn_seconds=None if for_good else blow.seconds)
         return True
 
     def _needed(self, host: Host) -> bool:

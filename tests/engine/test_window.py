@@ -42,15 +42,24 @@ def test_the_window_is_shared_by_speed(own: float, mate: float, bound: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("rates", "owners"),
+    ("rates", "late"),
     [
-        ({"me": 0.0, "mate": 0.0}, ("me", "mate")),
-        ({"me": 0.0, "mate": 1.0}, ("mate",)),  # the mate has computed already: I come late
-        ({"me": 1.0, "mate": 0.0}, ("me", "mate")),
-        ({"mate": 0.0}, ("mate",)),
+        ({"me": 0.0, "mate": 0.0}, False),
+        ({"me": 0.0, "mate": 1.0}, True),
+        ({"mate": 1.0}, True),
+        ({"me": 1.0, "mate": 0.0}, False),
     ],
 )
-def test_who_comes_when_the_first_step_has_begun_owns_nothing(
-    rates: dict[str, float], owners: tuple[str, ...]
+def test_a_first_step_has_begun_when_somebody_has_a_rate(
+    rates: dict[str, float], *, late: bool
 ) -> None:
-    assert window.first_owners(around(**rates)) == owners
+    assert window.begun_without_us(around(**rates)) is late
+
+
+def test_who_came_when_the_first_step_had_begun_owns_nothing() -> None:
+    assert window.first_owners(around(me=0.0, mate=1.0), late=True) == (MATE,)
+    assert window.first_owners(around(mate=0.0), late=True) == (MATE,)
+
+
+def test_who_begins_a_moment_after_a_fast_mate_has_its_part() -> None:
+    assert window.first_owners(around(me=0.0, mate=1.0), late=False) == (ME, MATE)

@@ -82,3 +82,13 @@ def test_a_point_that_nobody_reaches_fires_nothing() -> None:
     swarm = Swarm(plan(blow("kill", "nack sent", nth=99)))
     assert swarm.run().holds
     assert swarm.fired == {}
+
+
+def test_who_dies_before_anything_was_counted_is_replaced() -> None:
+    """A run that waits for all of its seats would wait for ever."""
+    swarm = Swarm(plan(blow("kill", "bitmap arrived", nth=3)))
+    assert swarm.run().holds
+    (kill, respawn) = faults(swarm)
+    assert (kill[0], respawn[0]) == ("kill", "respawn")
+    begun = next(each.at for each in swarm.entries if isinstance(each.event, ev.SlotCounted))
+    assert any(e.at < begun for e in swarm.entries if isinstance(e.event, ev.FaultFired))
