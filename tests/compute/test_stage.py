@@ -125,6 +125,43 @@ def test_a_gradient_that_is_not_finite_is_poisoned_and_counts_as_zero() -> None:
     assert not any(own(middle))
 
 
+LATENT = Composition(
+    name="latent", width=4, mean=True, anchor_order=1, forward=((0, 4),), backward=((0, 3),)
+)
+
+
+@pytest.mark.parametrize(
+    "codec", [Codec(name="int8"), Codec(name="latent", compositions=(LATENT,))]
+)
+def test_integers_tell_the_stage_beside_them_what_is_not_finite(codec: Codec) -> None:
+    spec = msgspec.structs.replace(SPEC, codec=codec)
+    model = msgspec.structs.replace(MODEL, n_layers=3)
+    three = msgspec.structs.replace(spec, model=model, cut=Cut(stages=3))
+    spoilt = b"\xff\xff" + bytes(boundary_bytes(three, 1, "forward", 0) - 2)
+    last, middle = seat(2, three), seat(1, three, kept_graph_bytes=0)
+    loss = last.loss(WORK, TOKENS, spoilt)
+    assert (loss.loss, loss.tokens, loss.poisoned) == (0, 0, False)
+    assert loss.gradient is not None
+    received = seat(0, three).forward(WORK, TOKENS, None)
+    result = middle.backward(WORK, TOKENS, received, loss.gradient)
+    assert not result.poisoned
+    assert not any(own(last) + own(middle))
+    spoilt = b"\xff\xff" + bytes(boundary_bytes(three, 1, "backward", 0) - 2)
+    result = middle.backward(WORK, TOKENS, received, spoilt)
+    assert result.poisoned
+    assert not any(own(middle))
+    assert result.gradient is not None
+    assert not seat(0, three).backward(WORK, TOKENS, None, result.gradient).poisoned
+
+
+@pytest.mark.parametrize(
+    "codec", [Codec(name="int4"), Codec(name="latent", compositions=(LATENT,))]
+)
+def test_a_probe_goes_through_the_codec(codec: Codec) -> None:
+    for stage in range(2):
+        seat(stage, msgspec.structs.replace(SPEC, codec=codec)).probe()
+
+
 def test_evaluation_slots_keep_no_graph_and_add_nothing() -> None:
     state, work = seat(0), Microbatch(Step(0), Slot(SPEC.batch.microbatches))
     assert state.forward(work, TOKENS, None) == given()
