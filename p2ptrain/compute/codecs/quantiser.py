@@ -173,7 +173,8 @@ class Quantiser:
             pack(code_sg.view(-1), self._bits, out)
 
     def _dequantised(self, packed: Tensor, scale_n: Tensor, width: int) -> Tensor:
-        steps_n = (scale_n / self._reach)[:, None]
+        # Times the inverse: a GPU divides by a number so, and a CPU must do as it does.
+        steps_n = (scale_n * (1 / self._reach))[:, None]
         count, group = len(scale_n), width if self._by_token else BLOCK_VALUES
         x_ng = torch.empty(count, group, device=packed.device)
         for slab in _slabs(count, group):
@@ -218,9 +219,9 @@ def channel_means(x_rk: Tensor, top: float) -> Tensor:
     The values are rounded to integers of MEAN_DIGITS digits, whose sum is exact in any order.
     """
     exponent = max(math.frexp(top)[1], -100)
-    integers_rk = torch.ldexp(x_rk, torch.tensor(MEAN_DIGITS - exponent)).round_()
+    integers_rk = (x_rk * 2.0 ** (MEAN_DIGITS - exponent)).round_()
     total_k = integers_rk.sum(0, dtype=torch.float64)
-    return (total_k / len(x_rk) * 2.0 ** (exponent - MEAN_DIGITS)).to(torch.bfloat16)
+    return (total_k * (2.0 ** (exponent - MEAN_DIGITS) / len(x_rk))).to(torch.bfloat16)
 
 
 def peaks(x_ng: Tensor) -> Tensor:
