@@ -6,7 +6,9 @@ in between. The estimate follows the latest services and outlives the step.
 Invariants:
     * only compute counts, never waiting: a seat must not look slow because others are;
     * before the first measurement all seats look equal (``rate`` 0: unknown), so that
-      nobody is favoured for having computed nothing.
+      nobody is favoured for having computed nothing;
+    * who comes among seats that have measured promises what they do: a longer guess would
+      never be tried where faster seats offer too, and never be put right.
 
 Refused: a rate from counted microbatches per wall-clock second. It measures the bottleneck
 of the whole pipeline, which is the same for everybody.
@@ -35,6 +37,11 @@ class Pace:
     def begin(self) -> None:
         """A step begins: what was computed for the last is told."""
         self.computing_seconds = 0.0
+
+    def suppose(self, seconds: Seconds) -> None:
+        """What stage-mates take, as our guess until the first measurement."""
+        if not self._measured:
+            self.service_seconds = seconds
 
     def observe(self, seconds: Seconds) -> None:
         """A microbatch took ``seconds`` of compute here, forward and backward together."""

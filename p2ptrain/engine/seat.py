@@ -95,6 +95,8 @@ class SeatRuntime:
         self.state, self.version, self.parting = "serving", at.step, False
         self._step_seconds, self._began = (now - self._began) if at.step else 0.0, now
         self._late = window.begun_without_us(self._around)
+        if usual := window.usual_service(self._around, self.stage):
+            self.pipeline.pace.suppose(usual)
         slots = step_slots(self._around.spec, at.step)
         self._gauge.look()
         if self.sourcer is not None:

@@ -9,6 +9,7 @@ window of an average one, and the others would wait for what it has parked.
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING
 
 from p2ptrain.core import offers
@@ -16,13 +17,20 @@ from p2ptrain.units import Stage
 
 if TYPE_CHECKING:
     from p2ptrain.engine.surroundings import Surroundings
-    from p2ptrain.units import PeerId
+    from p2ptrain.units import PeerId, Seconds
 
 
 def rates(around: Surroundings, stage: Stage, *, own: float) -> dict[PeerId, float]:
     """Microbatches per second of the live seats of ``stage``, ours among them; 0 is unknown."""
     announced = {seat.peer: seat.rate for seat in around.roster.present(stage)}
     return {**announced, around.signer.peer: own}
+
+
+def usual_service(around: Surroundings, stage: Stage) -> Seconds | None:
+    """What a microbatch takes the other seats of ``stage``, by their median; None: unknown."""
+    me = around.signer.peer
+    known = [s.rate for s in around.roster.present(stage) if s.rate > 0 and s.peer != me]
+    return 1.0 / median(known) if known else None
 
 
 def begun_without_us(around: Surroundings) -> bool:

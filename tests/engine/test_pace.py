@@ -24,6 +24,15 @@ def test_the_first_service_is_believed_and_later_ones_are_averaged() -> None:
     assert pace.service_seconds == pytest.approx(4.0 + SERVICE_SMOOTHING * 5.0)
 
 
+def test_what_mates_take_is_supposed_until_it_is_measured() -> None:
+    pace = Pace()
+    pace.suppose(0.25)
+    assert (pace.rate, pace.service_seconds) == (0.0, 0.25)
+    pace.observe(4.0)
+    pace.suppose(0.25)
+    assert pace.service_seconds == 4.0
+
+
 @given(st.lists(services, min_size=1, max_size=30))
 def test_it_stays_within_what_was_measured_and_its_rate_finite(seconds: list[float]) -> None:
     pace = Pace()

@@ -42,6 +42,16 @@ def test_the_window_is_shared_by_speed(own: float, mate: float, bound: int) -> N
 
 
 @pytest.mark.parametrize(
+    ("rates", "seconds"),
+    [({"me": 9.0, "mate": 4.0}, 0.25), ({"me": 9.0, "mate": 0.0}, None), ({"me": 9.0}, None)],
+)
+def test_a_newcomer_supposes_what_its_mates_take(
+    rates: dict[str, float], seconds: float | None
+) -> None:
+    assert window.usual_service(around(**rates), Stage(0)) == seconds
+
+
+@pytest.mark.parametrize(
     ("rates", "late"),
     [
         ({"me": 0.0, "mate": 0.0}, False),
