@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 WAIT_SECONDS = 60.0  # a busy machine imports torch for half a minute
@@ -24,8 +24,10 @@ WAIT_SECONDS = 60.0  # a busy machine imports torch for half a minute
 class Program:
     """``p2ptrain`` with its arguments, in a process group of its own, as a terminal has it."""
 
-    def __init__(self, arguments: tuple[str, ...], folder: Path) -> None:
-        environment = os.environ | {
+    def __init__(
+        self, arguments: tuple[str, ...], folder: Path, environment: Mapping[str, str]
+    ) -> None:
+        own = {
             "TMPDIR": str(folder / "tmp"),
             "XDG_DATA_HOME": str(folder / "home"),
             "PYTHONUNBUFFERED": "1",
@@ -33,7 +35,7 @@ class Program:
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "p2ptrain", *arguments],
             cwd=folder,
-            env=environment,
+            env=os.environ | own | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -119,12 +121,15 @@ class Program:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Starts ``p2ptrain ARGUMENTS`` in ``tmp_path``; ends what is left after the test."""
+    """Starts ``p2ptrain ARGUMENTS`` in ``tmp_path``; ends what is left after the test.
+
+    ``environment``: variables that this program alone gets.
+    """
     (tmp_path / "tmp").mkdir()
     with ExitStack() as running:
 
-        def begin(*arguments: str) -> Program:
-            return running.enter_context(Program(arguments, tmp_path))
+        def begin(*arguments: str, environment: Mapping[str, str] | None = None) -> Program:
+            return running.enter_context(Program(arguments, tmp_path, environment or {}))
 
         yield begin
 
