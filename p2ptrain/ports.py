@@ -272,8 +272,11 @@ class StageCompute(Protocol):
         """Weights, optimizer state and step as one self-describing blob: equal on all replicas."""
         ...
 
-    async def load(self, blob: Buffer) -> None:
+    async def load(self, blob: Buffer, *, keep: bool = False) -> None:
         """Take over a blob of ``save``.
+
+        ``keep``: weights that are kept of the step before stay, if the blob is of the version
+        that this seat has come to: another replica's, for what follows.
 
         Raises:
             MisbehaviourError: it does not fit this stage; nothing was changed.

@@ -191,9 +191,9 @@ class TorchStage:
         """The whole state as one blob."""
         return await self._run("state", self._state.save)
 
-    async def load(self, blob: Buffer) -> None:
+    async def load(self, blob: Buffer, *, keep: bool = False) -> None:
         """Take over a blob, or raise MisbehaviourError and change nothing."""
-        await self._run("state", lambda: self._state.load(blob))
+        await self._run("state", lambda: self._state.load(blob, keep=keep))
 
     async def probe(self) -> None:
         """A forward pass over fixed input, or raise MisbehaviourError."""

@@ -279,7 +279,7 @@ class StageState:
         """Weights, optimizer state, version and exponents as one blob."""
         return pack(self._state())
 
-    def load(self, blob: Buffer) -> None:
+    def load(self, blob: Buffer, *, keep: bool = False) -> None:
         """Take over a blob of :meth:`save`, or raise MisbehaviourError and change nothing."""
         tensors = unpack(blob, self._state())
         version, updates = int(tensors["version"]), int(tensors["optimizer/updates"])
@@ -294,7 +294,8 @@ class StageState:
             {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         )
         self._own.format.exponents = exponents
-        self.version, self._before = Step(version), None
+        self._before = self._before if keep and version == self.version else None
+        self.version = Step(version)
         self.clear()
 
     def probe(self) -> None:

@@ -145,7 +145,7 @@ class Adoption:
         try:
             pulled = await self._pull(seat, donors)
             seat.stepper.sums.forget()
-            await seat.compute.load(pulled.blob)
+            await seat.compute.load(pulled.blob, keep=True)
         except PeerError as error:
             reason = f"stage {seat.stage}: no state to adopt: {error.reason}"
             self._node.emit(ev.Alarm(reason=reason))

@@ -185,7 +185,7 @@ class ToyState:
         header = _HEADER.pack(_MAGIC, self.stage, self.step_index, self._weights)
         return header + expanded(self._weights, 4 * self.elements)
 
-    def load(self, blob: Buffer) -> None:
+    def load(self, blob: Buffer, *, keep: bool = False) -> None:
         """Take a snapshot over, if every byte is right."""
         blob = bytes(blob)
         reason = f"no snapshot of toy stage {self.stage}"
@@ -196,7 +196,8 @@ class ToyState:
             raise MisbehaviourError(reason)
         if blob[_HEADER.size :] != expanded(weights, 4 * self.elements):
             raise MisbehaviourError(reason)
-        self.step_index, self._weights, self._before = Step(step), weights, None
+        self._before = self._before if keep and step == self.step_index else None
+        self.step_index, self._weights = Step(step), weights
         self.clear()
 
     def weights(self) -> dict[str, bytes]:

@@ -247,10 +247,10 @@ class ToyStage:
         """A snapshot."""
         return await self._device.run("other", self._state.save)
 
-    async def load(self, blob: Buffer) -> None:
+    async def load(self, blob: Buffer, *, keep: bool = False) -> None:
         """Take a snapshot over."""
         await _arrival(self._device.cost.load_seconds)
-        await self._device.run("other", lambda: self._state.load(blob))
+        await self._device.run("other", lambda: self._state.load(blob, keep=keep))
 
     async def probe(self) -> None:
         """Toy weights are as good as any."""

@@ -490,6 +490,17 @@ async def test_a_step_keeps_at_most_the_weights_that_it_began_with(
 
 
 @pytest.mark.asyncio
+async def test_who_takes_over_a_state_of_its_own_version_may_keep_the_step_before(
+    compute: Compute,
+) -> None:
+    some, *_ = await frames(compute)
+    seat = await stepped(compute, MIDDLE, keep=True)
+    before = await up(seat, some)
+    await seat.load(await seat.save(), keep=True)
+    assert await up(seat, some) == before
+
+
+@pytest.mark.asyncio
 async def test_who_takes_a_state_over_holds_nothing_of_the_step_before(compute: Compute) -> None:
     some, *_ = await frames(compute)
     seat = await stepped(compute, MIDDLE, keep=True)

@@ -48,7 +48,8 @@ class Seat:
     async def save(self) -> bytes:
         return bytes(self.state)
 
-    async def load(self, blob: bytes | bytearray) -> None:
+    async def load(self, blob: bytes | bytearray, *, keep: bool = False) -> None:
+        assert keep, "others may still need what the step before was computed with"
         assert self.forgot, "a sum could still be given that the load takes away"
         self.state = blob
 
