@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from p2ptrain.wire import messages as m
 
 BEHIND_SECONDS = 3.0  # a commit spreads within a round trip; three seconds behind is lost
+LOST_SECONDS = 1.0  # two steps behind all: nobody holds the sum any more, if it is not on its way
 LOOKS = 2  # before step 0, so that the peers' views have time to become one
 SPREAD_LOOKS = 8  # for the claims of fifty that come at once to be read and to settle
 NEAR = 1  # stages: whom a seat talks to all the time
@@ -85,8 +86,8 @@ class Admission:
             node.parting.look()
             node.adoption.look()
             node.snapshots.expire(asyncio.get_running_loop().time())
-            self._catch_up(asyncio.get_running_loop().time())
-            await asyncio.sleep(node.options.assign_seconds)
+            if not self._catch_up(asyncio.get_running_loop().time()):
+                await asyncio.sleep(node.options.assign_seconds)
 
     def gives_up(self, seat: SeatRuntime) -> bool:
         """Whether ``seat`` is being given up, and everybody near can know (see handover)."""
@@ -255,8 +256,6 @@ class Admission:
     async def _open(self, stage: Stage, reason: str) -> None:
         node = self._node
         compute = await node.world.compute.open(stage)
-        if stage in node.seats:  # a move took it while the device was at work, or a hole did
-            return
         seat = SeatRuntime(node.around(), compute)
         node.seats[stage] = seat
         node.claims.pop(stage, None)
@@ -288,9 +287,12 @@ class Admission:
             return list(node.roster.everyone())
         return [view.peer for view in node.roster.present(stage) if view.peer != node.me]
 
-    def _catch_up(self, now: Seconds) -> None:
-        """A seat that missed a commit asks for its sums; one far behind loads state again."""
-        node = self._node
+    def _catch_up(self, now: Seconds) -> bool:
+        """A seat that missed a commit asks for its sums; one far behind loads state again.
+
+        Whether one was closed: then look again at once.
+        """
+        node, closed = self._node, False
         for stage, seat in list(node.seats.items()):
             if seat.position is None or seat.finished or seat.parting:
                 continue
@@ -298,11 +300,16 @@ class Admission:
             if not mates:
                 self._behind_since.pop(stage, None)
                 continue
+            ahead = [view.version - seat.version for view in mates]
             since = self._behind_since.setdefault(stage, now)
-            if now - since < BEHIND_SECONDS:
+            if now - since < (BEHIND_SECONDS if min(ahead) == 1 else LOST_SECONDS):
                 continue
             del self._behind_since[stage]
-            if max(v.version for v in mates) == seat.version + 1:
-                seat.stepper.ask_sums([v.peer for v in mates])
-            else:
-                node.close_seat(stage, f"{mates[0].version - seat.version} steps behind")
+            if max(ahead) == 1:
+                seat.stepper.ask_sums([view.peer for view in mates])
+                continue
+            node.close_seat(stage, f"{ahead[0]} steps behind")
+            closed = True
+            if not (node.seats or node.draining):  # its stage is as full as it was: back to it
+                node.claims = {stage: 0.0}
+        return closed
