@@ -90,13 +90,12 @@ class SeatRuntime:
 
     def begin(self, at: Position, members: tuple[tuple[PeerId, ...], ...]) -> None:
         """Take up a step at ``at``. ``members``: peers of the last step record, per stage."""
-        now = _now()
+        now, around = _now(), self._around
         self.state, self.version, self.parting = "serving", at.step, False
         self._step_seconds, self._began = (now - self._began) if at.step else 0.0, now
-        self._late = window.begun_without_us(self._around)
-        if usual := window.usual_service(self._around, self.stage):
+        self._late, slots = window.begun_without_us(around), step_slots(around.spec, at.step)
+        if usual := window.usual_service(around, self.stage):
             self.pipeline.pace.suppose(usual)
-        slots = step_slots(self._around.spec, at.step)
         self._gauge.look()
         if self.sourcer is not None:
             self.sourcer.stop()  # what is pending belongs to the last step
