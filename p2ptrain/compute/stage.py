@@ -289,12 +289,10 @@ class StageState:
         with torch.no_grad():
             for name, weight in self._weights.items():
                 weight.copy_(tensors[f"weights/{name}"])
-        prefix = "optimizer/"
-        self._optimizer.load(
-            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        )
+        prefix, named = "optimizer/", tensors.items()
+        self._optimizer.load({n.removeprefix(prefix): t for n, t in named if n.startswith(prefix)})
         self._own.format.exponents = exponents
-        self._before = self._before if keep and version == self.version else None
+        self._before = None if not keep or version != self.version else self._before
         self.version = Step(version)
         self.clear()
 

@@ -42,12 +42,10 @@ class SeatRuntime:
     """A seat of this peer."""
 
     def __init__(self, around: Surroundings, compute: StageCompute) -> None:
-        self.stage = compute.stage
-        self.compute = compute
+        self.stage, self.compute = compute.stage, compute
         self.state: Literal["joining", "serving", "draining"] = "joining"
         self.version = Step(0)
-        self.finished = False
-        self.parting = self.adopting = False  # the latter: between two steps
+        self.finished = self.parting = self.adopting = False  # the last: between two steps
         self._around = around
         spec, me = around.spec, around.signer.peer
         self.router = Router(around.rng)
@@ -64,8 +62,7 @@ class SeatRuntime:
         self._gauge = Gauge(*kept, emit=around.emit)
         self._spilling = Spilling(*kept, emit=around.emit, spawn=around.spawn)
         self.pipeline.shelf.on_short = self._spilling.look
-        self.pipeline.on_change = self._changed
-        self.pipeline.on_count = self._counted
+        self.pipeline.on_change, self.pipeline.on_count = self._changed, self._counted
         self.stepper = Stepper(
             run=around.run,
             spec=spec,
