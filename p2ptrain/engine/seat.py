@@ -171,8 +171,11 @@ class SeatRuntime:
 
     def status(self) -> m.SeatStatus:
         """What heartbeats and the directory say of this seat."""
-        above, stages = self.stage + 1, self._around.spec.cut.stages
-        least = self._around.roster.least
+        above, stages, least = (
+            self.stage + 1,
+            self._around.spec.cut.stages,
+            self._around.roster.least,
+        )
         return m.SeatStatus(
             stage=self.stage,
             state=self.state,
