@@ -186,6 +186,11 @@ class Roster:
         beyond = self._beyond[stage, way] = max((self._beyond.get((stage, way), Step(0)), *far))
         return min((beyond, *(view.version for view in views)))
 
+    def beside(self, stage: Stage, stages: int, own: Step) -> dict[Way, Step]:
+        """How far all stages are on each side of ``stage``; ``own`` where there are none."""
+        above = self.least(Stage(stage + 1), "above") if stage + 1 < stages else own
+        return {"above": above, "below": self.least(Stage(stage - 1), "below") if stage else own}
+
     def views(self) -> tuple[SeatView, ...]:
         """Everything known, first hand over the directory, without the dead; by stage and peer."""
         if self._views is None:

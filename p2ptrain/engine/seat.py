@@ -171,7 +171,7 @@ class SeatRuntime:
 
     def status(self) -> m.SeatStatus:
         """What heartbeats and the directory say of this seat."""
-        above, stages, least = (
+        least = self._around.roster.beside(self.stage, self._around.spec.cut.stages, self.version)
             self.stage + 1,
             self._around.spec.cut.stages,
             self._around.roster.least,
@@ -183,8 +183,8 @@ class SeatRuntime:
             rate=self.pipeline.pace.rate,
             queue=self.pipeline.book.queue,
             parked=self.pipeline.book.parked,
-            least_above=self.version if above == stages else least(Stage(above), "above"),
-            least_below=least(Stage(self.stage - 1), "below") if self.stage else self.version,
+            least_above=least["above"],
+            least_below=least["below"],
         )
 
     # --- what changes around it -------------------------------------------------------------

@@ -197,3 +197,10 @@ def test_the_least_of_a_stage_and_of_all_beyond() -> None:
     assert roster.least(Stage(1), "above") == 5
     roster.left(A)
     assert roster.least(Stage(1), "above") == 5  # it said so before it went
+
+
+def test_where_there_is_no_stage_on_one_side_it_is_as_far_as_we_are() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [told(1, 5, 3, 4)])
+    assert roster.beside(Stage(0), 2, Step(6)) == {"above": 3, "below": 6}
+    assert roster.beside(Stage(2), 3, Step(6)) == {"above": 6, "below": 4}
