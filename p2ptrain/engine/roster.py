@@ -14,13 +14,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from p2ptrain.core.assignment import SeatView
-from p2ptrain.units import Step
+from p2ptrain.units import Stage, Step
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from p2ptrain.core.agreement import Position
-    from p2ptrain.units import PeerId, Stage
+    from p2ptrain.units import PeerId
     from p2ptrain.wire.messages import SeatStatus
 
 

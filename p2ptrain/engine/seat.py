@@ -172,10 +172,6 @@ class SeatRuntime:
     def status(self) -> m.SeatStatus:
         """What heartbeats and the directory say of this seat."""
         least = self._around.roster.beside(self.stage, self._around.spec.cut.stages, self.version)
-            self.stage + 1,
-            self._around.spec.cut.stages,
-            self._around.roster.least,
-        )
         return m.SeatStatus(
             stage=self.stage,
             state=self.state,
