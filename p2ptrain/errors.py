@@ -7,6 +7,7 @@
     |- BootstrapError        no bootstrap address answers                exit 3
     |- RefusedError          the run does not take this peer             exit 4
     |- UnreachableError      nobody can reach this peer from outside     exit 5
+    |- LostError             the run cannot go on: a stage is lost    exit 6
     |- PeerError             another peer's fault: drop it, go on
     |  |- WireError          bytes that are no message of ours
     |  |- MisbehaviourError  a well-formed message that breaks the rules
@@ -62,6 +63,12 @@ class UnreachableError(P2PTrainError):
     """Other peers cannot dial this peer."""
 
     exit_code = 5
+
+
+class LostError(P2PTrainError):
+    """Nobody within reach has what the run would go on from."""
+
+    exit_code = 6
 
 
 class PeerError(P2PTrainError):

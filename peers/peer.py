@@ -35,7 +35,7 @@ from p2ptrain.data.store import DiskStore, sole_owner
 from p2ptrain.engine.discovery import expect_run, fetch_spec
 from p2ptrain.engine.lifecycle import Node
 from p2ptrain.engine.terms import NodeOptions, NodeResult, World
-from p2ptrain.errors import DataError, P2PTrainError, UserError
+from p2ptrain.errors import DataError, LostError, P2PTrainError, UserError
 from p2ptrain.net.identity import Identity
 from p2ptrain.net.node import Network, NetworkOptions
 from p2ptrain.net.reach import check_reachable, own_ips
@@ -214,9 +214,21 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
         links = node.links.peers
         stack.enter_context(watched(emit, lambda: network.daemon_pid, lambda: len(links())))
         result = await node.run()
-        emit(ev.PeerStopped(reason="the run is complete" if result.finished else "drained"))
-        if options.result is not None:
-            options.result.write_bytes(msgspec.json.encode(outcome(network, run_id, result)))
+        drained = "the run is complete" if result.finished else "drained"
+        emit(ev.PeerStopped(reason=result.lost or drained))
+        tell_result(options.result, outcome(network, run_id, result), result.lost)
+
+
+def tell_result(path: Path | None, left: PeerOutcome, lost: str) -> None:
+    """Write what this peer leaves, where somebody wants it.
+
+    Raises:
+        LostError: the run was given up.
+    """
+    if path is not None:
+        path.write_bytes(msgspec.json.encode(left))
+    if lost:
+        raise LostError(f"the run cannot go on: {lost}")
 
 
 def welcome(

@@ -64,6 +64,7 @@ class SeatView:
     version: Step
     least_above: Step = BEGINNING
     least_below: Step = BEGINNING
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from p2ptrain.core.assignment import choose_stage, release, spare_stage
 from p2ptrain.core.levelling import level, spread
 from p2ptrain.core.schedule import last_step
+from p2ptrain.engine.falling import Falling
 from p2ptrain.engine.handover import Handover
 from p2ptrain.engine.keeping import Keeper
 from p2ptrain.engine.loading import Loader
@@ -55,7 +56,9 @@ class Admission:
         self._opening: set[Stage] = set()
         self._furthest = 0  # the highest version ever heard of: a run is never begun anew
         self._behind_since: dict[Stage, Seconds] = {}
+        self._anew: list[Stage] = []  # to be taken again, after a rollback
         self._loader = Loader(node)
+        self._falling = Falling(node)
         self._keeper = Keeper(node.links, node.snapshots, node.spawn, node.adoption.denies)
         self._handover = Handover(node)
         self._moves = Moves(node, self._handover, self._take)
@@ -75,9 +78,9 @@ class Admission:
                 node.parting.leave_in_vain()
             elif node.resumption.blocks():
                 pass  # a run that was stopped is being put together again
-            elif not node.seats and self._hinted():
+            elif not (self._anew or node.seats) and self._hinted():
                 pass  # whether the run has begun is learnt from those who are listed
-            elif not node.seats:
+            elif self._anew or not node.seats:
                 await self._take_first()
             else:
                 await self._adjust()
@@ -86,8 +89,18 @@ class Admission:
             node.parting.look()
             node.adoption.look()
             node.snapshots.expire(asyncio.get_running_loop().time())
+            self._look_down(asyncio.get_running_loop().time())
             if not self._catch_up(asyncio.get_running_loop().time()):
                 await asyncio.sleep(node.options.assign_seconds)
+
+    def begin_anew(self, stages: tuple[Stage, ...]) -> None:
+        """The run begins again, without what it had: take ``stages``, and wait for the others."""
+        self._started = False
+        self._covered_looks = self._furthest = 0
+        self._hole_since = None
+        self._behind_since.clear()
+        self._anew = [] if self._node.draining else list(stages)
+        self._falling.begin_anew()
 
     def gives_up(self, seat: SeatRuntime) -> bool:
         """Whether ``seat`` is being given up, and everybody near can know (see handover)."""
@@ -131,10 +144,29 @@ class Admission:
         Those listed are being dialled; who answers tells its version, who does not is no more
         in the views.
         """
-        listed = any(view.version for view in self._node.roster.views())
-        return listed and not self._furthest
+        epoch, views = self._node.lineage.root.epoch, self._node.roster.of_all_epochs()
+        foreign = any(view.epoch > epoch for view in views)  # who is linked tells us
+        return foreign or (any(view.version for view in views) and not self._furthest)
+
+    async def _take_again(self) -> None:
+        """After a rollback: what was served before; a stage that cannot be had is a hole."""
+        root = self._node.lineage.root
+        stages, self._anew = self._anew, []
+        for stage in stages:
+            if root == self._node.lineage.root and stage not in self._node.seats:
+                await self._take(stage, f"the run begins again at step {root.step}")
+
+    def _look_down(self, now: Seconds) -> None:
+        """See whether a stage is lost, in a run that has begun."""
+        node = self._node
+        begun = self._furthest or node.lineage.root.epoch
+        if begun and not (node.draining or node.resumption.waiting or node.ended.is_set()):
+            self._falling.look(self._loader.foremost(), now)
 
     async def _take_first(self) -> None:
+        if self._anew:
+            await self._take_again()
+            return
         node = self._node
         claimed = next(iter(node.claims), None)  # by a move that gave its old seat up first
         wanted = node.options.stage if claimed is None else claimed
@@ -232,7 +264,8 @@ class Admission:
         if self._started or not node.seats:
             return
         spec = node.spec
-        if not node.roster.covered(spec.cut.stages, spec.sync.start_replicas):
+        replicas = 1 if node.lineage.root.epoch else spec.sync.start_replicas
+        if not node.roster.covered(spec.cut.stages, replicas):
             self._covered_looks = 0
             return
         self._covered_looks += 1
@@ -262,6 +295,8 @@ class Admission:
         node.statuses_changed()  # the claim
         seat.pipeline.corpus = await self._loader.corpus() if stage == 0 else None
         at = await self._loader.state(stage, compute, fresh=not self._furthest)
+        if node.seats.get(stage) is not seat:
+            return  # the run began again meanwhile
         if at is None or (stage == 0 and seat.pipeline.corpus is None):
             del node.seats[stage]
             node.statuses_changed()

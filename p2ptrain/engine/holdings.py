@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from p2ptrain.core.lineage import fitting
 from p2ptrain.engine.archive import Archive
 from p2ptrain.engine.attic import Attic
 from p2ptrain.engine.pulling import Pulled
@@ -100,9 +101,7 @@ class Holdings:
     async def restore(self, stage: Stage, version: Step) -> Pulled:
         """The state of a stage that nobody serves any more, while the run waits at ``version``.
 
-        The step before will do as well: the others may have stepped on with the lost stage's sum,
-        and keep that step's frames until somebody there is through it (engine/past). Older ones
-        will not.
+        Which will do, core/lineage knows; ours before those of others.
 
         Raises:
             LinkError: nobody within reach holds it; the reason names the newest there is.
@@ -110,8 +109,8 @@ class Holdings:
         held = {self._node.me: await self.ours(), **await self.of_others()}
         mine = {one.at for one in held[self._node.me] if one.stage == stage}
         found = {one.at for each in held.values() for one in each if one.stage == stage}
-        fit = [at for at in found if version - 1 <= at.step <= version]
-        for at in sorted(fit, key=lambda at: (at in mine, at.step), reverse=True):
+        fit = fitting(self._node.lineage.root, version, found)
+        for at in sorted(fit, key=lambda at: at not in mine):
             if at in mine and (own := await self.read(stage, at)) is not None:
                 return own
             owners = sorted(peer for peer, each in held.items() if (stage, at) in _named(each))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.chain import genesis_chain
@@ -30,6 +31,7 @@ from p2ptrain.engine.dispatch import Dispatcher
 from p2ptrain.engine.distrust import Distrust
 from p2ptrain.engine.farewell import linger, sum_up
 from p2ptrain.engine.holdings import Holdings
+from p2ptrain.engine.lineage import Lineage
 from p2ptrain.engine.link import LinkSettings
 from p2ptrain.engine.links import Links
 from p2ptrain.engine.mail import Mail
@@ -82,6 +84,7 @@ class Node:
         self.seats: dict[Stage, SeatRuntime] = {}
         self.claims: dict[Stage, float] = {}  # announced as joining, not opened; our rate
         self.limits, self.ended = FrameLimits(spec), asyncio.Event()
+        self.lost = ""  # why the run was given up
         self._incarnation, self.rng, self.draining = incarnation, rng, False
         self._beats, self._sequence, self._distrust = 0, itertools.count(1), Distrust(emit)
         self._group: asyncio.TaskGroup | None = None
@@ -121,6 +124,7 @@ class Node:
         reception.resumption = self.resumption = Resumption(self)
         reception.holdings = self.holdings = Holdings(self, self.resumption.archive)
         self._buddies = Buddies(self, self.holdings.memory)
+        reception.lineage = self.lineage = Lineage(self)
         self.parting, self.adoption = Parting(self), Adoption(self)
         self.admission = Admission(self)
 
@@ -146,7 +150,9 @@ class Node:
             ]
             await self.ended.wait()
             result = await self._finish()
-            self.mail.tell_all(self.links.peers(), m.Leaving(reason="the run is complete"))
+            self.mail.tell_all(
+                self.links.peers(), m.Leaving(reason=self.lost or "the run is complete")
+            )
             await self.presence.withdraw()
             for task in background:
                 task.cancel()
@@ -166,6 +172,21 @@ class Node:
         """Somebody has completed the run: who has no seat, or none that counted, may go."""
         if all(seat.finished for seat in self.seats.values()):
             self.ended.set()
+
+    def give_up(self, reason: str) -> None:
+        """Nobody within reach has what the run would go on from: leave, and say why."""
+        self.lost = reason
+        self.emit(ev.RunLost(reason=reason))
+        self.ended.set()
+
+    def begin_anew(self) -> None:
+        """The lineage is another: give all seats up, and take the same stages again."""
+        stages = tuple(sorted(self.seats))
+        self.roster.begin_anew(self.lineage.root.epoch)
+        for stage in stages:
+            self.close_seat(stage, f"the run begins again at step {self.lineage.root.step}")
+        self.admission.begin_anew(stages)
+        self._near.refresh(_now())
 
     def spawn(self, job: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run a short job in this peer's task group."""
@@ -261,7 +282,7 @@ class Node:
 
     async def _finish(self) -> NodeResult:
         """Stay while others still need our sums, but not for ever; then sum up."""
-        if self.seats and not self.draining:
+        if self.seats and not self.draining and not self.lost:
             final, seconds = last_step(self.spec) + 1, self.options.linger_seconds
             tell = self.statuses_changed
             await linger(self.roster, self.me, self.seats, final=final, seconds=seconds, tell=tell)
@@ -272,7 +293,7 @@ class Node:
         )
         if result.finished:
             self.emit(ev.RunEnded(step=last_step(self.spec), reason="the last step has committed"))
-        return result
+        return replace(result, lost=self.lost)
 
     def _give_state(self, peer: PeerId, message: m.WantManifest) -> bool:
         seat = self.seats.get(message.stage)

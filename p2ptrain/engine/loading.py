@@ -17,9 +17,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from p2ptrain.core.chain import genesis_chain
-from p2ptrain.engine.surroundings import genesis
-from p2ptrain.errors import PeerError
+from p2ptrain.errors import LinkError, PeerError
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Stage, Step
 
@@ -52,13 +50,15 @@ class Loader:
         node = self._node
         if node.resumption.origin is not None:
             return await self._take_over(stage, compute, node.resumption.fetch(stage))
-        fresh = fresh or node.resumption.anew
+        fresh = (fresh or node.resumption.anew) and node.lineage.root.step == 0
         if fresh and all(view.version == 0 for view in node.roster.views()):
-            nobody = tuple(() for _ in range(node.spec.cut.stages))
-            return genesis(genesis_chain(node.run_id)), nobody
+            return node.lineage.root, self._nobody()
         donors = self._donors(stage)
+        begun = any(view.state != "joining" for view in node.roster.views())
+        if begun and not donors and node.lineage.root.step == 0 and self.foremost() <= 1:
+            return node.lineage.root, self._nobody()  # one step behind, from the seed
         if not donors:
-            pull = node.holdings.restore(stage, self._foremost())
+            pull = node.holdings.restore(stage, self.foremost())
             return await self._take_over(stage, compute, pull)
         return await self._take_over(stage, compute, self._pull(stage, donors))
 
@@ -73,8 +73,11 @@ class Loader:
     async def _take_over(
         self, stage: Stage, compute: StageCompute, pull: Coroutine[None, None, Pulled]
     ) -> tuple[Position, tuple[tuple[PeerId, ...], ...]] | None:
+        node = self._node
         try:
             pulled = await pull
+            if not node.lineage.admits(pulled.at):
+                raise LinkError(f"its state of step {pulled.at.step} is of another history")
             await compute.load(pulled.blob)
             await compute.probe()
         except PeerError as error:
@@ -82,7 +85,13 @@ class Loader:
             return None
         self._told = ""
         self._tell(stage, pulled)
+        if node.lineage.begins(pulled.at):  # those who took that step may be gone
+            return node.lineage.root, self._nobody()
         return pulled.at, pulled.members
+
+    def _nobody(self) -> tuple[tuple[PeerId, ...], ...]:
+        """Where a lineage begins there is no step record: who serves then counts."""
+        return tuple(() for _ in range(self._node.spec.cut.stages))
 
     async def corpus(self) -> Corpus | None:
         """The run's data: ours, or pulled from a peer of stage 0."""
@@ -117,13 +126,18 @@ class Loader:
     def _version(self) -> Step:
         """Where the run stands: the middle of what all say, so that one who lies moves nothing."""
         versions = [v.version for v in self._node.roster.views() if v.state != "joining"]
-        return Step(statistics.median_low(versions)) if versions else Step(0)
+        return Step(statistics.median_low(versions)) if versions else self._node.lineage.root.step
 
-    def _foremost(self) -> Step:
-        """The same, of those who have stepped already: nobody is more than a step ahead."""
-        versions = [v.version for v in self._node.roster.views() if v.state != "joining"]
-        middle = self._version()
-        return max((v for v in versions if v <= middle + 1), default=middle)
+    def foremost(self) -> Step:
+        """Where the run stands, of those who have stepped already: nobody is further ahead.
+
+        A seat of ours knows it to a step; of far stages we may have heard long ago.
+        """
+        node = self._node
+        told = [view.version for view in node.roster.views() if view.state != "joining"]
+        own = [seat.version for seat in node.seats.values() if seat.position is not None]
+        known = max(own, default=self._version())
+        return max((version for version in told if version <= known + 1), default=known)
 
     def _tell(self, stage: Stage, pulled: Pulled) -> None:
         loaded = ev.StateLoaded(

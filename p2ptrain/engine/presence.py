@@ -192,6 +192,7 @@ class Presence:
                     queue=status.queue,
                     incarnation=self._me.incarnation,
                     addresses=self._me.addresses[:ADDRESSES_MOST],
+                    epoch=status.epoch,
                 )
             await self._store(stage_key(self._run, stage), encode_record(record))
             if status is None:
@@ -284,6 +285,7 @@ class Presence:
             state=seat.state,
             rate=seat.rate,
             version=seat.version,
+            epoch=seat.epoch,
         )
 
     def _note(self, *, answered: bool) -> None:

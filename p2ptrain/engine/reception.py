@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from p2ptrain.core.lineage import Rollback
 from p2ptrain.engine.dispatch import Flow, Round
 from p2ptrain.wire import messages as m
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from p2ptrain.engine.dispatch import Dispatcher
     from p2ptrain.engine.holdings import Holdings
+    from p2ptrain.engine.lineage import Lineage
     from p2ptrain.engine.links import Links
     from p2ptrain.engine.neighbourhood import Neighbourhood
     from p2ptrain.engine.resuming import Resumption
@@ -51,6 +53,7 @@ class Reception:
         give_state: Callable[[PeerId, m.WantManifest], bool],
     ) -> None:
         self.resumption: Resumption | None = None  # who hears what others hold on their disks
+        self.lineage: Lineage | None = None  # which history is ours
         self.holdings: Holdings | None = None  # who knows what we hold beside our seats
         self._links, self._dispatch, self._near = links, dispatch, near
         self._snapshots, self._timer, self._give_state = snapshots, timer, give_state
@@ -72,14 +75,14 @@ class Reception:
         now = _now()
         self._near.heard(peer, now)
         if isinstance(message, m.Heartbeat):
-            if not self._near.told(peer, message, now):
+            if not self._told(peer, message, now):
                 self._timer.wake_by(self._near.due_at)  # the only deadline it may have set
                 return
         elif isinstance(message, Flow):
             self._dispatch.flow(peer, message, now)
         elif isinstance(message, Round):
             self._dispatch.round(peer, message, now)
-        elif isinstance(message, m.Leaving | m.Held | m.WantHeld):
+        elif isinstance(message, m.Leaving | m.Held | m.WantHeld | Rollback):
             self._word(peer, message, now)
         elif isinstance(message, m.WantManifest) and self._give_state(peer, message):
             pass
@@ -87,8 +90,18 @@ class Reception:
             self._dispatch.round(peer, message, now)  # else: nobody waits for it any more
         self._timer.rearm()
 
-    def _word(self, peer: PeerId, message: m.Leaving | m.Held | m.WantHeld, now: Seconds) -> None:
-        if isinstance(message, m.Leaving):
+    def _told(self, peer: PeerId, message: m.Heartbeat, now: Seconds) -> bool:
+        if self.lineage is not None:
+            self.lineage.told(peer, message)
+        return self._near.told(peer, message, now)
+
+    def _word(
+        self, peer: PeerId, message: m.Leaving | m.Held | m.WantHeld | Rollback, now: Seconds
+    ) -> None:
+        if isinstance(message, Rollback):
+            if self.lineage is not None:
+                self.lineage.heard(peer, message)
+        elif isinstance(message, m.Leaving):
             self._near.left(peer, now)
         elif self.holdings is not None and self.resumption is not None:
             if isinstance(message, m.WantHeld):
@@ -110,8 +123,9 @@ class Reception:
         if peer in self._distrust:
             return
         self._near.up(peer, self._links.incarnation(peer), _now())
-        if self.resumption is not None:
+        if self.resumption is not None and self.lineage is not None:
             self.resumption.up(peer)
+            self.lineage.up(peer)
         self._timer.rearm()
 
     def _on_down(self, peer: PeerId, _reason: str) -> None:

@@ -161,6 +161,8 @@ class Resumption:
         if view.at.step > last_step(node.spec):
             node.come_to_end()
             return
+        if view.at.epoch > node.lineage.root.epoch:  # it had fallen back before it was stopped
+            node.lineage.declare(view.at, view.reason)
         for stage, seat in sorted(node.seats.items()):
             if seat.position is not None and seat.position != view.at:
                 node.close_seat(stage, f"resuming from step {view.at.step}")

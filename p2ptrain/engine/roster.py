@@ -4,7 +4,8 @@ Heartbeats, commits and departures come from the peers themselves; what the dire
 lists is only used to find peers and to choose a stage. A peer is live while membership
 has heard from it lately.
 
-Invariants: versions only grow within an incarnation; a new incarnation starts afresh; of who
+Invariants: versions only grow within an incarnation and an epoch; a new incarnation starts
+afresh; who is of another epoch than we serves nothing here until it is of ours; of who
 is gone nothing stays for longer than the directory lists it, but its last incarnation (an
 old process of a peer that was started again must not be taken for it).
 """
@@ -38,6 +39,7 @@ class Roster:
 
     def __init__(self, me: PeerId) -> None:
         self._me = me
+        self._epoch = 0
         self._heard: dict[PeerId, dict[Stage, SeatView]] = {}
         self._listed: tuple[SeatView, ...] = ()
         self._dead: set[PeerId] = set()
@@ -57,7 +59,9 @@ class Roster:
         after: dict[Stage, SeatView] = {}
         for status in statuses:
             known = before.get(status.stage)
-            version = max(status.version, known.version if known else status.version)
+            version = status.version
+            if known is not None and known.epoch == status.epoch:
+                version = max(version, known.version)
             view = SeatView(
                 peer=peer,
                 stage=status.stage,
@@ -66,6 +70,7 @@ class Roster:
                 version=version,
                 least_above=status.least_above,
                 least_below=status.least_below,
+                epoch=status.epoch,
             )
             after[status.stage] = known if known == view else view
         was_dead = peer in self._dead  # who speaks is alive, whatever was thought of it
@@ -75,14 +80,20 @@ class Roster:
             self._views = None
             for stage in (*before, *after):
                 self._refresh(stage, before.get(stage), after.get(stage), back=was_dead)
-        if was_dead or {(s.stage, s.state) for s in before.values()} != {
-            (s.stage, s.state) for s in after.values()
+        if was_dead or {(s.stage, s.state, s.epoch) for s in before.values()} != {
+            (s.stage, s.state, s.epoch) for s in after.values()
         }:
             return "seats"
         if any(seat.version != before[stage].version for stage, seat in after.items()):
             return "versions"
         reached = any(reach_of(seat) != reach_of(before[stage]) for stage, seat in after.items())
         return "reach" if reached else "nothing"
+
+    def begin_anew(self, epoch: int) -> None:
+        """We are of another lineage now: whoever is not yet serves nothing."""
+        self._epoch = epoch
+        self._beyond.clear()
+        self._forget()
 
     def incarnated(self, peer: PeerId, incarnation: int) -> bool:
         """Whether ``peer`` has restarted since we last met it."""
@@ -158,7 +169,7 @@ class Roster:
             self._present[stage] = tuple(
                 view
                 for peer, view in sorted(here)
-                if peer not in self._dead and view.state != "joining"
+                if peer not in self._dead and view.state != "joining" and self._ours(view)
             )
         return self._present[stage]
 
@@ -192,30 +203,36 @@ class Roster:
         return {"above": above, "below": self.least(Stage(stage - 1), "below") if stage else own}
 
     def views(self) -> tuple[SeatView, ...]:
-        """Everything known, first hand over the directory, without the dead; by stage and peer."""
+        """Seats of our epoch, first hand over directory, without the dead; by stage and peer."""
         if self._views is None:
-            merged = {
-                (seat.stage, seat.peer): seat
-                for seat in self._listed
-                if not any(
-                    seat.peer in known for known in (self._heard, self._dead, self._unreached)
-                )
-            }
-            for peer, views in self._heard.items():
-                if peer not in self._dead:
-                    merged.update({(stage, peer): seat for stage, seat in views.items()})
-            self._views = tuple(merged[key] for key in sorted(merged))
+            self._views = tuple(view for view in self.of_all_epochs() if self._ours(view))
         return self._views
+
+    def of_all_epochs(self) -> tuple[SeatView, ...]:
+        """Everything known of the living, whatever lineage they are of."""
+        merged = {
+            (seat.stage, seat.peer): seat
+            for seat in self._listed
+            if not any(seat.peer in known for known in (self._heard, self._dead, self._unreached))
+        }
+        for peer, views in self._heard.items():
+            if peer not in self._dead:
+                merged.update({(stage, peer): seat for stage, seat in views.items()})
+        return tuple(merged[key] for key in sorted(merged))
 
     def furthest(self) -> Step:
         """The highest version that a peer has told us itself; the directory's word is a hint."""
-        told = (view.version for views in self._heard.values() for view in views.values())
-        return max(told, default=Step(0))
+        told = (view for views in self._heard.values() for view in views.values())
+        return max((view.version for view in told if self._ours(view)), default=Step(0))
 
     def callable_seats(self) -> tuple[SeatView, ...]:
-        """Whom to open links to: also who could not be reached so far, while it is listed."""
-        lost = (seat for seat in self._listed if seat.peer in self._unreached)
-        return (*self.views(), *(seat for seat in lost if seat.peer not in self._dead))
+        """Whom to open links to: also who could not be reached, or was lost, while it is listed.
+
+        Two sides of a partition have lost each other, and their links; only the directory, which
+        heals with it, still names the others.
+        """
+        gone = self._unreached | self._dead
+        return (*self.of_all_epochs(), *(seat for seat in self._listed if seat.peer in gone))
 
     def serves(self, peer: PeerId, stage: Stage) -> bool:
         """Whether ``peer`` has said, or the directory says, that it has a seat of ``stage``."""
@@ -223,8 +240,8 @@ class Roster:
         return listed or stage in self._heard.get(peer, {})
 
     def everyone(self) -> tuple[PeerId, ...]:
-        """All peers with a seat, without us."""
-        return tuple(sorted({seat.peer for seat in self.views()} - {self._me}))
+        """All peers with a seat, without us, of whatever lineage."""
+        return tuple(sorted({seat.peer for seat in self.of_all_epochs()} - {self._me}))
 
     def covered(self, stages: int, replicas: int) -> bool:
         """Whether every stage has at least ``replicas`` serving seats, as far as is known."""
@@ -249,7 +266,12 @@ class Roster:
         listed = self._present.get(stage)
         if listed is None:
             return
-        if back or before is None or after is None or before.state != after.state:
+        if (
+            back
+            or before is None
+            or after is None
+            or (before.state, before.epoch) != (after.state, after.epoch)
+        ):
             del self._present[stage]
         elif before is not after:
             self._present[stage] = tuple(after if view is before else view for view in listed)
@@ -259,6 +281,10 @@ class Roster:
         listed = {seat.peer for seat in self._listed}
         self._dead &= listed | self._heard.keys()
         self._unreached &= listed
+
+    def _ours(self, view: SeatView) -> bool:
+        """Who only comes is on its way to our lineage; what it loads is checked."""
+        return view.epoch == self._epoch or view.state == "joining"
 
     def _forget(self) -> None:
         self._present.clear()

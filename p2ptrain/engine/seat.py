@@ -82,6 +82,7 @@ class SeatRuntime:
         self.sourcer = Sourcer(*source, rate=self._rate) if self.stage == 0 else None
         self._total_slots, self._step_seconds, self._began = 0, 0.0, 0.0  # of this step; the last
         self._late = False  # whether the first step had begun when we came
+        self._epoch = 0
 
     # --- the step ---------------------------------------------------------------------------
 
@@ -89,6 +90,7 @@ class SeatRuntime:
         """Take up a step at ``at``. ``members``: peers of the last step record, per stage."""
         now, around = _now(), self._around
         self.state, self.version, self.parting = "serving", at.step, False
+        self._epoch = at.epoch
         self._step_seconds, self._began = (now - self._began) if at.step else 0.0, now
         self._late, slots = window.begun_without_us(around), step_slots(around.spec, at.step)
         if usual := window.usual_service(around, self.stage):
@@ -181,6 +183,7 @@ class SeatRuntime:
             parked=self.pipeline.book.parked,
             least_above=least["above"],
             least_below=least["below"],
+            epoch=self._epoch,
         )
 
     # --- what changes around it -------------------------------------------------------------

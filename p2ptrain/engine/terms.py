@@ -64,10 +64,14 @@ class World:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeResult:
-    """What a peer leaves with: its seats' versions and the digests of their weights."""
+    """What a peer leaves with: its seats' versions and the digests of their weights.
+
+    ``lost``: why the run cannot go on, if it was given up.
+    """
 
     finished: bool
     versions: Mapping[Stage, Step]
     tensor_digests: Mapping[str, str]
     chain: Chain
     false_suspicions: int
+    lost: str = ""

@@ -133,6 +133,27 @@ class Resumed(Event, frozen=True, tag=True):
     reason: str
 
 
+class RolledBack(Event, frozen=True, tag=True):
+    """This peer's run begins again at ``version`` of a new epoch; what it had is discarded.
+
+    ``discarded_epoch``, ``discarded_version``, ``discarded_chain``: where it stood.
+    """
+
+    epoch: int
+    version: Step
+    chain: Chain
+    discarded_epoch: int
+    discarded_version: Step
+    discarded_chain: Chain
+    reason: str
+
+
+class RunLost(Event, frozen=True, tag=True):
+    """This peer gives the run up: nobody within reach has what it would go on from."""
+
+    reason: str
+
+
 class DonorRefused(Event, frozen=True, tag=True):
     """State of ``stage`` is not taken from ``peer`` (any more)."""
 
@@ -384,6 +405,8 @@ AnyEvent: TypeAlias = (
     | CheckpointSaved
     | StateKept
     | Resumed
+    | RolledBack
+    | RunLost
     | DonorRefused
     | BusySaid
     | FrameSent

@@ -37,7 +37,7 @@ def describe(event: ev.AnyEvent) -> Line:
     return logging.DEBUG, f"{type(event).__name__}: {', '.join(words)}"
 
 
-def _trouble(event: ev.AnyEvent) -> str | None:  # noqa: PLR0911 - one line an event
+def _trouble(event: ev.AnyEvent) -> str | None:  # noqa: C901, PLR0911, PLR0912 - one line an event
     match event:
         case ev.LinkRefused():
             return f"{short(event.peer)} was refused: {event.reason}"
@@ -49,6 +49,10 @@ def _trouble(event: ev.AnyEvent) -> str | None:  # noqa: PLR0911 - one line an e
             return f"no state of stage {event.stage} from {short(event.peer)}: {event.reason}"
         case ev.Alarm():
             return event.reason
+        case ev.RolledBack():
+            return _fallen(event)
+        case ev.RunLost():
+            return f"the run is given up: {event.reason}"
         case ev.FaultFired():
             return f"fault {event.fault} on {short(event.target)}"
         case _:
@@ -97,6 +101,13 @@ def _committed(event: ev.StepCommitted) -> str:
     skipped = ["skipped"] if event.skipped and not only_scored else []
     parts = [f"step {event.step} stage {event.stage}", *losses, *skipped]
     return "  ".join([*parts, f"{event.seconds:.1f} s"])
+
+
+def _fallen(event: ev.RolledBack) -> str:
+    left = f"step {event.discarded_version} of epoch {event.discarded_epoch}"
+    chain = event.discarded_chain.hex()[:12]
+    to = f"step {event.version}, epoch {event.epoch}"
+    return f"the run begins again at {to}; discarded: {left}, chain {chain}; {event.reason}"
 
 
 def _plain(value: object) -> str:

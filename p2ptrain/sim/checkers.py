@@ -6,9 +6,10 @@ the event files of real peers.
 
     I1 covers    every commit's cover is a disjoint partition of its step's slots, each share
                  is exactly what its peer's accumulator once was, and no step is left out
-    I2 digests   one digest per (epoch, chain, step, stage), one chain per (epoch, step),
-                 and, where there is a reference, its digests; where arithmetic differs, chains
-                 may part for a while, and one root per adoption on each
+    I2 digests   one digest per (epoch, chain, step, stage), one chain per step of a
+                 lineage (core/lineage), and, where there is a reference, its digests; where
+                 arithmetic differs, chains may part for a while, and one root per adoption
+                 on each
     I3 progress  while every stage has a live replica, the next step commits in time
     I4 bounds    nothing is filled beyond its bound
     I5 remains   see leftovers; I6 forgeries, where there is a forger: see witness
@@ -42,7 +43,7 @@ PARTITION_ENDS = "heal"
 STRIKES = ABSENCE_BEGINS | {PARTITION_BEGINS, "reset", "slow"}
 
 
-Commit: TypeAlias = "tuple[ev.Entry, ev.StepCommitted]"
+_Root: TypeAlias = "tuple[int, int, bytes]"  # where a lineage begins
 
 
 def judge(
@@ -134,13 +135,13 @@ def check_digests(
     """I2. Steps are pure, so even the sides of a partition may not differ."""
     facts, problems = 0, []
     digests: dict[tuple[int, Chain, Step, Stage], Digest] = {}
-    chains: dict[tuple[int, Step], Chain] = {}
-    for entry, event in _commits(entries):
+    chains: dict[tuple[_Root, Step], Chain] = {}
+    for root, entry, event in _by_lineage(entries):
         facts += 1
         key = (event.epoch, event.chain, event.step, event.stage)
         if digests.setdefault(key, event.digest) != event.digest:
             problems.append(f"{_name(entry, event)}: another digest under the same chain")
-        if chains.setdefault((event.epoch, event.step), event.chain) != event.chain:
+        if chains.setdefault((root, event.step), event.chain) != event.chain:
             problems.append(f"{_name(entry, event)}: another chain in the same epoch")
         if reference is not None:
             right = reference.get((event.step, event.stage))
@@ -282,10 +283,21 @@ def check_bounds(entries: Iterable[ev.Entry]) -> Verdict:
     return verdict("I4", facts, problems)
 
 
-def _commits(entries: Iterable[ev.Entry]) -> Iterator[Commit]:
+def _by_lineage(entries: Iterable[ev.Entry]) -> Iterator[tuple[_Root, ev.Entry, ev.StepCommitted]]:
+    """Every commit, with where its peer's lineage begins, as that peer has told."""
+    roots: dict[PeerId, _Root] = {}
     for entry in entries:
-        if isinstance(entry.event, ev.StepCommitted):
-            yield entry, entry.event
+        match entry.event:
+            case ev.RolledBack(epoch=epoch, version=version, chain=chain):
+                roots[entry.peer] = (epoch, version, chain)
+            case ev.PeerStarted():
+                roots.pop(entry.peer, None)
+            case ev.StepCommitted() as event:
+                unknown = (event.epoch, 0, b"")  # of the beginning, or never told
+                root = roots.get(entry.peer, unknown)
+                yield root if root[0] == event.epoch else unknown, entry, event
+            case _:
+                pass
 
 
 def _name(entry: ev.Entry, event: ev.StepCommitted) -> str:

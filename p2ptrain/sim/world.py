@@ -208,7 +208,8 @@ class SimWorld:
         )
         self.emit(peer, ev.PeerStarted(run=self.run_id, addresses=()))
         self._results[peer] = await node.run()
-        self.emit(peer, ev.PeerStopped(reason="the run is complete"))
+        left = self._results[peer]
+        self.emit(peer, ev.PeerStopped(reason=left.lost or "the run is complete"))
         self._moved_at = self.clock.time()
         host.alive = False
         self._look_later(peer, streams=await self.network.retire(peer), left=incarnation)

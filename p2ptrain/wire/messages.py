@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from p2ptrain.core.agreement import Ack, Ballot, Bitmap, Go, Message, Nack, Plan, Position, Sum
+from p2ptrain.core.lineage import Rollback
 from p2ptrain.core.resuming import Holding
 from p2ptrain.units import Chain, Digest, PeerId, RunId, Slot, Stage, Step
 
@@ -59,6 +60,7 @@ class SeatStatus(Message, frozen=True, array_like=True):
     parked: int
     least_above: Step = Step(0)
     least_below: Step = Step(0)
+    epoch: int = 0
 
 
 class Heartbeat(Message, frozen=True, tag=True):
@@ -357,6 +359,7 @@ Control: TypeAlias = (
     | WantCorpus
     | Held
     | WantHeld
+    | Rollback
     | NoSuch
 )
 Data: TypeAlias = Forward | Gradient | Part | Chunk | CorpusChunk

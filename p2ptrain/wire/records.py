@@ -63,6 +63,7 @@ class SeatRecord(Record, frozen=True):
     memory_bytes: int = 0
     link_bytes_per_second: int = 0
     addresses: tuple[str, ...] = ()
+    epoch: int = 0
 
 
 class CommitRecord(Record, frozen=True):
@@ -119,7 +120,7 @@ def decode_record(value: bytes, kind: type[R]) -> R:
 def _sound(record: Record) -> bool:
     match record:
         case SeatRecord():
-            counters = (record.version, record.queue, record.incarnation)
+            counters = (record.version, record.queue, record.incarnation, record.epoch)
             sizes = (record.memory_bytes, record.link_bytes_per_second)
             return (
                 all(0 <= value <= COUNTER_MOST for value in (*counters, *sizes))

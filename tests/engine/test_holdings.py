@@ -53,6 +53,10 @@ class Resumption:
     waiting: bool = False
 
 
+class Lineage:
+    root = Position(epoch=0, step=Step(0), chain=Chain(b"g" * 32))
+
+
 @dataclass
 class Node:
     """What holdings see of their node; ``answers``: what others say when asked."""
@@ -67,7 +71,7 @@ class Node:
     def __post_init__(self) -> None:
         self.me, self.run_id, self.spec = ME, RUN, SPEC
         self.links = self.mail = self.snapshots = self
-        self.resumption = Resumption()
+        self.resumption, self.lineage = Resumption(), Lineage()
         self.emit = self.events.append
         self.disk = MemoryStore()
         archive = Archive(self.disk, RUN, 10, emit=self.emit, spawn=self.spawn)

@@ -55,6 +55,10 @@ class Presence:
         return tuple(Listed(peer) for peer in self._listed)
 
 
+class Lineage:
+    root = at(0)
+
+
 @dataclass
 class Node:
     """What a resumption sees of its node; it remembers what was done with it."""
@@ -76,7 +80,7 @@ class Node:
         self.me, self.run_id, self.spec, self.rng = ME, RUN, SPEC, random.Random(0)
         self.world = self.links = self.mail = self.snapshots = self
         self.presence = Presence(self.listed)
-        self.roster = Roster(ME)
+        self.roster, self.lineage = Roster(ME), Lineage()
         self.emit = self.events.append
 
     def peers(self) -> tuple[PeerId, ...]:

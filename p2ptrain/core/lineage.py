@@ -1,0 +1,132 @@
+"""Lineages: which history of the run holds, after it has fallen back, or has come in two.
+
+    a lineage begins   at (epoch, step, chain): at the genesis, or where a rollback let it begin
+    a stage is lost, and nobody alive can give its state where the others wait
+        every stage's state of some step is held   --> a rollback to the newest such step
+        the run is so short that no state was due   --> a rollback to its beginning
+        else                                        --> the run is lost
+    of two lineages    the higher epoch holds, then the higher step, then the smaller chain
+
+Intuition: steps are pure, so two sides of a partition that only go on are one lineage however
+far apart they are. Two come of rollbacks alone, and where a lineage begins never changes: all
+who compare the same two choose the same one, whenever they look.
+
+Invariants:
+    * ``beats`` is a strict order of all lineages of a run;
+    * a rollback begins where every stage's state is, of one chain, and one epoch above;
+    * a state belongs to a lineage if it was taken in its epoch, or is what it began with.
+
+Refused: choosing the side that got further. How far it is changes while they compare, and
+each could choose the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from p2ptrain.core.agreement import Message, Position
+from p2ptrain.core.canonical import canonical
+from p2ptrain.core.checkpoint import KEPT
+from p2ptrain.core.resuming import Holding, origin
+from p2ptrain.units import PeerId, Stage, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from p2ptrain.units import Chain, RunId
+
+LEAP_MOST: Final = 64
+"""Epochs at once: more rollbacks than that behind one's back are a lie, and an epoch without
+bound would leave no room for the next."""
+
+
+class Rollback(Message, frozen=True, tag=True):
+    """The run begins again ``at`` this position. ``peer`` has decided it, and signs."""
+
+    at: Position
+    peer: PeerId
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fall:
+    """What becomes of a run that lost a stage: ``to`` where it falls back, and why.
+
+    ``to`` None: it does not, because the stage can be restored (``lost`` False), or because
+    there is nothing to fall back to.
+    """
+
+    to: Position | None
+    reason: str
+    lost: bool = False
+
+
+def rollback_bytes(run: RunId, rollback: Rollback) -> bytes:
+    """What the signature of a rollback covers."""
+    at = rollback.at
+    return canonical("p2ptrain rollback", run, rollback.peer, at.epoch, at.step, at.chain)
+
+
+def beats(one: Position, other: Position) -> bool:
+    """Whether the lineage that begins at ``one`` holds against the one of ``other``."""
+    if (one.epoch, one.step) != (other.epoch, other.step):
+        return (one.epoch, one.step) > (other.epoch, other.step)
+    return one.chain < other.chain
+
+
+def admits(root: Position, at: Position) -> bool:
+    """Whether a state that was taken ``at`` is one of the lineage that begins at ``root``."""
+    return (at.step, at.chain) == (root.step, root.chain) or (
+        at.epoch == root.epoch and at.step > root.step
+    )
+
+
+def fitting(root: Position, version: Step, held: Iterable[Position]) -> list[Position]:
+    """Of the states of a lost stage those that will do while the others wait at ``version``.
+
+    The step before will do as well: the others may have stepped on with the lost stage's sum,
+    and keep that step's frames until somebody there is through it (engine/past). Older ones
+    will not. Newest first.
+    """
+    fit = {at for at in held if version - 1 <= at.step <= version and admits(root, at)}
+    return sorted(fit, key=lambda at: (at.step, at.epoch, at.chain), reverse=True)
+
+
+def beginning(genesis: Chain, version: Step, *, stages: int, every_steps: int) -> list[Holding]:
+    """What everybody can make of the seed, where a run at ``version`` may fall back to that.
+
+    No further than to the older of the two states that would be kept: it is those steps that
+    ``checkpoint.every_steps`` puts at risk, not the whole run.
+    """
+    near = every_steps and version <= KEPT * every_steps
+    at = Position(epoch=0, step=Step(0), chain=genesis)
+    return [Holding(stage=Stage(stage), at=at) for stage in range(stages if near else 0)]
+
+
+def fall(
+    root: Position,
+    version: Step,
+    lost: Collection[Stage],
+    held: Iterable[Holding],
+    *,
+    stages: int,
+) -> Fall:
+    """Decide for a run at ``version`` whose stages ``lost`` nobody serves.
+
+    ``held``: what everybody alive holds, or can make (see :func:`beginning`).
+    """
+    known = [one for one in held if one.at.step <= root.step or admits(root, one.at)]
+    missing = [
+        stage
+        for stage in sorted(lost)
+        if not fitting(root, version, [one.at for one in known if one.stage == stage])
+    ]
+    if not missing:
+        return Fall(to=None, reason="every lost stage can be restored")
+    which = ", ".join(map(str, missing))
+    found = origin(known, stages)
+    if found.at is None:
+        return Fall(to=None, reason=f"stage {which} is lost: {found.reason}", lost=True)
+    to = Position(epoch=root.epoch + 1, step=found.at.step, chain=found.at.chain)
+    return Fall(to=to, reason=f"nobody holds stage {which} at step {version}: {found.reason}")

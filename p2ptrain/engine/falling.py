@@ -1,0 +1,94 @@
+"""A stage is lost: whether it can be restored, where the run falls back to, or that it ends.
+
+    every stage is served <--> one is not, for PATIENCE_SECONDS: ask all what they hold
+                                 |- it can be restored: wait for whoever takes it
+                                 |- a rollback: declare it
+                                 `- neither, for GIVE_UP_SECONDS: the run is given up
+
+Intuition: a stage whose peer is frozen or cut off comes back by itself, and one that a buddy
+guards comes back without anybody falling back. So falling back waits until neither has
+happened, and giving up until nobody has come with a disk either.
+
+Invariants:
+    * whoever decides has asked everybody it is linked with, and decides by core/lineage alone;
+    * no wait is without an end.
+
+Refused: a leader who decides. Whoever sees the loss may; the rollback that beats the others
+is everybody's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from p2ptrain.core.chain import genesis_chain
+from p2ptrain.core.lineage import beginning, fall
+from p2ptrain.observe import events as ev
+from p2ptrain.units import Stage
+
+if TYPE_CHECKING:
+    from p2ptrain.engine.lifecycle import Node
+    from p2ptrain.units import Seconds, Step
+
+PATIENCE_SECONDS = 20.0
+"""From the first look that misses a stage: longer than a peer takes to move in (spare_seconds)
+and to load, and than the machines of a home sleep over."""
+
+GIVE_UP_SECONDS = 120.0
+"""As long as a peer with a disk may take to be started again by hand, or a machine to boot."""
+
+
+class Falling:
+    """Watches over the stages of one node's run. Call :meth:`look` every second or so."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._since: Seconds | None = None
+        self._asking = False
+        self._told = ""
+
+    def look(self, version: Step, now: Seconds) -> None:
+        """``version``: where the run stands, as far as is known; it has begun."""
+        lost = self._lost()
+        if not lost:
+            self._since, self._told = None, ""
+            return
+        if self._since is None:
+            self._since = now
+        if now - self._since >= PATIENCE_SECONDS and not self._asking:
+            self._asking = True
+            self._node.spawn(self._decide(version, over=now - self._since >= GIVE_UP_SECONDS))
+
+    def begin_anew(self) -> None:
+        """The run has fallen back: whoever serves what is to be seen again."""
+        self._since, self._told = None, ""
+
+    def _lost(self) -> list[Stage]:
+        views = self._node.roster.views()
+        served = {view.stage for view in views if view.state != "joining"}
+        return [Stage(s) for s in range(self._node.spec.cut.stages) if s not in served]
+
+    async def _decide(self, version: Step, *, over: bool) -> None:
+        node = self._node
+        root = node.lineage.root
+        try:
+            for view in node.roster.callable_seats():
+                node.links.open(view.peer)
+            others = await node.holdings.of_others()
+            held = [*await node.holdings.ours(), *(h for each in others.values() for h in each)]
+        finally:
+            self._asking = False
+        lost = self._lost()
+        if not lost or node.lineage.root != root:
+            return
+        stages, every = node.spec.cut.stages, node.spec.checkpoint.every_steps
+        genesis = genesis_chain(node.run_id)
+        held += beginning(genesis, version, stages=stages, every_steps=every)
+        found = fall(root, version, lost, held, stages=stages)
+        if found.to is not None:
+            node.lineage.declare(found.to, found.reason)
+        elif over and found.lost:
+            node.give_up(found.reason)
+        elif found.lost and found.reason != self._told:
+            self._told = found.reason
+            node.emit(ev.Alarm(reason=f"{found.reason}; waiting for somebody who holds it"))

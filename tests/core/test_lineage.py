@@ -1,0 +1,119 @@
+"""Which lineage holds, and where a run falls back to: pure, total, the same for all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2ptrain.core.agreement import Position
+from p2ptrain.core.lineage import admits, beats, beginning, fall, fitting
+from p2ptrain.core.resuming import Holding
+from p2ptrain.units import Chain, Stage, Step
+
+if TYPE_CHECKING:
+    import random
+
+GENESIS = Chain(b"g" * 32)
+ROOT = Position(epoch=0, step=Step(0), chain=GENESIS)
+STAGES = 3
+
+
+def at(step: int, epoch: int = 0, chain: str = "c") -> Position:
+    return Position(epoch=epoch, step=Step(step), chain=Chain((chain * 32).encode()))
+
+
+def held(stage: int, *steps: int) -> list[Holding]:
+    return [Holding(stage=Stage(stage), at=at(step)) for step in steps]
+
+
+positions = st.builds(at, st.integers(0, 9), st.integers(0, 3), st.sampled_from("abc"))
+holdings = st.lists(st.builds(Holding, stage=st.integers(0, STAGES - 1).map(Stage), at=positions))
+
+
+@given(positions, positions, positions)
+def test_lineages_have_one_strict_order(a: Position, b: Position, c: Position) -> None:
+    assert beats(a, b) + beats(b, a) == (a != b)
+    assert not (beats(a, b) and beats(b, c)) or beats(a, c)
+
+
+@given(st.lists(positions, min_size=1), st.randoms())
+def test_whoever_hears_the_same_rollbacks_ends_in_the_same_lineage(
+    told: list[Position],
+    rng: random.Random,
+) -> None:
+    ends = set()
+    for _ in range(3):
+        rng.shuffle(told)
+        mine = ROOT
+        for each in told:
+            mine = each if beats(each, mine) else mine
+        ends.add(mine)
+    assert len(ends) == 1
+
+
+def test_the_higher_epoch_then_the_higher_step_then_the_smaller_chain() -> None:
+    assert beats(at(1, epoch=2), at(9, epoch=1))
+    assert beats(at(6, epoch=1), at(3, epoch=1))
+    assert beats(at(6, chain="a"), at(6, chain="b"))
+
+
+def test_a_state_belongs_to_the_epoch_it_was_taken_in_or_is_what_that_began_with() -> None:
+    root = at(3, epoch=1)
+    assert admits(root, at(3))  # taken in epoch 0, and begun with
+    assert admits(root, at(4, epoch=1))
+    assert not admits(root, at(4))  # what was discarded
+    assert not admits(root, at(3, chain="d"))
+    assert not admits(root, at(2))
+
+
+@given(positions, st.integers(0, 12).map(Step), st.lists(positions))
+def test_what_fits_is_of_the_step_of_the_others_or_one_before(
+    root: Position, version: Step, known: list[Position]
+) -> None:
+    fit = fitting(root, version, known)
+    assert all(0 <= version - each.step <= 1 and admits(root, each) for each in fit)
+    assert [each.step for each in fit] == sorted((each.step for each in fit), reverse=True)
+
+
+@given(positions, st.integers(0, 12).map(Step), st.sets(st.integers(0, 2).map(Stage)), holdings)
+def test_a_run_falls_only_at_need_and_to_what_every_stage_has(
+    root: Position, version: Step, lost: set[Stage], known: list[Holding]
+) -> None:
+    found = fall(root, version, lost, known, stages=STAGES)
+    needy = [
+        stage
+        for stage in lost
+        if not fitting(root, version, [one.at for one in known if one.stage == stage])
+    ]
+    if not needy:
+        assert (found.to, found.lost) == (None, False)
+    elif found.to is None:
+        assert found.lost
+        assert found.reason
+    else:
+        to = found.to
+        assert to.epoch == root.epoch + 1
+        assert beats(to, root)
+        having = {one.stage for one in known if (one.at.step, one.at.chain) == (to.step, to.chain)}
+        assert having == set(range(STAGES))
+        assert to.step <= root.step or any(
+            admits(root, one.at) for one in known if one.at.step == to.step
+        )
+
+
+def test_what_was_discarded_is_nothing_to_fall_back_to() -> None:
+    root = at(3, epoch=1)
+    known = [one for stage in range(STAGES) for one in held(stage, 3, 6)]
+    found = fall(root, Step(9), {Stage(1)}, known, stages=STAGES)
+    assert found.to == at(3, epoch=2)
+
+
+def test_the_seed_gives_the_beginning_but_only_of_a_run_that_was_to_lose_that_much() -> None:
+    near = beginning(GENESIS, Step(6), stages=STAGES, every_steps=3)
+    assert [(one.stage, one.at) for one in near] == [(s, ROOT) for s in range(STAGES)]
+    found = fall(ROOT, Step(6), {Stage(0)}, [*near, *held(1, 3)], stages=STAGES)
+    assert found.to == Position(epoch=1, step=Step(0), chain=GENESIS)
+    assert beginning(GENESIS, Step(7), stages=STAGES, every_steps=3) == []
+    assert beginning(GENESIS, Step(1), stages=STAGES, every_steps=0) == []

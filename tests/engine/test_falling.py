@@ -1,0 +1,156 @@
+"""A lost stage is waited for, then asked about, then fallen back for, or the run is given up."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from p2ptrain.core.agreement import Position
+from p2ptrain.core.chain import genesis_chain
+from p2ptrain.core.resuming import Holding
+from p2ptrain.engine.falling import GIVE_UP_SECONDS, PATIENCE_SECONDS, Falling
+from p2ptrain.engine.roster import Roster
+from p2ptrain.engine.surroundings import genesis
+from p2ptrain.observe import events as ev
+from p2ptrain.run import Checkpoint, digest
+from p2ptrain.sim.loop import run
+from p2ptrain.sim.toy import toy_spec
+from p2ptrain.units import Chain, PeerId, Stage, Step
+from p2ptrain.wire.messages import SeatStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+SPEC = msgspec.structs.replace(
+    toy_spec(stages=2, microbatches=4, steps=50), checkpoint=Checkpoint(every_steps=2)
+)
+RUN = digest(SPEC)
+ME, ANN = PeerId("me"), PeerId("ann")
+LATE = Step(9)  # too late to begin again from the seed
+
+
+def holding(stage: int, step: int) -> Holding:
+    at = Position(epoch=0, step=Step(step), chain=Chain(bytes((step,)) * 32))
+    return Holding(stage=Stage(stage), at=at)
+
+
+def serving(stage: int) -> SeatStatus:
+    return SeatStatus(
+        stage=Stage(stage), state="serving", version=LATE, rate=1.0, queue=0, parked=0
+    )
+
+
+@dataclass
+class Node:
+    """What falling sees of its node; it remembers what was declared, and why it was given up."""
+
+    others: dict[PeerId, tuple[Holding, ...]] = field(default_factory=dict)
+    own: tuple[Holding, ...] = ()
+    asked: int = 0
+    declared: list[Position] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
+    events: list[ev.AnyEvent] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.run_id, self.spec, self.roster = RUN, SPEC, Roster(ME)
+        self.root = genesis(genesis_chain(RUN))
+        self.lineage = self.holdings = self.links = self
+        self.emit = self.events.append
+        self.give_up = self.given_up.append
+        self.roster.hear(ME, [serving(0)])
+        self.falling = Falling(self)  # type: ignore[arg-type]  # what it uses
+
+    def open(self, _peer: PeerId) -> None:
+        pass
+
+    async def of_others(self) -> dict[PeerId, tuple[Holding, ...]]:
+        self.asked += 1
+        await asyncio.sleep(0.1)
+        return self.others
+
+    async def ours(self) -> tuple[Holding, ...]:
+        return self.own
+
+    def declare(self, at: Position, _reason: str) -> None:
+        self.declared.append(at)
+
+    def spawn(self, job: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(job)
+
+    async def looks(self, seconds: float, version: Step = LATE) -> None:
+        for _ in range(int(seconds)):
+            self.falling.look(version, asyncio.get_running_loop().time())
+            await asyncio.sleep(1.0)
+
+
+def play(story: Any) -> None:
+    async def main() -> None:
+        await story(Node())
+
+    run(main())
+
+
+def test_a_stage_that_comes_back_is_nobodys_matter() -> None:
+    async def story(node: Node) -> None:
+        await node.looks(PATIENCE_SECONDS)
+        node.roster.hear(ANN, [serving(1)])
+        await node.looks(5)
+        node.roster.lost(ANN)
+        await node.looks(PATIENCE_SECONDS)
+        assert (node.asked, node.events) == (0, [])
+
+    play(story)
+
+
+def test_the_run_falls_back_to_what_all_together_hold() -> None:
+    async def story(node: Node) -> None:
+        node.own = (holding(0, 6), holding(0, 4))
+        node.others = {ANN: (holding(1, 4), holding(1, 2))}
+        await node.looks(PATIENCE_SECONDS + 1)
+        assert [(at.epoch, at.step) for at in node.declared] == [(1, 4)]
+
+    play(story)
+
+
+def test_what_can_be_restored_is_waited_for() -> None:
+    async def story(node: Node) -> None:
+        node.others = {ANN: (holding(1, 9),)}
+        await node.looks(GIVE_UP_SECONDS + 10)
+        assert (node.declared, node.given_up, node.events) == ([], [], [])
+
+    play(story)
+
+
+def test_a_short_run_begins_again_from_its_seed() -> None:
+    async def story(node: Node) -> None:
+        await node.looks(PATIENCE_SECONDS + 1, Step(4))
+        assert node.declared == [msgspec.structs.replace(node.root, epoch=1)]
+
+    play(story)
+
+
+def test_a_run_of_which_nothing_is_left_is_given_up_after_a_while_and_told_once_before() -> None:
+    async def story(node: Node) -> None:
+        await node.looks(GIVE_UP_SECONDS)
+        why = "stage 1 is lost: nobody here holds a checkpoint"
+        assert node.events == [ev.Alarm(reason=f"{why}; waiting for somebody who holds it")]
+        assert node.given_up == []
+        await node.looks(2)
+        assert node.given_up[0] == why
+
+    play(story)
+
+
+def test_a_view_that_has_changed_while_others_were_asked_decides_nothing() -> None:
+    async def story(node: Node) -> None:
+        node.others = {ANN: (holding(0, 4), holding(1, 4))}
+        await node.looks(PATIENCE_SECONDS)
+        node.falling.look(LATE, asyncio.get_running_loop().time())
+        node.roster.hear(ANN, [serving(1)])
+        await asyncio.sleep(1.0)
+        assert (node.asked, node.declared) == (1, [])
+
+    play(story)
