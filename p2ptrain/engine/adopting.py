@@ -81,11 +81,10 @@ class Adoption:
             return False
         order, asked = self._order(seat), self._asked.get(seat.stage, [])
         places = {each: place for place, each in enumerate(order)}
-        if peer not in places:
-            return True
-        later = places[peer] > places.get(self._node.me, len(order))
-        awaited = [places.get(each, len(order)) < places[peer] for each in asked]
-        return not later and not (awaited and all(awaited))
+        its, ours = (places.get(each, len(order)) for each in (peer, self._node.me))
+        awaited = [places.get(each, len(order)) < its for each in asked]
+        waits = its > ours or (bool(awaited) and all(awaited))  # strangers come last
+        return peer in asked or not waits
 
     def _order(self, seat: SeatRuntime) -> tuple[PeerId, ...]:
         at, members = seat.standing()

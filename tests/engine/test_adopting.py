@@ -171,7 +171,7 @@ def test_while_adopting_those_before_are_denied_and_those_after_wait() -> None:
             adoption.begin(seat)
             assert adoption.denies(seat, FIRST)
             assert not adoption.denies(seat, THIRD)
-            assert adoption.denies(seat, PeerId("stranger"))
+            assert not adoption.denies(seat, PeerId("a joiner, or a buddy"))
 
     run(main())
 
