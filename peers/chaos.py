@@ -123,11 +123,25 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonDeath:
+    """SIGKILL to the p2pd of a peer, which lives."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doom:
+    """SIGKILL to every peer; all come back with their identities and checkpoints."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BookDeath:
     """SIGKILL to the bootstrap."""
 
 
-Blow: TypeAlias = Death | Halt | Thaw | Drag | Split | Mend | Arrival | Loss | BookDeath
+Blow: TypeAlias = (
+    Death | Halt | Thaw | Drag | Split | Mend | Arrival | Loss | BookDeath | DaemonDeath | Doom
+)
 
 
 class Chaos:
@@ -241,6 +255,11 @@ class Chaos:
     def _catastrophe(self, fault: Catastrophe, sight: Sight, now: Seconds) -> tuple[Blow, ...]:
         if fault.what == "bootstrap-death":
             return (BookDeath(),)
+        if fault.what == "swarm-death":
+            return (Doom(),)
+        if fault.what == "daemon-death":
+            free = sorted(sight.seats.keys() - self._thaw_at.keys())
+            return (DaemonDeath(peer=self._rng.choice(free)),) if free else ()
         stages = sorted({stage for seats in sight.seats.values() for stage in seats})
         if not stages:
             return ()

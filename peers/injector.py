@@ -4,6 +4,8 @@
     Halt       SIGSTOP to Python, to its p2pd, or to both; Thaw is SIGCONT
     Drag       SIGSTOP and SIGCONT in turns: a peer that gets a tenth of its time
     Split      a file tells each peer whom it reaches; its streams and requests obey
+    DaemonDeath  SIGKILL to a peer's p2pd; the peer must start another
+    Doom       SIGKILL to all; each comes back with its identity and checkpoints, --resume
     Arrival    a new process with a new identity, that joins by address alone
 
 Every blow that fell is written as a ``FaultFired`` event into ``faults.jsonl``, beside the
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 DRAG_SECONDS = 0.5
 """One turn of running and standing still: long beside the kernel's slices, short beside the
 seconds of silence after which a peer is suspected."""
+
+RESPAWN_SECONDS = 3.0
+"""Until who was killed at a failpoint is replaced, or who died with all comes back."""
 
 WIDOW_SECONDS = 10.0
 """A p2pd whose peer was killed goes within a second; a machine with more processes than cores
@@ -78,6 +83,10 @@ class Injector:
         )
         for blow in self._chaos.tick(sight, now=now):
             self._strike(blow, now)
+        for member in self._swarm.living():
+            if member.halted is not None:  # it stands where it was to be killed
+                self._fired(f"at {member.halted.point}", member, now)
+                self._strike(c.Death(peer=member.name, respawn_seconds=RESPAWN_SECONDS), now)
 
     def end(self, *, now: Seconds) -> None:
         """Let go of everything that is stopped; may be called twice."""
@@ -105,6 +114,10 @@ class Injector:
                 self._drags.append(self._tasks.create_task(self._drag(member, factor)))
             case c.Arrival():
                 self._swarm.invite(at=now, why="join")
+            case c.DaemonDeath(peer=name):
+                self._kill_daemon(self._swarm.member(name), now)
+            case c.Doom():
+                self._doom(now)
             case c.Loss(what=what, stage=stage):
                 self._fired(what, f"stage {stage}", now)
             case c.BookDeath():
@@ -132,6 +145,19 @@ class Injector:
         member.seats.clear()
         member.child.process.kill()
         self._resume(self._halted.pop(member.name, ()))  # a stopped p2pd could not notice
+
+    def _kill_daemon(self, member: Member, now: Seconds) -> None:
+        with contextlib.suppress(psutil.Error):
+            daemons = psutil.Process(member.child.process.pid).children()
+            self._fired("daemon-death", member, now, _stages(member))
+            for daemon in daemons:
+                daemon.kill()
+
+    def _doom(self, now: Seconds) -> None:
+        self._fired("swarm-death", "", now)
+        for member in self._swarm.living():
+            self._swarm.invite(at=now + RESPAWN_SECONDS, why="resume", heir_of=member.home)
+            self._kill(member, now)
 
     def _look_for_widows(self, now: Seconds) -> None:
         for _, name, daemon in [widow for widow in self._widows if widow[0] <= now]:

@@ -41,6 +41,9 @@ LOOK_SECONDS = 0.2
 CUT_FILE = "cut"
 """In a peer's folder: whom a played partition keeps from it."""
 
+CLAIM_FILE = "halted"
+"""Made by the one peer that stands still at a failpoint."""
+
 WAYS_IN = 3
 """Peers whose addresses a newcomer gets when the address book is dead: one may die next."""
 
@@ -53,6 +56,7 @@ class SwarmOptions:
 
     ``program``: the arguments of Python that make it the ``p2ptrain`` command.
     ``pause_seconds``: the longest time that planned faults may keep the whole run from stepping.
+    ``halt_at``: ``TIMES:POINT``, one peer stands still there (peers/failpoint).
     ``severable``: peers watch for a partition that is played (net/partition).
     ``threads``: how many each peer computes with, in turn; empty: as the RunSpec says.
     """
@@ -65,6 +69,7 @@ class SwarmOptions:
     program: tuple[str, ...] = ("-m", "p2ptrain")
     pause_seconds: Seconds = 0.0
     severable: bool = False
+    halt_at: str | None = None
     threads: tuple[int, ...] = ()
 
 
@@ -104,16 +109,22 @@ class Launcher:
             raise InternalError(f"the bootstrap did not come up: {child.last_words()}") from error
         raise InternalError(f"the bootstrap failed: {child.last_words()}")
 
-    async def start_peer(self, number: int, others: Iterable[Member]) -> Member:
-        """Start peer ``number``, which must be new; ``others``: the living peers."""
+    async def start_peer(
+        self, number: int, others: Iterable[Member], *, heir_of: Path | None = None
+    ) -> Member:
+        """Start peer ``number``, which must be new; ``others``: the living peers.
+
+        ``heir_of``: the folder of a dead one, whose identity and checkpoints it goes on with.
+        """
         folder = self._folder / f"peer-{number}"
         folder.mkdir(exist_ok=True)
+        home = heir_of or folder
         ways_in = self._ways_in(others)
         arguments = [
             *self._options.program, "peer",
             *(word for _, address in ways_in for word in ("--initial-peers", address)),
             "--run", str(self._folder / "run.toml"), "--host-maddrs", "/ip4/127.0.0.1/tcp/0",
-            "--identity-path", str(folder / "identity"), "--checkpoint-dir", str(folder),
+            "--identity-path", str(home / "identity"), "--checkpoint-dir", str(home),
             "--events", str(folder / "events.jsonl"), "--result", str(folder / "result.json"),
         ]  # fmt: skip
         threads = self._options.threads
@@ -121,20 +132,26 @@ class Launcher:
             "--data": self._options.data,
             "--link": self._options.link,
             "--max-memory": self._options.memory_bytes,
+            "--halt-at": self._halting(),
             "--cut-file": folder / CUT_FILE if self._options.severable else None,
             "--threads": threads[number % len(threads)] if threads else None,
         }
         for flag, value in optional.items():
             arguments += [flag, str(value)] if value is not None else []
-        arguments.append("--no-relay")
+        arguments += ["--no-relay"] if heir_of is None else ["--no-relay", "--resume"]
         write_cut(folder / CUT_FILE, without=self._beyond)
         child = await self._children.start(f"peer-{number}", arguments)
         return Member(
             child=child,
             tail=Tail(folder / "events.jsonl"),
             folder=folder,
+            home=home,
             ways_in=tuple(way for way, _ in ways_in),
         )
+
+    def _halting(self) -> str | None:
+        halt_at = self._options.halt_at
+        return None if halt_at is None else f"{halt_at}:{self._folder / CLAIM_FILE}"
 
     def split(self, living: Collection[Member], names: Collection[str]) -> list[PeerId]:
         """Cut the peers of these names off from all others; return who they are."""

@@ -29,6 +29,7 @@ class Member:
     """A peer process and its files.
 
     ``failed``: it ended by itself with an error. ``killed``: chaos has killed it.
+    ``home``: the folder of its identity and checkpoints. ``halted``: where it stands still.
     ``ways_in``: the processes by whose addresses it joins.
     ``dismissed``: it came too late to take part and was sent home. ``joined_at``: by the
     clock of the events.
@@ -37,6 +38,7 @@ class Member:
     child: Child
     tail: Tail
     folder: Path
+    home: Path | None = None
     ways_in: tuple[Child, ...] = ()
     failed: bool = False
     killed: bool = False
@@ -46,6 +48,7 @@ class Member:
     seats: dict[Stage, Step] = field(default_factory=dict)
     has_stepped: bool = False
     joined_at: Seconds | None = None
+    halted: ev.Halted | None = None
 
     @property
     def events(self) -> Path:
@@ -100,5 +103,7 @@ class Member:
                 self.has_stepped = True
                 if stage in self.seats:
                     self.seats[stage] = Step(step + 1)
+            case ev.Halted() as halted:
+                self.halted = halted
             case _:
                 pass

@@ -32,7 +32,7 @@ import uvloop
 from p2ptrain.compute.executor import TorchCompute
 from p2ptrain.data import corpus_from_bytes, load_corpus
 from p2ptrain.data.store import DiskStore, sole_owner
-from p2ptrain.engine.discovery import expect_run, fetch_spec
+from p2ptrain.engine.discovery import agreed_run
 from p2ptrain.engine.lifecycle import Node
 from p2ptrain.engine.terms import NodeOptions, NodeResult, World
 from p2ptrain.errors import DataError, LostError, P2PTrainError, UserError
@@ -42,7 +42,7 @@ from p2ptrain.net.reach import check_reachable, own_ips
 from p2ptrain.observe import events as ev
 from p2ptrain.observe.sinks import JsonlSink, LogSink, fan_out, formatter, stamp
 from p2ptrain.observe.voice import Voice
-from p2ptrain.run import digest
+from peers.failpoint import Failpoint
 from peers.outcome import PeerOutcome
 from peers.retention import check_frames_fit, spilling
 from peers.vitals import watched
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from p2ptrain.ports import Corpus
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Bytes, RunId, Stage
+    from peers.failpoint import HaltAt
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class PeerOptions:
     ``checkpoints``: a folder for them, None writes none; ``resume``: go on from those.
     ``spill_folder``: on the disk to which retained frames go when memory is short, at most
     ``spill_bytes`` of them.
+    ``halt``: where to stand still, to be killed there.
     ``events``, ``result``: files for whoever watches this peer from outside.
     """
 
@@ -90,6 +92,7 @@ class PeerOptions:
     spill_folder: Path | None = None
     spill_bytes: Bytes = 0
     log_format: Literal["text", "json"] = "text"
+    halt: HaltAt | None = None
     events: Path | None = None
     result: Path | None = None
 
@@ -168,12 +171,8 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
         stack.enter_context(identity)
         network = await stack.enter_async_context(Network.open(identity, options.network))
         check_reachable(network.addresses(), options.network.initial_peers, machine=own_ips())
-        if options.spec is None:
-            run_id, spec = await fetch_spec(network.directory, options.run)
-        else:
-            run_id, spec = digest(options.spec), options.spec
-            if not options.new_swarm:
-                await expect_run(network.directory, run_id)
+        found = (network.directory, options.run, options.spec)
+        run_id, spec = await agreed_run(*found, new_swarm=options.new_swarm)
         if options.checkpoints is not None and not options.resume:
             refuse_to_replace(options.checkpoints, run_id)
         store = None
@@ -186,8 +185,9 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
             say(line)
         compute = compute_of(spec, options)
         stack.enter_context(closing(compute))
+        failpoint = Failpoint(options.halt)
         world = World(
-            transport=network.transport,
+            transport=failpoint.tapped(network.transport),
             directory=network.directory,
             signer=network.signer,
             compute=compute,
@@ -201,6 +201,7 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
         if options.events is not None:
             outputs.append(stack.enter_context(events_file(options.events)))
         emit = stamp(network.peer, asyncio.get_running_loop().time, fan_out(*outputs))
+        failpoint.emit = emit
         emit(ev.PeerStarted(run=run_id, addresses=network.addresses()))
         leaving.node = node = Node(
             run_id,

@@ -61,10 +61,14 @@ LOOK_SECONDS = 0.2
 
 @dataclass(slots=True, kw_only=True)
 class Invitation:
-    """A peer that shall be started at ``at``; ``why`` names the fault that asked for it."""
+    """A peer that shall be started at ``at``; ``why`` names the fault that asked for it.
+
+    ``heir_of``: see the launcher.
+    """
 
     at: Seconds
     why: str | None = None
+    heir_of: Path | None = None
 
 
 @dataclass(slots=True)
@@ -139,9 +143,9 @@ class Swarm:
         """The peer of that name."""
         return next(member for member in self.members if member.name == name)
 
-    def invite(self, *, at: Seconds, why: str) -> None:
+    def invite(self, *, at: Seconds, why: str, heir_of: Path | None = None) -> None:
         """Start one more peer at ``at``, or soon after."""
-        self._invited.append(Invitation(at=at, why=why))
+        self._invited.append(Invitation(at=at, why=why, heir_of=heir_of))
 
     def hear(self, entry: Entry, *, now: Seconds) -> None:
         """Take in what a peer, or whoever injects faults, has said."""
@@ -234,7 +238,9 @@ class Swarm:
         due = [invitation for invitation in self._invited if invitation.at <= now]
         for invitation in due[: max(0, STARTS_AT_ONCE - starting)]:
             self._invited.remove(invitation)
-            member = await self.launcher.start_peer(len(self.members), self.living())
+            member = await self.launcher.start_peer(
+                len(self.members), self.living(), heir_of=invitation.heir_of
+            )
             self.members.append(member)
             if invitation.why is not None:
                 self.arrived(member, invitation.why, now)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from p2ptrain.errors import UserError
 from p2ptrain.net.emulation import parse_link
 from p2ptrain.sim import faults
 from p2ptrain.sim.loop import SimulationError
@@ -50,7 +51,9 @@ def run(options: VirtualOptions) -> SwarmResult:
         UserError: ``link`` or ``chaos`` is malformed.
         SimulationError: the run did not end.
     """
-    spec = options.spec
+    plan, spec = faults.parse(options.chaos), options.spec
+    if faults.Catastrophe(what="swarm-death") in plan.faults:
+        raise UserError("--chaos swarm-death: virtual peers have no disks; leave out --virtual")
     toy = toy_spec(
         stages=spec.cut.stages,
         microbatches=spec.batch.microbatches,
@@ -69,7 +72,7 @@ def run(options: VirtualOptions) -> SwarmResult:
         verify=not mixed,  # no two covers give one sum
         seed=spec.seed,
         link=_link(options.link),
-        chaos=faults.parse(options.chaos),
+        chaos=plan,
     )
     try:
         return SimWorld(scenario).run()

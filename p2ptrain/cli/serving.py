@@ -106,6 +106,7 @@ class PeerFlags:
     log_format: Literal["text", "json"]
     link: str | None
     cut_file: Path | None
+    halt_at: str | None
     events: Path | None
     result: Path | None
 
@@ -134,6 +135,7 @@ class PeerFlags:
 @option("--log-format", type=click.Choice(["text", "json"]), default="text")
 @option("--link", help="Emulate a line, like 200mbit,50ms.", hidden=True)
 @option("--cut-file", type=ANY_PATH, help="Play a partition by this file.", hidden=True)
+@option("--halt-at", help="Stand still, TIMES:POINT:FILE; see peers/failpoint.", hidden=True)
 @option("--events", type=ANY_PATH, help="Write every event to a file.", hidden=True)
 @option("--result", type=ANY_PATH, help="Write the outcome to a file.", hidden=True)
 def peer(**given: Any) -> int:
@@ -150,6 +152,7 @@ def peer(**given: Any) -> int:
     with at_once():
         from p2ptrain.net.listening import DaemonOptions  # noqa: PLC0415 -- hivemind takes seconds
         from p2ptrain.net.node import NetworkOptions  # noqa: PLC0415
+        from peers import failpoint  # noqa: PLC0415
         from peers.peer import PeerOptions, run  # noqa: PLC0415
 
     network = NetworkOptions(
@@ -178,6 +181,7 @@ def peer(**given: Any) -> int:
         resume=flags.resume,
         spill_folder=flags.checkpoint_dir or home(),  # the system's temporary folder may be memory
         spill_bytes=flags.max_spill,
+        halt=None if flags.halt_at is None else failpoint.parse(flags.halt_at),
         log_format=flags.log_format,
         events=flags.events,
         result=flags.result,

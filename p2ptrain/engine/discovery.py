@@ -42,6 +42,21 @@ async def find_runs(directory: Directory) -> dict[RunId, str]:
     return dict(sorted(found.items()))
 
 
+async def agreed_run(
+    directory: Directory, run: RunId | None, spec: RunSpec | None, *, new_swarm: bool
+) -> tuple[RunId, RunSpec]:
+    """The run of ``spec``, or the one that the directory tells; ``new_swarm``: whatever it tells.
+
+    Raises:
+        RefusedError: see :func:`expect_run` and :func:`fetch_spec`.
+    """
+    if spec is None:
+        return await fetch_spec(directory, run)
+    if not new_swarm:
+        await expect_run(directory, digest(spec))
+    return digest(spec), spec
+
+
 async def expect_run(directory: Directory, run: RunId) -> None:
     """Refuse to begin ``run`` by mistake, where others train something else already.
 

@@ -57,8 +57,7 @@ class SeatRuntime:
             emit=around.emit,
             backlog=around.backlog,
         )
-        bound = spec.limits.retained_bytes
-        kept = (self.pipeline, self._custodians, around.spill, bound)
+        kept = (self.pipeline, self._custodians, around.spill, spec.limits.retained_bytes)
         self._gauge = Gauge(*kept, emit=around.emit)
         self._spilling = Spilling(*kept, emit=around.emit, spawn=around.spawn)
         self.pipeline.shelf.on_short = self._spilling.look

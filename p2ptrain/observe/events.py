@@ -363,6 +363,13 @@ class Alarm(Event, frozen=True, tag=True):
     reason: str
 
 
+class Halted(Event, frozen=True, tag=True):
+    """This process stands still from now on, as it was told, at the ``times``-th ``point``."""
+
+    point: str
+    times: int
+
+
 class FaultFired(Event, frozen=True, tag=True):
     """A planned fault happened (written by whoever injects faults)."""
 
@@ -426,6 +433,7 @@ AnyEvent: TypeAlias = (
     | SpillRead
     | Resources
     | Alarm
+    | Halted
     | FaultFired
     | Remains
     | RunEnded

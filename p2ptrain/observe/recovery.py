@@ -1,6 +1,6 @@
 """How long a stage needed after a fault: from the fault to its next sign of progress.
 
-    a replica fails (kill, freeze)      the next microbatch that *another* seat of a stage it
+    a replica fails (kill, freeze, p2pd) the next microbatch that *another* seat of a stage it
                                         served has counted
     more fails (a stage, a partition)   the next commit, of that stage if one is named
 
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from p2ptrain.units import Seconds, Stage
 
-REPLICA_FAULTS = frozenset({"kill", "freeze"})
-SWARM_FAULTS = frozenset({"last-replica", "stage-loss", "partition", "bootstrap-death"})
+REPLICA_FAULTS = frozenset({"kill", "freeze", "daemon-death"})
+SWARM_FAULTS = frozenset(
+    {"last-replica", "stage-loss", "partition", "bootstrap-death", "swarm-death"}
+)
 STAGE_WORD = "stage "
 
 

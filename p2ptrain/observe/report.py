@@ -128,6 +128,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     step_seconds: Spread
     suspicions: int
     frames_refused: int
+    frames_spilled: int
+    spill_reads: int
     alarms: list[str]
     growth: Growth | None
     boundaries: list[Boundary]
@@ -164,6 +166,8 @@ def build_report(entries: Sequence[ev.Entry], facts: Facts) -> Report:
         step_seconds=_spread([commit.seconds for commit in commits]),
         suspicions=kinds[ev.Suspected],
         frames_refused=kinds[ev.FrameRefused],
+        frames_spilled=kinds[ev.Spilled],
+        spill_reads=kinds[ev.SpillRead],
         alarms=[e.event.reason for e in entries if isinstance(e.event, ev.Alarm)][:SHOWN_ALARMS],
         growth=growth(entries),
         boundaries=_boundaries(entries),

@@ -98,6 +98,10 @@ class Injector:
         if fault.what == "bootstrap-death":
             self._harm.directory_down()
             return
+        if fault.what == "daemon-death":
+            host = self._rng.choice(self._harm.present())
+            self._harm.reset(host, fault.what)  # all that others see of it
+            return
         replicas = self._harm.replicas()
         stage = self._rng.choice(sorted(replicas))
         self._harm.fired(fault.what, PeerId(f"stage {stage}"))

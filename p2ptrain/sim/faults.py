@@ -6,6 +6,8 @@
     partition=50%:20s                              so much of the swarm is cut off for so long
     join=N                                         N more peers come
     bootstrap-death | last-replica | stage-loss    the named catastrophes
+    daemon-death                                   a peer's p2pd dies; the peer lives
+    swarm-death                                    all die, and resume from their disks
 
 Faults are joined by commas. A plan is a value, drawn up before the run; ``schedule`` turns
 it into ``Strike`` values from a seed alone: a fault waits for its share of the run's steps
@@ -86,9 +88,9 @@ class Join:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catastrophe:
-    """The bootstrap dies, a stage's last replica dies, or all replicas of a stage at once."""
+    """A named one: of the bootstrap, of a stage, of a p2pd, or of all peers at once."""
 
-    what: Literal["bootstrap-death", "last-replica", "stage-loss"]
+    what: Literal["bootstrap-death", "last-replica", "stage-loss", "daemon-death", "swarm-death"]
 
 
 Fault: TypeAlias = Kill | Freeze | Slow | Partition | Join | Catastrophe
@@ -173,12 +175,16 @@ _FORMS = {
     "bootstrap-death": "bootstrap-death",
     "last-replica": "last-replica",
     "stage-loss": "stage-loss",
+    "daemon-death": "daemon-death",
+    "swarm-death": "swarm-death",
 }
 
 _CATASTROPHES = {
     "bootstrap-death": Catastrophe(what="bootstrap-death"),
     "last-replica": Catastrophe(what="last-replica"),
     "stage-loss": Catastrophe(what="stage-loss"),
+    "daemon-death": Catastrophe(what="daemon-death"),
+    "swarm-death": Catastrophe(what="swarm-death"),
 }
 
 _NUMBER = r"(\d+(?:\.\d+)?)"

@@ -111,9 +111,9 @@ class Harm:
         self.fired("slow", host.peer)
         host.compute.device.speed /= factor
 
-    def reset(self, host: Host) -> None:
+    def reset(self, host: Host, fault: str = "reset") -> None:
         """All its streams break; it may open new ones."""
-        self.fired("reset", host.peer)
+        self.fired(fault, host.peer)
         for peer in sorted(self._world.hosts):
             if peer != host.peer:
                 self._world.network.reset(host.peer, peer)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from p2ptrain.engine.discovery import expect_run, fetch_spec, find_runs
+from p2ptrain.engine.discovery import agreed_run, expect_run, fetch_spec, find_runs
 from p2ptrain.errors import RefusedError
 from p2ptrain.run import RunSpec, digest, encode
 from p2ptrain.sim.directory import SimTable
@@ -99,5 +99,19 @@ def test_a_run_is_begun_beside_another_only_if_the_user_says_so() -> None:
         await expect_run(directory(table), digest(ONE))
         with pytest.raises(RefusedError, match=rf"{digest(ONE)} \(one\); leave out --run to join"):
             await expect_run(directory(table), digest(TWO))
+
+    run(main())
+
+
+def test_a_run_that_is_given_is_taken_unless_others_train_something_else() -> None:
+    async def main() -> None:
+        table = SimTable()
+        await publish(table, "a", ONE)
+        here = directory(table)
+        assert await agreed_run(here, None, None, new_swarm=False) == (digest(ONE), ONE)
+        assert await agreed_run(here, None, ONE, new_swarm=False) == (digest(ONE), ONE)
+        assert await agreed_run(here, None, TWO, new_swarm=True) == (digest(TWO), TWO)
+        with pytest.raises(RefusedError, match="--new-swarm"):
+            await agreed_run(here, None, TWO, new_swarm=False)
 
     run(main())

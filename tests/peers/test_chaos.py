@@ -13,7 +13,9 @@ from peers.chaos import (
     Blow,
     BookDeath,
     Chaos,
+    DaemonDeath,
     Death,
+    Doom,
     Drag,
     Halt,
     Loss,
@@ -134,6 +136,14 @@ def test_strikes_fall_at_their_share_of_the_run() -> None:
     assert sum(map(len, fell.values())) == 3
     assert at.keys() == {BookDeath, Arrival}
     assert all(0.1 * STEPS <= share <= 0.7 * STEPS + 1 for share in at.values())
+
+
+def test_a_daemon_dies_when_somebody_serves_and_a_whole_swarm_at_once() -> None:
+    chaos = Chaos(parse("daemon-death"), random.Random(0))
+    assert chaos.tick(sight(0.9, {}), now=0.0) == ()  # nobody has one to lose
+    (blow,) = chaos.tick(sight(0.95, seats(0, 1)), now=1.0)
+    assert blow in {DaemonDeath(peer="a"), DaemonDeath(peer="b")}
+    assert fall("swarm-death", seats(0, 1)) == [Doom()]
 
 
 def test_a_slow_peer_stays_slow_and_another_is_slowed_next() -> None:

@@ -1,6 +1,7 @@
 """Chaos, carried out: on scripts here, that wait; real peers: tests/system/test_chaos.py."""
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -217,3 +218,64 @@ async def test_a_complete_run_is_struck_no_more(tmp_path: Path, program: Program
 
         await it.until(complete)
         assert it.fired() == []
+
+
+async def test_a_p2pd_that_is_killed_leaves_its_peer_alone(
+    tmp_path: Path, program: Program
+) -> None:
+    async with struck(tmp_path, program(hanging=HANGING, daemonic=HANGING), "daemon-death") as it:
+
+        def daemons() -> list[psutil.Process]:
+            peers = [psutil.Process(member.child.process.pid) for member in it.swarm.living()]
+            found = [child for peer in peers for child in peer.children()]
+            return [each for each in found if each.status() != psutil.STATUS_ZOMBIE]
+
+        def killed() -> bool:
+            if serving(it.swarm, 4) and it.swarm.progress.step is None:
+                it.train(8)
+            return bool(it.fired()) and len(daemons()) == 3
+
+        await it.until(killed)
+        assert it.fired() == ["daemon-death"]
+        assert len(it.swarm.living()) == 4
+
+
+async def test_all_die_and_come_back_with_what_they_had(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RESPAWN_SECONDS", 0.0)
+    async with struck(tmp_path, program(hanging=HANGING), "swarm-death") as it:
+
+        def back() -> bool:
+            if serving(it.swarm, 4) and it.swarm.progress.step is None:
+                it.train(8)
+            return len(it.swarm.members) == 8 and serving(it.swarm, 4)
+
+        await it.until(back)
+        dead, living = it.swarm.members[:4], it.swarm.members[4:]
+        assert all(member.killed for member in dead)
+        assert it.fired() == ["swarm-death", *["kill"] * 4, *["resume"] * 4]
+        for old, new in zip(dead, living, strict=True):
+            flags = json.loads((new.folder / "flags.json").read_bytes())
+            assert flags["--checkpoint-dir"] == str(old.folder)
+            assert flags["--identity-path"] == str(old.folder / "identity")
+            assert flags["--no-relay"] == "--resume"  # the last two words
+            assert new.events != old.events
+        assert it.swarm.troubles == []
+
+
+async def test_who_stands_still_at_a_failpoint_is_killed_there(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RESPAWN_SECONDS", 0.0)
+    async with struck(tmp_path, program(hanging=HANGING), "") as it:
+
+        def halted() -> bool:
+            if serving(it.swarm, 4) and len(it.swarm.members) == 4:
+                it.train(8)
+                it.swarm.members[2].halted = ev.Halted(point="plan sent", times=3)
+            return len(it.swarm.members) == 5 and serving(it.swarm, 4)
+
+        await it.until(halted)
+        assert [member.killed for member in it.swarm.members] == [False, False, True, False, False]
+        assert it.fired() == ["at plan sent", "kill", "respawn"]

@@ -55,7 +55,12 @@ def test_a_failure_tells_seed_and_commit() -> None:
 
 @pytest.mark.parametrize(
     ("link", "chaos", "reason"),
-    [("fast", "", "--link"), (None, "fire=1", "no fault 'fire'"), (None, "kill=3", "write kill=")],
+    [
+        (None, "swarm-death", "virtual peers have no disks"),
+        ("fast", "", "--link"),
+        (None, "fire=1", "no fault 'fire'"),
+        (None, "kill=3", "write kill="),
+    ],
 )
 def test_what_cannot_be_read_is_refused(link: str | None, chaos: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):

@@ -32,6 +32,7 @@ def fired(result: SwarmResult) -> list[tuple[str, float, PeerId]]:
         ("freeze=1:10s", {"freeze": 1}),
         ("partition=30%:20s", {"partition": 1}),
         ("bootstrap-death", {"bootstrap-death": 1}),
+        ("daemon-death", {"daemon-death": 1}),
     ],
 )
 def test_a_fault_fires_is_counted_and_survived(chaos: str, counted: dict[str, int]) -> None:

@@ -40,12 +40,14 @@ from p2ptrain.sim.faults import (
             ),
         ),
         (
-            "join=5,bootstrap-death,last-replica,stage-loss",
+            "join=5,bootstrap-death,last-replica,stage-loss,daemon-death,swarm-death",
             (
                 Join(count=5),
                 Catastrophe(what="bootstrap-death"),
                 Catastrophe(what="last-replica"),
                 Catastrophe(what="stage-loss"),
+                Catastrophe(what="daemon-death"),
+                Catastrophe(what="swarm-death"),
             ),
         ),
     ],
