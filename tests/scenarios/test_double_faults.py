@@ -9,20 +9,35 @@ who could make it have stepped: they make it with the weights that the step bega
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from p2ptrain.compute import reference as one_process
+from p2ptrain.compute.executor import TorchCompute
+from p2ptrain.core.digest import combine_digests
 from p2ptrain.core.schedule import last_step, leaders
+from p2ptrain.data import load_corpus, pin
 from p2ptrain.observe import events as ev
-from p2ptrain.run import digest
+from p2ptrain.run import (
+    Batch,
+    Codec,
+    Composition,
+    Cut,
+    Data,
+    Model,
+    Optimizer,
+    RunSpec,
+    digest,
+    validate,
+)
 from p2ptrain.sim.pipes import Link
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult
 from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
 from p2ptrain.units import PeerId, Stage, Step
 
 if TYPE_CHECKING:
-    from p2ptrain.run import RunSpec
     from p2ptrain.sim.world import SimWorld
 
 Play = Callable[..., SwarmResult]
@@ -43,12 +58,40 @@ PEERS = [
 ]
 
 
-def alone_with_the_sum(step: int) -> RunSpec:
+def toy(seed: int) -> RunSpec:
+    return toy_spec(stages=3, microbatches=12, steps=STEPS, seed=seed)
+
+
+def real(seed: int) -> RunSpec:
+    """Torch, with frames that are rounded at random and a bottleneck at every boundary."""
+    codec = Composition(
+        name="narrow", width=4, anchor_order=1, forward=((0, 4),), backward=((0, 4),)
+    )
+    spec = RunSpec(
+        name="small enough for a test",
+        seed=seed,
+        model=Model(d_model=16, n_layers=3, n_heads=2, n_kv_heads=1, d_ff=32, context=16),
+        cut=Cut(stages=3),
+        batch=Batch(sequences=2, microbatches=8),
+        optimizer=Optimizer(steps=STEPS, warmup_steps=1),
+        codec=Codec(name=codec.name, compositions=(codec,)),
+        data=Data(source="text"),
+    )
+    return validate(pin(spec, Path(__file__).parent))
+
+
+def on_torch(spec: RunSpec, _: PeerPlan) -> TorchCompute:
+    return TorchCompute(
+        spec, device="cpu", inline=True, cost=lambda _stage, _kind: 0.05, memory_bytes=1 << 30
+    )
+
+
+def alone_with_the_sum(step: int, make: Callable[[int], RunSpec] = toy) -> RunSpec:
     """A run in whose ``step`` every leader, who publishes, is the first to have the sum.
 
     The sum is small, so the first member alone adds it up; then the others get it.
     """
-    seeds = (toy_spec(stages=3, microbatches=12, steps=STEPS, seed=seed) for seed in range(100))
+    seeds = (make(seed) for seed in range(100))
     members = [tuple(name(stage, number) for number in range(REPLICAS)) for stage in STAGES]
     return next(
         spec
@@ -122,20 +165,56 @@ def counted(result: SwarmResult, peer: PeerId, step: int) -> set[int]:
 def test_frames_that_died_with_their_keepers_are_made_again_after_the_step(
     play: Play, cue: MakeCue, lost: int, keepers: tuple[int, ...], step: int
 ) -> None:
-    holder, spec = Holder(), alone_with_the_sum(step)
+    spec = alone_with_the_sum(step)
     assert last_step(spec) == STEPS - 1
+    scenario = Scenario(spec=spec, peers=PEERS, link=SLOW)
+    result = struck(play, cue, scenario, lost, keepers, step)
+    assert result.weights_digest == reference(spec, ToyCorpus(spec)).weights_digest
+
+
+@pytest.mark.parametrize(("lost", "keepers"), [(0, (1, 2)), (2, (1, 0))])
+def test_on_real_tensors_they_are_made_again_to_the_bit(
+    play: Play, cue: MakeCue, lost: int, keepers: tuple[int, ...]
+) -> None:
+    step = STEPS - 1
+    spec = alone_with_the_sum(step, real)
+    corpus = load_corpus(spec, Path(__file__).parent)
+    scenario = Scenario(
+        spec=spec,
+        peers=PEERS,
+        link=SLOW,
+        compute=on_torch,
+        corpus=corpus,
+        verify=False,
+        stall_seconds=120.0,
+    )
+    result = struck(play, cue, scenario, lost, keepers, step)
+    alone = one_process.train(spec, corpus, device="cpu").weights_digest
+    assert combine_digests(dict(result.tensors)) == alone
+
+
+def struck(
+    play: Play,
+    cue: MakeCue,
+    scenario: Scenario,
+    lost: int,
+    keepers: tuple[int, ...],
+    step: int,
+) -> SwarmResult:
+    """Let one holder of the sum of ``lost`` die, and who kept what its mate then needs."""
+    holder = Holder()
     result = play(
-        Scenario(spec=spec, peers=PEERS, link=SLOW),
+        scenario,
         cue("cut", publishes(lost, step), holder.cut_off),
         *(cue("kill", commits(keeper, step), kill_it) for keeper in keepers),
         cue("kill", commits(keepers[-1], step), holder.kill, 0.1),
     )
-    assert result.weights_digest == reference(spec, ToyCorpus(spec)).weights_digest
     kills = [e for e in result.entries if isinstance(e.event, ev.FaultFired)]
     mate = next(e.at for e in result.entries if e.peer == holder.mate and commits(lost, step)(e))
     assert mate > max(e.at for e in kills)
     for dead in {PeerId(e.event.target) for e in kills} - {holder.peer}:
         assert counted(result, holder.peer, step) & counted(result, dead, step)
+    return result
 
 
 def test_nothing_is_computed_again_where_nobody_has_died(play: Play) -> None:
