@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from p2ptrain.run import Bits, Composition
 
 SLAB_VALUES = 1 << 17
-"""Values that are taken through all passes at a time: 512 KiB of floats, which stay in a cache
-of the second level; measured, half of it and twice of it are slower."""
+"""Values that a CPU takes through all passes at a time: 512 KiB of floats, which stay in a cache of
+the second level; measured, half of it and twice of it are slower. A GPU takes all at once."""
 
 COARSE_BITS = 3
 """So many bits and fewer make a grid without a zero."""
@@ -157,11 +157,10 @@ class Quantiser:
     ) -> None:
         """Divide by the scales, round, and pack, slab by slab."""
         steps_n = torch.where(scale_n > 0, self._reach / scale_n, 0.0)[:, None]
-        count, group = x_ng.shape
-        work = _Workspace(count, group, x_ng.device)
+        group, work = x_ng.shape[1], _Workspace(x_ng)
         backward = context.direction == "backward"
         noise = Noise(context, group, x_ng.device) if backward else None
-        for slab in _slabs(count, group):
+        for slab in _slabs(x_ng):
             y_sg = torch.mul(x_ng[slab], steps_n[slab], out=work.values(slab))
             if noise is not None:
                 h_sg = noise.rows(slab.start, slab.stop, work.hashes(slab))
@@ -175,9 +174,9 @@ class Quantiser:
     def _dequantised(self, packed: Tensor, scale_n: Tensor, width: int) -> Tensor:
         # Times the inverse: a GPU divides by a number so, and a CPU must do as it does.
         steps_n = (scale_n * (1 / self._reach))[:, None]
-        count, group = len(scale_n), width if self._by_token else BLOCK_VALUES
-        x_ng = torch.empty(count, group, device=packed.device)
-        for slab in _slabs(count, group):
+        group = width if self._by_token else BLOCK_VALUES
+        x_ng = torch.empty(len(scale_n), group, device=packed.device)
+        for slab in _slabs(x_ng):
             begin, end = slab.start * group * self._bits, slab.stop * group * self._bits
             codes = (slab.stop - slab.start) * group
             code_s = unpack(packed[begin // 8 : -(-end // 8)], self._bits, codes)
@@ -191,11 +190,9 @@ class Quantiser:
             return x_rk
         values = x_rk.view(-1)
         missing = -values.numel() % BLOCK_VALUES
-        return (
-            functional.pad(values, (0, missing)).view(-1, BLOCK_VALUES)
-            if missing
-            else (values.view(-1, BLOCK_VALUES))
-        )
+        if missing:
+            values = functional.pad(values, (0, missing))
+        return values.view(-1, BLOCK_VALUES)
 
     def _parts(self, message: Tensor, rows: int, width: int) -> _Parts:
         mean_bytes = MEAN_BYTES * width if self._composition.mean else 0
@@ -226,9 +223,9 @@ def channel_means(x_rk: Tensor, top: float) -> Tensor:
 
 def peaks(x_ng: Tensor) -> Tensor:
     """The greatest magnitude in every row; NaN where there is one."""
-    work = _Workspace(len(x_ng), x_ng.shape[1], x_ng.device)
+    work = _Workspace(x_ng)
     peak_n = x_ng.new_empty(len(x_ng))
-    for slab in _slabs(*x_ng.shape):
+    for slab in _slabs(x_ng):
         torch.amax(torch.abs(x_ng[slab], out=work.values(slab)), 1, out=peak_n[slab])
     return peak_n
 
@@ -236,11 +233,11 @@ def peaks(x_ng: Tensor) -> Tensor:
 class _Workspace:
     """Buffers for one slab, used again for the next: the cache keeps them."""
 
-    def __init__(self, count: int, group: int, device: torch.device) -> None:
-        shape = min(count, _slab_rows(group)), group
-        self._values = torch.empty(shape, device=device)
-        self._hash = torch.empty(shape, dtype=torch.int32, device=device)
-        self._moved = torch.empty(shape, dtype=torch.int32, device=device)
+    def __init__(self, x_ng: Tensor) -> None:
+        shape = min(len(x_ng), _slab_rows(x_ng)), x_ng.shape[1]
+        self._values = x_ng.new_empty(shape)
+        self._hash = x_ng.new_empty(shape, dtype=torch.int32)
+        self._moved = x_ng.new_empty(shape, dtype=torch.int32)
 
     def values(self, slab: slice) -> Tensor:
         """Room for the floats of ``slab``."""
@@ -252,11 +249,13 @@ class _Workspace:
         return self._hash[:size], self._moved[:size]
 
 
-def _slab_rows(group: int) -> int:
-    return max(SLAB_VALUES // group // GROUP, 1) * GROUP
+def _slab_rows(x_ng: Tensor) -> int:
+    """Rows of a slab, so many that each begins on a whole byte, whatever the bits."""
+    if x_ng.device.type != "cpu":
+        return max(len(x_ng), 1)
+    return max(SLAB_VALUES // x_ng.shape[1] // GROUP, 1) * GROUP
 
 
-def _slabs(count: int, group: int) -> Iterator[slice]:
-    """Cut ``count`` rows into slabs that begin on a whole byte, whatever the bits."""
-    each = _slab_rows(group)
+def _slabs(x_ng: Tensor) -> Iterator[slice]:
+    count, each = len(x_ng), _slab_rows(x_ng)
     return (slice(start, min(start + each, count)) for start in range(0, count, each))

@@ -237,3 +237,18 @@ def test_the_bytes_are_these_on_every_machine(bits: Bits, direction: Direction) 
     context = CodecContext(seed=1, step=Step(2), slot=Slot(3), boundary=0, direction=direction)
     blob = codec.encode(x_rk, context)
     assert hashlib.blake2b(blob, digest_size=8).hexdigest() == GOLDEN[bits, direction]
+
+
+@BITS
+def test_slabs_do_not_show_in_the_bytes(
+    composition: Composition, bits: Bits, backward: CodecContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU goes through a tensor by slabs, a GPU takes it as a whole."""
+    x_rk = torch.randn(129, 16, generator=torch.Generator().manual_seed(4))
+    codec = Quantiser(composition, bits)
+    found = set()
+    for slab_values in (1, 1000, 1 << 30):
+        monkeypatch.setattr("p2ptrain.compute.codecs.quantiser.SLAB_VALUES", slab_values)
+        blob = codec.encode(x_rk, backward)
+        found.add((blob, codec.decode(blob, *x_rk.shape, CPU).numpy().tobytes()))
+    assert len(found) == 1
