@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 
+from p2ptrain.errors import InternalError
 from p2ptrain.observe import events as ev
 from p2ptrain.sim import loop
 from p2ptrain.sim.bereavement import bereft_stages
@@ -114,8 +115,7 @@ def draw(seed: int) -> SwarmPlan:
     """The plan of ``seed``."""
     rng = Random(f"p2ptrain random swarm/{seed}")
     stages = rng.randint(2, 4)
-    peers = rng.randint(max(4, stages), 12)
-    microbatches, steps = rng.randint(4, 16), rng.randint(3, 6)
+    peers, microbatches, steps = _few(rng, 4, 12), _few(rng, 4, 16), _few(rng, 3, 6)
     return SwarmPlan(
         seed=seed,
         stages=stages,
@@ -130,7 +130,7 @@ def draw(seed: int) -> SwarmPlan:
         corruption=rng.choice((0.0,) * 9 + (0.002,)),
         blows=tuple(
             blow
-            for _ in range(rng.randint(0, FAULTS_MOST))
+            for _ in range(FAULTS_MOST - _few(rng, 0, FAULTS_MOST))
             for blow in _blows(rng, stages * microbatches * steps)
         ),
         retained=rng.choice(MEMORIES),
@@ -143,15 +143,20 @@ def draw_mixed(seed: int) -> SwarmPlan:
     return msgspec.structs.replace(draw(seed), canonical_steps=every)
 
 
+def _few(rng: Random, least: int, most: int) -> int:
+    """Small ones more often: a fault meets as much in them, and three take the time of one."""
+    return min(rng.randint(least, most), rng.randint(least, most))
+
+
 _RARE: tuple[BlowKind, ...] = (
     *("join", "leave", "reset", "slow", "partition", "restart", "forge"),
     *("last-replica", "stage-loss", "bootstrap-death"),
 )
 
 
-_SELDOM = ["nack sent", "nack arrived", "round", "subtracted"]
-_POINTS = sorted(POINTS) + sorted(IN_TROUBLE | IN_TRANSFER) + 6 * _SELDOM[:2] + _SELDOM
-"""The rare ones more often: most of those come to nothing (measured over 2,000 seeds)."""
+_SELDOM = 4 * ["nack sent"] + 8 * ["nack arrived"] + ["round", "subtracted", "ack arrived"]
+_POINTS = sorted(POINTS) + sorted(IN_TROUBLE | IN_TRANSFER) + _SELDOM + ["summed part arrived"]
+"""The rare ones more often: some come to nothing nine times in ten (measured)."""
 
 
 def _blows(rng: Random, microbatches: int) -> tuple[Blow, ...]:
@@ -173,7 +178,7 @@ def _blows(rng: Random, microbatches: int) -> tuple[Blow, ...]:
         cause = Blow(kind="join", point="committed", nth=1, seconds=0.0)
     else:
         return (blow,)
-    return cause, msgspec.structs.replace(blow, nth=1 + nth // 4)
+    return cause, msgspec.structs.replace(blow, nth=1 + nth // 8)
 
 
 # --- running ----------------------------------------------------------------------------------
@@ -291,7 +296,7 @@ def run(plan: SwarmPlan) -> Outcome:
         verdicts = swarm.run().verdicts
     except loop.SimulationError as error:
         end, reason = "stalled", f"{type(error).__name__}: {error}"
-    except ExceptionGroup as error:
+    except (ExceptionGroup, InternalError) as error:
         end, reason = "crashed", _innermost(error)
     orphaned = [] if swarm.ended else bereft_stages(swarm.entries, plan.stages)
     if orphaned and end != "crashed":

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from p2ptrain.sim.swarms import Outcome
 
-SEEDS = range(400)  # two minutes on two cores
+SEEDS = range(2000)  # at most five minutes on two cores of their own
 
-TIMES_LEAST = 3
+TIMES_LEAST = 20
 """How often each kind of fault must have fired, and each point and phase been struck at."""
 
 KNOWN_TO_STALL: dict[int, str] = {}
