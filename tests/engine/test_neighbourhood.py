@@ -43,17 +43,25 @@ class Street:
             return lambda *_: self.calls.append(f"{stage}.{what}")
 
         stepper = {name: told(name) for name in ("restarted", "greet")}
-        own = ("lost", "found", "forget", "roster_changed", "advanced", "link_down")
+        own = ("lost", "found", "forget", "roster_changed", "advanced", "link_down", "look_back")
         return SimpleNamespace(
             position="somewhere",
             stepper=SimpleNamespace(**stepper),
             **{name: told(name) for name in own},
         )
 
-    def beat(self, peer: PeerId, stage: int, *, version: int = 0, now: float = 0.0) -> bool:
+    def beat(
+        self, peer: PeerId, stage: int, *, version: int = 0, above: int = 0, now: float = 0.0
+    ) -> bool:
         """A heartbeat arrives, the way that the reception hands it on."""
         status = m.SeatStatus(
-            stage=Stage(stage), state="serving", version=Step(version), rate=1.0, queue=0, parked=0
+            stage=Stage(stage),
+            state="serving",
+            version=Step(version),
+            rate=1.0,
+            queue=0,
+            parked=0,
+            least_above=Step(above),
         )
         self.near.heard(peer, now)
         return self.near.told(peer, m.Heartbeat(count=1, lag_seconds=0.0, seats=(status,)), now)
@@ -110,6 +118,14 @@ def test_whoever_is_not_near_may_be_silent_for_ever(street: Street) -> None:
         street.near.heard(NEAR, float(now))
         street.near.tick(float(now))
     assert street.events == []
+
+
+def test_how_far_those_behind_a_neighbour_are_makes_seats_look_back(street: Street) -> None:
+    assert street.beat(NEAR, 3, above=1, now=0.2)
+    assert street.said() == ["1.look_back", "2.look_back"]
+    assert not street.beat(NEAR, 3, above=1, now=0.3)
+    street.beat(FAR, 7, above=1, now=0.4)  # nobody here asks what it knows
+    assert street.said() == []
 
 
 def test_a_neighbour_that_moves_away_is_judged_no_more(street: Street) -> None:
