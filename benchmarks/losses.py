@@ -10,7 +10,7 @@ gap in percent hides how much of it no wire at all would have reached, so the ta
     recovery = (cut - codec) / (cut - none)
 
 ``wide`` is the model with a bottleneck's parts but hardly any narrowing (d_model - 1, in
-fp32): a norm and anchors at every boundary help by themselves, and that is not the codec's doing.
+fp32): what norm, encoder, decoder and anchors do by themselves, for better or worse.
 
 Rows are written as they end, and a row that is interrupted (``--minutes``, Ctrl-C) goes on
 where it was saved: the same command again continues the table. Medians are over seeds.
