@@ -149,6 +149,8 @@ def simulated_spec(flags: SimulateFlags) -> RunSpec:
         named, wide = "small", preset("small")
         sequences = -(-LEAST_TOKENS // wide.model.context)
         given = {"batch.sequences": max(sequences, wide.batch.sequences), **given}
+    if flags.run_file is None and named is None and flags.link is None:
+        given["checkpoint.every_steps"] = 1  # a state of a few MB, over the loopback
     return resolve(flags.run_file, named, flags={**given, **pairs(flags.sets)}).spec
 
 

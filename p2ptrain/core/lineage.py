@@ -111,16 +111,19 @@ def fall(
     held: Iterable[Holding],
     *,
     stages: int,
+    stuck: Collection[Stage] = (),
 ) -> Fall:
     """Decide for a run at ``version`` whose stages ``lost`` nobody serves.
 
+    ``stuck``: stages of which only the step before was left, and nobody has its frames any more.
     ``held``: what everybody alive holds, or can make (see :func:`beginning`).
     """
     known = [one for one in held if one.at.step <= root.step or admits(root, one.at)]
     missing = [
         stage
-        for stage in sorted(lost)
-        if not fitting(root, version, [one.at for one in known if one.stage == stage])
+        for stage in sorted({*lost, *stuck})
+        if stage in stuck
+        or not fitting(root, version, [one.at for one in known if one.stage == stage])
     ]
     if not missing:
         return Fall(to=None, reason="every lost stage can be restored")

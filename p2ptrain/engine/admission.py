@@ -305,9 +305,9 @@ class Admission:
         node.emit(ev.SeatOpened(stage=stage, version=position.step, reason=reason))
         seat.begin(position, members)
         self._started = self._started or (position.step > 0 and not node.resumption.waiting)
+        node.statuses_changed()  # first: where there is no step record, who serves owns the data
         if self._started:
             seat.start_sourcing()
-        node.statuses_changed()
         if position.step > 0:  # the step went on while we loaded: its sums may be out already
             seat.stepper.ask_sums(self._who_knows(stage))
             self._behind_since[stage] = -math.inf  # and who has missed two, at once loads again

@@ -1,7 +1,8 @@
 """A stage is lost: whether it can be restored, where the run falls back to, or that it ends.
 
     every stage is served <--> one is not, for PATIENCE_SECONDS: ask all what they hold
-                                 |- it can be restored: wait for whoever takes it
+                                 |- it can be restored: wait for whoever takes it, unless that is
+                                 |  a step behind, and has counted nothing for STUCK_SECONDS
                                  |- a rollback: declare it
                                  `- neither, for GIVE_UP_SECONDS: the run is given up
 
@@ -27,12 +28,18 @@ from p2ptrain.observe import events as ev
 from p2ptrain.units import Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from p2ptrain.engine.lifecycle import Node
     from p2ptrain.units import Seconds, Step
 
 PATIENCE_SECONDS = 20.0
 """From the first look that misses a stage: longer than a peer takes to move in (spare_seconds)
 and to load, and than the machines of a home sleep over."""
+
+STUCK_SECONDS = 45.0
+"""Without a microbatch counted in a stage that stands a step behind all others: what it needs is
+asked for again every few seconds, so nobody has it. (It had taken that step before it was lost.)"""
 
 GIVE_UP_SECONDS = 120.0
 """As long as a peer with a disk may take to be started again by hand, or a machine to boot."""
@@ -44,31 +51,46 @@ class Falling:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._since: Seconds | None = None
+        self._still: Seconds = 0.0  # since when our seats behind the others have counted nothing
+        self._counted: dict[Stage, int] = {}
         self._asking = False
         self._told = ""
 
     def look(self, version: Step, now: Seconds) -> None:
         """``version``: where the run stands, as far as is known; it has begun."""
-        lost = self._lost()
-        if not lost:
+        behind = self._behind(version)
+        if behind != self._counted or not behind:
+            self._counted, self._still = behind, now
+        stuck = now - self._still >= STUCK_SECONDS
+        if not (self._lost() or stuck):
             self._since, self._told = None, ""
             return
         if self._since is None:
             self._since = now
-        if now - self._since >= PATIENCE_SECONDS and not self._asking:
+        if (stuck or now - self._since >= PATIENCE_SECONDS) and not self._asking:
             self._asking = True
-            self._node.spawn(self._decide(version, over=now - self._since >= GIVE_UP_SECONDS))
+            over = now - self._since >= GIVE_UP_SECONDS
+            self._node.spawn(self._decide(version, behind.keys() if stuck else (), over=over))
 
     def begin_anew(self) -> None:
         """The run has fallen back: whoever serves what is to be seen again."""
-        self._since, self._told = None, ""
+        self._since, self._told, self._counted = None, "", {}
+
+    def _behind(self, version: Step) -> dict[Stage, int]:
+        """Our stages of which nobody is as far as the others, and what we have counted of them."""
+        roster, found = self._node.roster, {}
+        for stage, seat in sorted(self._node.seats.items()):
+            mates = [view.version for view in roster.present(stage)]
+            if seat.position is not None and max([seat.version, *mates]) < version:
+                found[stage] = seat.pipeline.counted
+        return found
 
     def _lost(self) -> list[Stage]:
         views = self._node.roster.views()
         served = {view.stage for view in views if view.state != "joining"}
         return [Stage(s) for s in range(self._node.spec.cut.stages) if s not in served]
 
-    async def _decide(self, version: Step, *, over: bool) -> None:
+    async def _decide(self, version: Step, stuck: Collection[Stage], *, over: bool) -> None:
         node = self._node
         root = node.lineage.root
         try:
@@ -79,12 +101,12 @@ class Falling:
         finally:
             self._asking = False
         lost = self._lost()
-        if not lost or node.lineage.root != root:
+        if not (lost or stuck) or node.lineage.root != root:
             return
         stages, every = node.spec.cut.stages, node.spec.checkpoint.every_steps
         genesis = genesis_chain(node.run_id)
         held += beginning(genesis, version, stages=stages, every_steps=every)
-        found = fall(root, version, lost, held, stages=stages)
+        found = fall(root, version, lost, held, stages=stages, stuck=stuck)
         if found.to is not None:
             node.lineage.declare(found.to, found.reason)
         elif over and found.lost:

@@ -10,7 +10,8 @@ Outcomes:
     trained    everybody's last step has committed, every checker is content
     violated   a checker is not
     stalled    no end, although every stage had somebody with its newest state
-    bereft     no end, because the newest state of a stage died with its last holder
+    bereft     no end, because the newest state of a stage died with its last holder: seen
+               from outside where no states are kept, said by the peers (RunLost) where they are
     crashed    the engine raised what it should not
 
 Invariant: equal plans give equal event logs.
@@ -29,6 +30,7 @@ import msgspec
 
 from p2ptrain.errors import InternalError
 from p2ptrain.observe import events as ev
+from p2ptrain.run import Checkpoint
 from p2ptrain.sim import loop
 from p2ptrain.sim.bereavement import bereft_stages
 from p2ptrain.sim.blows import Blow, BlowKind, Striker
@@ -60,10 +62,13 @@ STALL_SECONDS = 240.0
 
 BEREFT_SECONDS = 30.0
 """After a death that took a stage's newest state along, the run is given up: nothing brings
-it back. (It will, once whole stages are restored from snapshots; then the watchdog decides.)"""
+it back. Where states are kept the peers decide, and the watchdog over them."""
 
 FAILPOINT_SHARE = 0.8
 """Of the faults, those that wait for a failpoint: the harder test."""
+
+KEPT_STEPS = (1, 1, 2)
+"""Runs are short: in these every loss of a stage can be mended while its guard lives."""
 
 FAULTS_MOST = 4
 """More than that at once in so short a run leave nobody to recover."""
@@ -73,6 +78,7 @@ class SwarmPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """A random swarm. ``speeds``: one per peer, multiples of the toy's; so many peers.
 
     ``canonical_steps``: not 0, every peer rounds in its own way, and states are adopted so often.
+    ``checkpoint_steps``: states are kept so often, and the peers find out what can be restored.
     ``retained``: of so many microbatches the frames have room in memory (None: of all).
     """
 
@@ -90,6 +96,7 @@ class SwarmPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     retained: int | None = None
     blows: tuple[Blow, ...] = ()
     canonical_steps: int = 0
+    checkpoint_steps: int = 0
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,6 +142,12 @@ def draw(seed: int) -> SwarmPlan:
         ),
         retained=rng.choice(MEMORIES),
     )
+
+
+def draw_kept(seed: int) -> SwarmPlan:
+    """The plan of ``seed`` with states kept, so that a stage may be lost and come back."""
+    every = Random(f"p2ptrain kept states/{seed}").choice(KEPT_STEPS)
+    return msgspec.structs.replace(draw(seed), checkpoint_steps=every)
 
 
 def draw_mixed(seed: int) -> SwarmPlan:
@@ -240,8 +253,26 @@ class Swarm(SimWorld):
         self.spawn(self._forger.visit(victims, stage, self.clock.time()))
 
     def _give_up_if_bereft(self) -> None:
-        if bereft_stages(self.entries, self._stages):
+        if not self.keeps_states and bereft_stages(self.entries, self._stages):
             self.abandon()
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether a lost stage may come back, so that only the peers can give the run up."""
+        return self.scenario.spec.checkpoint.every_steps > 0
+
+    def bereft(self) -> str:
+        """Why the run could not end, where that is no fault of the protocol; else nothing."""
+        if self.ended:
+            return ""
+        if not self.keeps_states:
+            stages = bereft_stages(self.entries, self._stages)
+            which = ", ".join(map(str, stages))
+            return f"nobody holds the newest state of stage {which}" if stages else ""
+        said = [e.event.reason for e in self.entries if isinstance(e.event, ev.RunLost)]
+        if any(host.alive for host in self.hosts.values()):
+            return ""  # who lives has neither trained nor given up
+        return said[0] if said else "nobody is left"
 
     @property
     def fired(self) -> Mapping[str, int]:
@@ -261,6 +292,8 @@ def _scenario(plan: SwarmPlan) -> Scenario:
     if mixed:
         spec = mixed_spec(spec, canonical_steps=plan.canonical_steps)
     spec = short_of_memory(spec, plan.retained)
+    kept = Checkpoint(every_steps=plan.checkpoint_steps)
+    spec = msgspec.structs.replace(spec, checkpoint=kept)
     return Scenario(
         spec=spec,
         spill_bytes=disk_bytes(spec),
@@ -298,10 +331,8 @@ def run(plan: SwarmPlan) -> Outcome:
         end, reason = "stalled", f"{type(error).__name__}: {error}"
     except (ExceptionGroup, InternalError) as error:
         end, reason = "crashed", _innermost(error)
-    orphaned = [] if swarm.ended else bereft_stages(swarm.entries, plan.stages)
-    if orphaned and end != "crashed":
-        end = "bereft"
-        reason = f"nobody holds the newest state of stage {', '.join(map(str, orphaned))}"
+    if end != "crashed" and (why := swarm.bereft()):
+        end, reason = "bereft", why
     problems = [
         f"{verdict.invariant} {verdict.problems[0]}"
         for verdict in (swarm.judge() if verdicts is None else verdicts)

@@ -29,6 +29,14 @@ def test_short_flags_are_names_for_values_of_the_spec() -> None:
     assert spec.sync.start_replicas == 4
 
 
+def test_a_small_simulated_run_keeps_the_state_of_every_step() -> None:
+    assert simulated_spec(flags()).checkpoint.every_steps == 1
+    usual = RunSpec().checkpoint.every_steps
+    assert simulated_spec(flags(link="200mbit")).checkpoint.every_steps == usual  # it costs there
+    assert simulated_spec(flags(codec="b128x")).checkpoint.every_steps == usual
+    assert simulated_spec(flags(sets=("checkpoint.every_steps=3",))).checkpoint.every_steps == 3
+
+
 def test_more_stages_than_the_preset_has_layers_add_layers() -> None:
     assert simulated_spec(flags(stages=6)).model.n_layers == 6
 

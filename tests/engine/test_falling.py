@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from p2ptrain.core.agreement import Position
 from p2ptrain.core.chain import genesis_chain
 from p2ptrain.core.resuming import Holding
-from p2ptrain.engine.falling import GIVE_UP_SECONDS, PATIENCE_SECONDS, Falling
+from p2ptrain.engine.falling import GIVE_UP_SECONDS, PATIENCE_SECONDS, STUCK_SECONDS, Falling
 from p2ptrain.engine.roster import Roster
 from p2ptrain.engine.surroundings import genesis
 from p2ptrain.observe import events as ev
@@ -58,6 +59,7 @@ class Node:
         self.run_id, self.spec, self.roster = RUN, SPEC, Roster(ME)
         self.root = genesis(genesis_chain(RUN))
         self.lineage = self.holdings = self.links = self
+        self.seats: dict[Stage, Any] = {}
         self.emit = self.events.append
         self.give_up = self.given_up.append
         self.roster.hear(ME, [serving(0)])
@@ -152,5 +154,28 @@ def test_a_view_that_has_changed_while_others_were_asked_decides_nothing() -> No
         node.roster.hear(ANN, [serving(1)])
         await asyncio.sleep(1.0)
         assert (node.asked, node.declared) == (1, [])
+
+    play(story)
+
+
+def test_a_stage_that_stands_a_step_behind_and_counts_nothing_is_as_good_as_lost() -> None:
+    """It had taken that step before it was lost: nobody keeps the frames to count it again."""
+
+    async def story(node: Node) -> None:
+        node.roster.hear(ANN, [serving(1)])
+        node.own = (holding(0, 8), holding(0, 4))
+        node.others = {ANN: (holding(1, 4),)}
+        pipeline = SimpleNamespace(counted=0)
+        behind = SimpleNamespace(version=Step(8), position=node.root, pipeline=pipeline)
+        node.seats[Stage(0)] = behind
+        node.roster.incarnated(ME, 1)
+        node.roster.incarnated(ME, 2)
+        node.roster.hear(ME, [msgspec.structs.replace(serving(0), version=Step(8))])
+        await node.looks(STUCK_SECONDS)
+        pipeline.counted = 1
+        await node.looks(STUCK_SECONDS)
+        assert node.declared == []
+        await node.looks(1)
+        assert [(at.epoch, at.step) for at in node.declared] == [(1, 4)]
 
     play(story)
