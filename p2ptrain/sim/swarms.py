@@ -167,8 +167,14 @@ _RARE: tuple[BlowKind, ...] = (
 )
 
 
-_SELDOM = 4 * ["nack sent"] + 8 * ["nack arrived"] + ["round", "subtracted", "ack arrived"]
-_POINTS = sorted(POINTS) + sorted(IN_TROUBLE | IN_TRANSFER) + _SELDOM + ["summed part arrived"]
+_SELDOM = 8 * ["nack sent"] + 8 * ["nack arrived"] + ["round", "subtracted", "ack arrived"]
+_READILY = {"chunk arrived", "repath sent", "manifest asked sent", "manifest arrived"}
+_POINTS = [
+    *sorted(POINTS),
+    *sorted((IN_TROUBLE | IN_TRANSFER) - _READILY),
+    *_SELDOM,
+    "summed part arrived",
+]
 """The rare ones more often: some come to nothing nine times in ten (measured)."""
 
 
