@@ -60,7 +60,11 @@ class Loader:
         if not donors:
             pull = node.holdings.restore(stage, self.foremost())
             return await self._take_over(stage, compute, pull)
-        return await self._take_over(stage, compute, self._pull(stage, donors))
+        taken = await self._take_over(stage, compute, self._pull(stage, donors))
+        if taken is None and not set(donors) & set(node.links.peers()):  # all we knew are dead
+            pull = node.holdings.restore(stage, self.foremost())
+            return await self._take_over(stage, compute, pull)
+        return taken
 
     def _pull(self, stage: Stage, donors: list[PeerId]) -> Coroutine[None, None, Pulled]:
         """Two must give the same; where replicas drift apart, no two do between adoptions."""
