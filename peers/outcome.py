@@ -7,18 +7,26 @@ Weights are compared by digest; no byte of them is moved.
 
 from __future__ import annotations
 
+import resource
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from p2ptrain.core.digest import combine_digests
-from p2ptrain.errors import InternalError
+from p2ptrain.errors import InternalError, LostError
 from p2ptrain.units import Bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+    from p2ptrain.engine.terms import NodeResult
+    from p2ptrain.units import PeerId, RunId
+
+RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
+"""getrusage counts bytes on macOS, KiB elsewhere."""
 
 
 class PeerOutcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,3 +94,30 @@ def together(outcomes: Iterable[PeerOutcome], *, stages: int) -> SwarmOutcome:
         finished=finished,
         false_suspicions=false_suspicions,
     )
+
+
+def outcome_of(peer: PeerId, run_id: RunId, result: NodeResult) -> PeerOutcome:
+    """What this peer leaves for whoever watches it."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return PeerOutcome(
+        peer=peer,
+        run=run_id,
+        finished=result.finished,
+        versions={int(stage): int(version) for stage, version in result.versions.items()},
+        tensor_digests=dict(result.tensor_digests),
+        chain=result.chain.hex(),
+        false_suspicions=result.false_suspicions,
+        peak_rss_bytes=usage.ru_maxrss * RSS_UNIT_BYTES,
+    )
+
+
+def tell_result(path: Path | None, left: PeerOutcome, lost: str) -> None:
+    """Write what this peer leaves, where somebody wants it.
+
+    Raises:
+        LostError: the run was given up.
+    """
+    if path is not None:
+        path.write_bytes(msgspec.json.encode(left))
+    if lost:
+        raise LostError(f"the run cannot go on: {lost}")

@@ -18,15 +18,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import resource
 import signal
-import sys
 import time
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import msgspec
 import uvloop
 
 from p2ptrain.compute.executor import TorchCompute
@@ -34,8 +31,8 @@ from p2ptrain.data import corpus_from_bytes, load_corpus
 from p2ptrain.data.store import DiskStore, sole_owner
 from p2ptrain.engine.discovery import agreed_run
 from p2ptrain.engine.lifecycle import Node
-from p2ptrain.engine.terms import NodeOptions, NodeResult, World
-from p2ptrain.errors import DataError, LostError, P2PTrainError, UserError
+from p2ptrain.engine.terms import NodeOptions, World
+from p2ptrain.errors import DataError, P2PTrainError, UserError
 from p2ptrain.net.identity import Identity
 from p2ptrain.net.node import Network, NetworkOptions
 from p2ptrain.net.reach import check_reachable, own_ips
@@ -43,7 +40,7 @@ from p2ptrain.observe import events as ev
 from p2ptrain.observe.sinks import JsonlSink, LogSink, fan_out, formatter, stamp
 from p2ptrain.observe.voice import Voice
 from peers.failpoint import Failpoint
-from peers.outcome import PeerOutcome
+from peers.outcome import outcome_of, tell_result
 from peers.retention import check_frames_fit, spilling
 from peers.vitals import watched
 
@@ -61,8 +58,6 @@ log = logging.getLogger(__name__)
 INTERRUPTED_EXIT = 130
 UNHEARD_EXIT = 1
 MILLISECOND_NANOSECONDS = 1_000_000
-RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
-"""getrusage counts bytes on macOS, KiB elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,19 +212,7 @@ async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], 
         result = await node.run()
         drained = "the run is complete" if result.finished else "drained"
         emit(ev.PeerStopped(reason=result.lost or drained))
-        tell_result(options.result, outcome(network, run_id, result), result.lost)
-
-
-def tell_result(path: Path | None, left: PeerOutcome, lost: str) -> None:
-    """Write what this peer leaves, where somebody wants it.
-
-    Raises:
-        LostError: the run was given up.
-    """
-    if path is not None:
-        path.write_bytes(msgspec.json.encode(left))
-    if lost:
-        raise LostError(f"the run cannot go on: {lost}")
+        tell_result(options.result, outcome_of(network.peer, run_id, result), result.lost)
 
 
 def welcome(
@@ -296,21 +279,6 @@ def find_corpus(spec: RunSpec, options: PeerOptions) -> Corpus | None:
             raise
         log.warning("%s; peers give the data if this one comes to serve stage 0", error)
         return None
-
-
-def outcome(network: Network, run_id: RunId, result: NodeResult) -> PeerOutcome:
-    """What this peer leaves for whoever watches it."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return PeerOutcome(
-        peer=network.peer,
-        run=run_id,
-        finished=result.finished,
-        versions={int(stage): int(version) for stage, version in result.versions.items()},
-        tensor_digests=dict(result.tensor_digests),
-        chain=result.chain.hex(),
-        false_suspicions=result.false_suspicions,
-        peak_rss_bytes=usage.ru_maxrss * RSS_UNIT_BYTES,
-    )
 
 
 def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -27,8 +27,9 @@ import click
 import msgspec
 
 from p2ptrain.errors import InternalError
+from p2ptrain.sim.drawing import draw
 from p2ptrain.sim.shrinking import shrink
-from p2ptrain.sim.swarms import Outcome, SwarmPlan, draw, run
+from p2ptrain.sim.swarms import Outcome, SwarmPlan, run
 from peers.source import source_commit
 
 if TYPE_CHECKING:

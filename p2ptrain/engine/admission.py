@@ -10,13 +10,13 @@
 
 A claim is an announcement in state "joining": others count it where it is going. What a
 seat needs before it serves, ``loading`` fetches; what joiners need of ours, ``keeping`` saves;
-how a seat is given up, ``handover`` knows, and ``moving`` when to change stages.
+how a seat is given up, ``handover`` knows, ``moving`` when to change stages, and ``laggards``
+what becomes of a seat that fell behind.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.assignment import choose_stage, release, spare_stage
@@ -25,6 +25,7 @@ from p2ptrain.core.schedule import last_step
 from p2ptrain.engine.falling import Falling
 from p2ptrain.engine.handover import Handover
 from p2ptrain.engine.keeping import Keeper
+from p2ptrain.engine.laggards import Laggards
 from p2ptrain.engine.loading import Loader
 from p2ptrain.engine.moving import Moves
 from p2ptrain.engine.seat import SeatRuntime
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from p2ptrain.units import PeerId, Seconds
     from p2ptrain.wire import messages as m
 
-BEHIND_SECONDS = 3.0  # a commit spreads within a round trip; three seconds behind is lost
-LOST_SECONDS = 1.0  # two steps behind all: nobody holds the sum any more, if it is not on its way
 LOOKS = 2  # before step 0, so that the peers' views have time to become one
 SPREAD_LOOKS = 8  # for the claims of fifty that come at once to be read and to settle
 NEAR = 1  # stages: whom a seat talks to all the time
@@ -55,12 +54,12 @@ class Admission:
         self._hole_since: Seconds | None = None
         self._opening: set[Stage] = set()
         self._furthest = 0  # the highest version ever heard of: a run is never begun anew
-        self._behind_since: dict[Stage, Seconds] = {}
         self._anew: list[Stage] = []  # to be taken again, after a rollback
         self._loader = Loader(node)
         self._falling = Falling(node)
         self._keeper = Keeper(node.links, node.snapshots, node.spawn, node.adoption.denies)
         self._handover = Handover(node)
+        self._laggards = Laggards(node)
         self._moves = Moves(node, self._handover, self._take)
 
     async def run(self) -> None:
@@ -90,7 +89,7 @@ class Admission:
             node.adoption.look()
             node.snapshots.expire(asyncio.get_running_loop().time())
             self._look_down(asyncio.get_running_loop().time())
-            if not self._catch_up(asyncio.get_running_loop().time()):
+            if not self._laggards.look(asyncio.get_running_loop().time()):
                 await asyncio.sleep(node.options.assign_seconds)
 
     def begin_anew(self, stages: tuple[Stage, ...]) -> None:
@@ -98,7 +97,7 @@ class Admission:
         self._started = False
         self._covered_looks = self._furthest = 0
         self._hole_since = None
-        self._behind_since.clear()
+        self._laggards.begin_anew()
         self._anew = [] if self._node.draining else list(stages)
         self._falling.begin_anew()
 
@@ -309,42 +308,4 @@ class Admission:
         if self._started:
             seat.start_sourcing()
         if position.step > 0:  # the step went on while we loaded: its sums may be out already
-            seat.stepper.ask_sums(self._who_knows(stage))
-            self._behind_since[stage] = -math.inf  # and who has missed two, at once loads again
-
-    def _who_knows(self, stage: Stage) -> list[PeerId]:
-        """Whom a newcomer to ``stage`` asks for the step's sums.
-
-        Where arithmetic differs everybody: what its stage counts again may have a name already.
-        """
-        node = self._node
-        if node.spec.sync.agreement == "canonical":
-            return list(node.roster.everyone())
-        return [view.peer for view in node.roster.present(stage) if view.peer != node.me]
-
-    def _catch_up(self, now: Seconds) -> bool:
-        """A seat that missed a commit asks for its sums; one far behind loads state again.
-
-        Whether one was closed: then look again at once.
-        """
-        node, closed = self._node, False
-        for stage, seat in list(node.seats.items()):
-            if seat.position is None or seat.finished or seat.parting:
-                continue
-            mates = [v for v in node.roster.present(stage) if v.version > seat.version]
-            if not mates:
-                self._behind_since.pop(stage, None)
-                continue
-            ahead = [view.version - seat.version for view in mates]
-            since = self._behind_since.setdefault(stage, now)
-            if now - since < (BEHIND_SECONDS if min(ahead) == 1 else LOST_SECONDS):
-                continue
-            del self._behind_since[stage]
-            if max(ahead) == 1:
-                seat.stepper.ask_sums([view.peer for view in mates])
-                continue
-            node.close_seat(stage, f"{ahead[0]} steps behind")
-            closed = True
-            if not (node.seats or node.draining):  # its stage is as full as it was: back to it
-                node.claims = {stage: 0.0}
-        return closed
+            self._laggards.opened(seat)

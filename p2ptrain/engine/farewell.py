@@ -16,20 +16,43 @@ left to resync from.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from p2ptrain.core.chain import genesis_chain
+from p2ptrain.core.schedule import last_step
 from p2ptrain.engine.terms import NodeResult
+from p2ptrain.observe import events as ev
 from p2ptrain.units import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from p2ptrain.engine.lifecycle import Node
     from p2ptrain.engine.roster import Roster, Way
     from p2ptrain.engine.seat import SeatRuntime
     from p2ptrain.units import Chain, PeerId, Seconds
 
 LOOK_SECONDS = 0.2  # a departure that comes a fifth of a second late bothers nobody
 LOOKS_MIN = 10  # however short the patience
+
+
+async def finish(node: Node, false_suspicions: int) -> NodeResult:
+    """Stay while others still need our sums, but not for ever; then sum up."""
+    if node.seats and not node.draining and not node.lost:
+        await linger(
+            node.roster,
+            node.me,
+            node.seats,
+            final=last_step(node.spec) + 1,
+            seconds=node.options.linger_seconds,
+            tell=node.statuses_changed,
+        )
+    result = await sum_up(node.seats, genesis_chain(node.run_id), false_suspicions=false_suspicions)
+    if result.finished:
+        reason = "the last step has committed"
+        node.emit(ev.RunEnded(step=last_step(node.spec), reason=reason))
+    return replace(result, lost=node.lost)
 
 
 async def linger(

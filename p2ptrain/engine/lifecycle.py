@@ -19,17 +19,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from p2ptrain.core.chain import genesis_chain
 from p2ptrain.core.schedule import last_step
 from p2ptrain.engine.admission import Admission
 from p2ptrain.engine.adopting import Adoption
 from p2ptrain.engine.buddies import Buddies
 from p2ptrain.engine.dispatch import Dispatcher
 from p2ptrain.engine.distrust import Distrust
-from p2ptrain.engine.farewell import linger, sum_up
+from p2ptrain.engine.farewell import finish
 from p2ptrain.engine.holdings import Holdings
 from p2ptrain.engine.lineage import Lineage
 from p2ptrain.engine.link import LinkSettings
@@ -48,8 +46,8 @@ from p2ptrain.engine.transfers import Snapshots
 from p2ptrain.engine.worker import Worker
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Step
-from p2ptrain.wire import framing
 from p2ptrain.wire import messages as m
+from p2ptrain.wire.handshake import greeting
 from p2ptrain.wire.limits import FrameLimits
 
 if TYPE_CHECKING:
@@ -97,13 +95,8 @@ class Node:
             own_lag=self._near.own_lag,
             heartbeat_seconds=spec.limits.heartbeat_seconds,
         )
-        hello = m.Hello(
-            protocol=framing.PROTOCOL,
-            run=run,
-            channel="control",
-            incarnation=incarnation,
-            arithmetic=world.compute.arithmetic if spec.sync.agreement == "bitwise" else "",
-        )
+        arithmetic = world.compute.arithmetic if spec.sync.agreement == "bitwise" else ""
+        hello = greeting(run, incarnation, arithmetic)
         beats = LinkSettings(heartbeat_seconds=spec.limits.heartbeat_seconds)
         wires = (world.transport, hello, self.limits)
         self.links = Links(*wires, heartbeat=self._heartbeat, emit=emit, settings=beats)
@@ -149,7 +142,7 @@ class Node:
                 group.create_task(self.admission.run()),
             ]
             await self.ended.wait()
-            result = await self._finish()
+            result = await finish(self, self._near.false_suspicions)
             self.mail.tell_all(
                 self.links.peers(), m.Leaving(reason=self.lost or "the run is complete")
             )
@@ -279,21 +272,6 @@ class Node:
         self.admission.closed(stage, reason)
         self.emit(ev.SeatClosed(stage=stage, reason=reason))
         self.statuses_changed()
-
-    async def _finish(self) -> NodeResult:
-        """Stay while others still need our sums, but not for ever; then sum up."""
-        if self.seats and not self.draining and not self.lost:
-            final, seconds = last_step(self.spec) + 1, self.options.linger_seconds
-            tell = self.statuses_changed
-            await linger(self.roster, self.me, self.seats, final=final, seconds=seconds, tell=tell)
-        result = await sum_up(
-            self.seats,
-            genesis_chain(self.run_id),
-            false_suspicions=self._near.false_suspicions,
-        )
-        if result.finished:
-            self.emit(ev.RunEnded(step=last_step(self.spec), reason="the last step has committed"))
-        return replace(result, lost=self.lost)
 
     def _give_state(self, peer: PeerId, message: m.WantManifest) -> bool:
         seat = self.seats.get(message.stage)

@@ -176,12 +176,9 @@ class Presence:
         for stage in sorted(self._published | set(self._own)):
             status = self._own.get(stage)
             if status is None:
+                start = self._me.incarnation
                 record = SeatRecord(
-                    state="gone",
-                    version=Step(0),
-                    rate=0.0,
-                    queue=0,
-                    incarnation=self._me.incarnation,
+                    state="gone", version=Step(0), rate=0.0, queue=0, incarnation=start
                 )
             else:
                 self._published.add(stage)

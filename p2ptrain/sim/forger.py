@@ -36,6 +36,7 @@ from p2ptrain.sim.signer import SimSigner
 from p2ptrain.units import Digest, PeerId, Stage, Step
 from p2ptrain.wire import framing
 from p2ptrain.wire import messages as m
+from p2ptrain.wire.handshake import greeting
 from p2ptrain.wire.records import SeatRecord, encode_record, stage_key
 
 if TYPE_CHECKING:
@@ -114,13 +115,7 @@ class Forger:
     async def _tell(self, victim: PeerId, bitmap: Bitmap) -> None:
         """Tell a lie, then ask with a Go of nobody's what the victim holds now."""
         self._incarnation += 1
-        hello = m.Hello(
-            protocol=framing.PROTOCOL,
-            run=self._run,
-            channel="control",
-            incarnation=self._incarnation,
-            arithmetic="toy",
-        )
+        hello = greeting(self._run, self._incarnation, "toy")
         ballot = Ballot(round=0, rank=0, digest=Digest(bytes(32)))
         go = Go(at=bitmap.at, stage=bitmap.stage, ballot=ballot)
         with contextlib.suppress(LinkError):

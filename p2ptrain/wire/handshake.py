@@ -1,4 +1,4 @@
-"""Whether two peers may speak: the comparison of two Hellos.
+"""Whether two peers may speak: the Hello that each says, and the comparison of two.
 
 A stranger is refused here, at the door, in one line that says what its operator should do.
 Everything that makes weights differ is in the run id (run/spec), so few things are compared.
@@ -8,8 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from p2ptrain.wire.framing import PROTOCOL
+from p2ptrain.wire.messages import Hello
+
 if TYPE_CHECKING:
-    from p2ptrain.wire.messages import Hello
+    from p2ptrain.units import RunId
+
+
+def greeting(run: RunId, incarnation: int, arithmetic: str) -> Hello:
+    """What this start of a peer says on its control streams."""
+    return Hello(
+        protocol=PROTOCOL,
+        run=run,
+        channel="control",
+        incarnation=incarnation,
+        arithmetic=arithmetic,
+    )
 
 
 def refusal(ours: Hello, theirs: Hello) -> str | None:

@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from p2ptrain.sim.blows import Blow
-from p2ptrain.sim.swarms import Outcome, draw, run
+from p2ptrain.sim.drawing import draw
+from p2ptrain.sim.swarms import Outcome, run
 from peers.soak import Totals, describe, main, summary
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from p2ptrain.sim.swarms import draw_kept, run
+from p2ptrain.sim.drawing import draw_kept
+from p2ptrain.sim.swarms import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from p2ptrain.observe import events as ev
+from p2ptrain.sim.drawing import draw_mixed
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult
-from p2ptrain.sim.swarms import draw_mixed, run
+from p2ptrain.sim.swarms import run
 from p2ptrain.sim.toy import mixed_spec, toy_spec
 from p2ptrain.units import PeerId, Stage
 from peers.soak import describe

@@ -3,8 +3,9 @@
 from msgspec.structs import replace
 
 from p2ptrain.sim.blows import Blow
+from p2ptrain.sim.drawing import draw
 from p2ptrain.sim.shrinking import shrink
-from p2ptrain.sim.swarms import Outcome, SwarmPlan, draw
+from p2ptrain.sim.swarms import Outcome, SwarmPlan
 
 GUILTY = Blow(kind="kill", point="sum sent", nth=2, seconds=2.0)
 INNOCENT = Blow(kind="freeze", point="counting", nth=3, seconds=2.0)

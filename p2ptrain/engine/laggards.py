@@ -1,0 +1,79 @@
+"""Seats of ours that fell behind their stage: asking for the sums they missed, or starting over.
+
+    one step behind, for BEHIND_SECONDS   -> ask the mates that went on for that step's sums
+    two or more, for LOST_SECONDS         -> give the seat up, claim the stage, load state again
+    just opened, on a state of some steps -> ask at once: the step went on while it loaded
+
+Invariants:
+    * a seat that parts, has finished or holds no state yet is left alone;
+    * nothing here awaits.
+
+Refused: replaying missed steps one by one. Sums are kept for one step, a state for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from p2ptrain.engine.lifecycle import Node
+    from p2ptrain.engine.seat import SeatRuntime
+    from p2ptrain.units import PeerId, Seconds, Stage
+
+BEHIND_SECONDS = 3.0  # a commit spreads within a round trip; three seconds behind is lost
+LOST_SECONDS = 1.0  # two steps behind all: nobody holds the sum any more, if it is not on its way
+
+
+class Laggards:
+    """Watches the seats of one node for those that are behind."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._behind_since: dict[Stage, Seconds] = {}
+
+    def begin_anew(self) -> None:
+        """The run begins again: nobody is behind."""
+        self._behind_since.clear()
+
+    def opened(self, seat: SeatRuntime) -> None:
+        """Call for a seat that begins with a state: its step's sums may be out already."""
+        seat.stepper.ask_sums(self._who_knows(seat.stage))
+        self._behind_since[seat.stage] = -math.inf  # who has missed two, at once loads again
+
+    def look(self, now: Seconds) -> bool:
+        """A seat that missed a commit asks for its sums; one far behind loads state again.
+
+        Whether one was closed: then look again at once.
+        """
+        node, closed = self._node, False
+        for stage, seat in list(node.seats.items()):
+            if seat.position is None or seat.finished or seat.parting:
+                continue
+            mates = [v for v in node.roster.present(stage) if v.version > seat.version]
+            if not mates:
+                self._behind_since.pop(stage, None)
+                continue
+            ahead = [view.version - seat.version for view in mates]
+            since = self._behind_since.setdefault(stage, now)
+            if now - since < (BEHIND_SECONDS if min(ahead) == 1 else LOST_SECONDS):
+                continue
+            del self._behind_since[stage]
+            if max(ahead) == 1:
+                seat.stepper.ask_sums([view.peer for view in mates])
+                continue
+            node.close_seat(stage, f"{ahead[0]} steps behind")
+            closed = True
+            if not (node.seats or node.draining):  # its stage is as full as it was: back to it
+                node.claims = {stage: 0.0}
+        return closed
+
+    def _who_knows(self, stage: Stage) -> list[PeerId]:
+        """Whom a newcomer to ``stage`` asks for the step's sums.
+
+        Where arithmetic differs everybody: what its stage counts again may have a name already.
+        """
+        node = self._node
+        if node.spec.sync.agreement == "canonical":
+            return list(node.roster.everyone())
+        return [view.peer for view in node.roster.present(stage) if view.peer != node.me]

@@ -1,0 +1,115 @@
+"""Random swarms, drawn: the plan of a seed.
+
+    seed -> sizes, speeds, links, memory -> faults, most of them at a failpoint -> SwarmPlan
+
+A fault at a point that only trouble or a newcomer leads to gets the cause that leads there.
+
+Invariants: a seed draws one plan, on every machine and under every PYTHONHASHSEED; what is
+drawn last is drawn for itself, so a new kind of swarm leaves the plans of the others alone.
+
+Refused: drawing every fault alike. The rare ones come to nothing so often that they would be
+met once in a thousand swarms.
+"""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+import msgspec
+
+from p2ptrain.sim.blows import Blow, BlowKind
+from p2ptrain.sim.points import IN_TRANSFER, IN_TROUBLE, POINTS
+from p2ptrain.sim.spill import MEMORIES
+from p2ptrain.sim.swarms import SwarmPlan
+
+FAILPOINT_SHARE = 0.8
+"""Of the faults, those that wait for a failpoint: the harder test."""
+
+KEPT_STEPS = (1, 1, 2)
+"""Runs are short: in these every loss of a stage can be mended while its guard lives."""
+
+FAULTS_MOST = 4
+"""More than that at once in so short a run leave nobody to recover."""
+
+
+def draw(seed: int) -> SwarmPlan:
+    """The plan of ``seed``."""
+    rng = Random(f"p2ptrain random swarm/{seed}")
+    stages = rng.randint(2, 4)
+    peers, microbatches, steps = _few(rng, 4, 12), _few(rng, 4, 16), _few(rng, 3, 6)
+    return SwarmPlan(
+        seed=seed,
+        stages=stages,
+        microbatches=microbatches,
+        steps=steps,
+        replicas=rng.randint(1, max(1, peers // stages)),
+        speeds=tuple(round(math.exp(rng.gauss(-1.2, 0.7)), 3) for _ in range(peers)),
+        interval_seconds=rng.choice((0.0, 0.1, 0.5)),
+        latency_seconds=rng.choice((0.005, 0.02, 0.05, 0.15)),
+        jitter_seconds=rng.choice((0.0, 0.01, 0.05)),
+        rate_bytes_per_second=rng.choice((None, None, 1e6, 1e5)),
+        corruption=rng.choice((0.0,) * 9 + (0.002,)),
+        blows=tuple(
+            blow
+            for _ in range(FAULTS_MOST - _few(rng, 0, FAULTS_MOST))
+            for blow in _blows(rng, stages * microbatches * steps)
+        ),
+        retained=rng.choice(MEMORIES),
+    )
+
+
+def draw_kept(seed: int) -> SwarmPlan:
+    """The plan of ``seed`` with states kept, so that a stage may be lost and come back."""
+    every = Random(f"p2ptrain kept states/{seed}").choice(KEPT_STEPS)
+    return msgspec.structs.replace(draw(seed), checkpoint_steps=every)
+
+
+def draw_mixed(seed: int) -> SwarmPlan:
+    """The plan of ``seed`` with peers of different arithmetic (agreement "canonical")."""
+    every = Random(f"p2ptrain mixed swarm/{seed}").randint(1, 3)
+    return msgspec.structs.replace(draw(seed), canonical_steps=every)
+
+
+def _few(rng: Random, least: int, most: int) -> int:
+    """Small ones more often: a fault meets as much in them, and three take the time of one."""
+    return min(rng.randint(least, most), rng.randint(least, most))
+
+
+_RARE: tuple[BlowKind, ...] = (
+    *("join", "leave", "reset", "slow", "partition", "restart", "forge"),
+    *("last-replica", "stage-loss", "bootstrap-death"),
+)
+
+
+_SELDOM = 8 * ["nack sent"] + 8 * ["nack arrived"] + ["round", "subtracted", "ack arrived"]
+_READILY = {"chunk arrived", "repath sent", "manifest asked sent", "manifest arrived"}
+_POINTS = [
+    *sorted(POINTS),
+    *sorted((IN_TROUBLE | IN_TRANSFER) - _READILY),
+    *_SELDOM,
+    "summed part arrived",
+]
+"""The rare ones more often: some come to nothing nine times in ten (measured)."""
+
+
+def _blows(rng: Random, microbatches: int) -> tuple[Blow, ...]:
+    """Most strike at a failpoint, the rest somewhere in the run.
+
+    A point that takes trouble or a newcomer to be reached gets one.
+    """
+    seconds = rng.choice((2.0, 6.0, 12.0, 20.0))
+    somewhere = rng.randint(1, microbatches)
+    if rng.random() > FAILPOINT_SHARE:
+        kind: BlowKind = rng.choice(("kill", "kill", "freeze", *_RARE))
+        return (Blow(kind=kind, point="counting", nth=somewhere, seconds=seconds),)
+    point, kind = rng.choice(_POINTS), rng.choice(("kill", "kill", "freeze"))
+    nth = 1 + int(rng.expovariate(0.25))
+    blow = Blow(kind=kind, point=point, nth=nth, seconds=seconds)
+    if point in IN_TROUBLE:
+        cause = Blow(kind="freeze", point="counting", nth=somewhere, seconds=8.0)
+    elif point in IN_TRANSFER:
+        cause = Blow(kind="join", point="committed", nth=1, seconds=0.0)
+    else:
+        return (blow,)
+    return cause, msgspec.structs.replace(blow, nth=1 + nth // 8)
