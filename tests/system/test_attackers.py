@@ -69,7 +69,7 @@ def hello(**changes: Any) -> Hello:
         "run": digest(SPEC),
         "channel": "control",
         "incarnation": 1,
-        "arithmetic": arithmetic_class(SPEC, torch.device("cpu")),
+        "arithmetic": arithmetic_class(SPEC, torch.device("cpu"), SPEC.arithmetic.threads),
     }
     return Hello(**(honest | changes))
 
