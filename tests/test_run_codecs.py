@@ -132,6 +132,35 @@ def test_a_microbatch_too_small_is_told_the_one_that_would_do() -> None:
         sized("b128x", spec_of(512, tokens - 128))
 
 
+@pytest.mark.parametrize("context", [1, 16, 2048])
+def test_a_refusal_is_found_at_once_and_offers_nothing_that_is_refused(
+    context: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = 0
+
+    def counted(*given: Any) -> int:
+        nonlocal sizes
+        sizes += 1
+        return most_frame_bytes(*given)
+
+    monkeypatch.setattr("p2ptrain.run.codecs.most_frame_bytes", counted)
+    spec = spec_of(192, context)
+    with pytest.raises(RunSpecError) as caught:
+        sized("b128x", spec)
+    assert sizes < 5000
+    for width, tokens in re.findall(r"d_model >= (\d+) with \D+ (\d+) tokens", str(caught.value)):
+        batch = Batch(sequences=int(tokens) // context)
+        model = msgspec.structs.replace(spec.model, d_model=int(width))
+        offered = msgspec.structs.replace(spec, model=model, batch=batch)
+        assert validate(resolved(msgspec.structs.replace(offered, codec=Codec(name="b128x"))))
+
+
+def test_microbatches_of_more_sequences_than_a_run_may_have_are_not_offered() -> None:
+    with pytest.raises(RunSpecError) as caught:
+        sized("b32x", spec_of(128, 1, stages=400))
+    assert "at this width" not in str(caught.value)
+
+
 def test_wide_models_take_int8_and_large_vocabularies_factorised_anchors() -> None:
     small, large = sized("b128x", preset("small")), sized("b128x", preset("8b"))
     assert (small.forward[0][1], large.forward[0][1]) == (4, 8)
@@ -177,6 +206,7 @@ def test_a_composition_of_ones_own_is_read_from_toml() -> None:
     ("spec", "reason"),
     [
         (RunSpec(codec=Codec(name="zip9")), r"codec.name = 'zip9': there is no such codec, but"),
+        (RunSpec(codec=Codec(boundaries=("zip9",) * 3)), "codec.boundaries: 'zip9': there is no"),
         (RunSpec(codec=Codec(name="b32x")), "lacks b32x"),
         (named("a b"), "a b: a name has"),
         (named("int8"), "int8: built in"),

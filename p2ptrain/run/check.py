@@ -185,7 +185,8 @@ def _codec(spec: RunSpec) -> Iterator[str]:
         if name not in entries and name in RATIOS:
             yield f"codec.compositions lacks {name}, which is sized when a RunSpec is written"
         elif name not in entries and name not in BUILT_IN:
-            yield f"codec.name = {name!r}: there is no such codec, but {', '.join(NAMES)}"
+            where = "codec.boundaries:" if boundaries else "codec.name ="
+            yield f"{where} {name!r}: there is no such codec, but {', '.join(NAMES)}"
     for entry in codec.compositions:
         problem = _entry_name(spec, entry.name)
         problems = [problem] if problem is not None else [*_composition(spec, entry)]

@@ -69,7 +69,7 @@ WIDTH_STEP = 64
 LEAST_TOKENS = 2048
 """Microbatches that are proposed first: headers and means then take a tenth of a byte a token."""
 
-_MOST_TOKENS = 1 << 18
+_MOST_TOKENS, _MOST_SEQUENCES = 1 << 18, 4096
 _WIDTHS = range(WIDTH_STEP, 65_536 + 1, WIDTH_STEP)
 
 
@@ -191,11 +191,9 @@ def _what_would_do(name: CodecName, spec: RunSpec) -> str:
     for width, count in sorted(widths.items(), key=operator.itemgetter(1)):
         if width is not None:
             offers.append(f"d_model >= {width} with microbatches of {count} tokens does")
-    count = tokens
-    while count <= _MOST_TOKENS and not _fits(name, spec, spec.model.d_model, count):
-        count += tokens
-    if count <= _MOST_TOKENS:
-        offers.append(f"at this width microbatches of {count} tokens do")
+    enough = _least_tokens(name, spec)
+    if enough is not None:
+        offers.append(f"at this width microbatches of {enough} tokens do")
     smaller = [other for other in RATIOS if RATIOS[other] < RATIOS[name] and _widest(other, spec)]
     if smaller:
         offers.append(f"{smaller[-1]} fits as it is")
@@ -208,6 +206,18 @@ def _least_width(name: CodecName, spec: RunSpec, tokens: int) -> int | None:
 
     index = bisect.bisect_left(_WIDTHS, x=True, key=fits)
     return _WIDTHS[index] if index < len(_WIDTHS) else None
+
+
+def _least_tokens(name: CodecName, spec: RunSpec) -> int | None:
+    """As a multiple of what a microbatch has: what a frame bears once weighs ever less."""
+    tokens = nominal_tokens(spec)
+    most = min(_MOST_TOKENS // tokens, _MOST_SEQUENCES // spec.batch.sequences)
+
+    def fits(times: int) -> bool:
+        return _fits(name, spec, spec.model.d_model, times * tokens)
+
+    times = 1 + bisect.bisect_left(range(1, most + 1), x=True, key=fits)
+    return times * tokens if times <= most else None
 
 
 def _fits(name: CodecName, spec: RunSpec, width: int, tokens: int) -> bool:
