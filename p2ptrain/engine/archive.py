@@ -11,7 +11,8 @@ and the disk has a thread.
 Invariants:
     * a state is saved of the position that its header says: one during which a step was taken
       is dropped;
-    * nothing that does not match its root leaves this module;
+    * nothing that does not match its root leaves this module, and what was found not to is not
+      counted among what is held until it has been saved again;
     * whatever a disk refuses costs that checkpoint and an alarm, and nothing else;
     * one save of a stage at a time: a disk slower than the steps skips checkpoints.
 
@@ -59,6 +60,7 @@ class Archive:
         self._lasting = lasting
         self._emit, self._spawn = emit, spawn
         self._saving: set[Stage] = set()
+        self._refused: set[tuple[Stage, c.Mark]] = set()  # read in vain: held no more
 
     @classmethod
     def of(cls, node: Node) -> Archive | None:
@@ -125,6 +127,8 @@ class Archive:
         try:
             marks = c.listed(await self._store.names(), self._run).get(stage, [])
             for mark in marks:
+                if (stage, mark) in self._refused:
+                    continue  # who asks would wait for it for ever
                 name = c.name_of(self._run, stage, mark, c.HEADER_SUFFIX)
                 header = c.admit(await self._store.get(name) or b"", self._run, stage, mark)
                 if not isinstance(header, str):
@@ -196,6 +200,7 @@ class Archive:
         except OSError as error:
             self._alarm(stage, header.at.step, _why(error))
             return False
+        self._refused.discard((stage, mark))
         try:
             for name in c.superseded(await self._store.names(), self._run, stage, mark):
                 await self._store.remove(name)
@@ -208,6 +213,7 @@ class Archive:
         self._emit(ev.Alarm(reason=reason))
 
     def _refuse(self, stage: Stage, mark: c.Mark, why: str) -> None:
+        self._refused.add((stage, mark))
         reason = f"the checkpoint of stage {stage} at step {mark.step} is not used: {why}"
         self._emit(ev.Alarm(reason=reason))
 

@@ -194,6 +194,33 @@ def test_a_foreign_runs_checkpoints_are_neither_used_nor_touched() -> None:
     play(story)
 
 
+async def _tear_the_state(store: MemoryStore, step: int) -> None:
+    for name in await store.names():
+        if name.endswith(f"step-{step}.safetensors"):
+            await store.put(name, b"torn")
+
+
+def test_a_state_that_turned_out_torn_is_not_offered_again_until_it_is_saved_again() -> None:
+    """Else whoever looks for a lost stage hears for ever that this one can be restored."""
+
+    async def story(bench: Bench) -> None:
+        for step in (10, 20):
+            await bench.step(step)
+        assert isinstance(bench.store, MemoryStore)
+        await _tear_the_state(bench.store, 20)
+        assert await bench.archive.holdings() == [
+            Holding(stage=STAGE, at=at(20)),  # its header is whole, and no state was read
+            Holding(stage=STAGE, at=at(10)),
+        ]
+        assert await bench.archive.read(STAGE, at(20)) is None
+        assert await bench.archive.holdings() == [Holding(stage=STAGE, at=at(10))]
+        await bench.step(20)
+        assert await bench.archive.positions(STAGE) == [at(20), at(10)]
+        assert await bench.archive.read(STAGE, at(20)) == b"state 20"
+
+    play(story)
+
+
 # --- torn writes --------------------------------------------------------------------------
 
 
