@@ -6,6 +6,7 @@
 
 Invariants:
     * a seat that parts, has finished or holds no state yet is left alone;
+    * a mate that says more than the stages beside allow moves nobody: a lie would empty the stage;
     * nothing here awaits.
 
 Refused: replaying missed steps one by one. Sums are kept for one step, a state for all of them.
@@ -16,10 +17,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from p2ptrain.units import Stage
+
 if TYPE_CHECKING:
+    from p2ptrain.core.assignment import SeatView
     from p2ptrain.engine.lifecycle import Node
     from p2ptrain.engine.seat import SeatRuntime
-    from p2ptrain.units import PeerId, Seconds, Stage
+    from p2ptrain.units import PeerId, Seconds
 
 BEHIND_SECONDS = 3.0  # a commit spreads within a round trip; three seconds behind is lost
 LOST_SECONDS = 1.0  # two steps behind all: nobody holds the sum any more, if it is not on its way
@@ -50,7 +54,7 @@ class Laggards:
         for stage, seat in list(node.seats.items()):
             if seat.position is None or seat.finished or seat.parting:
                 continue
-            mates = [v for v in node.roster.present(stage) if v.version > seat.version]
+            mates = self._ahead(seat)
             if not mates:
                 self._behind_since.pop(stage, None)
                 continue
@@ -67,6 +71,20 @@ class Laggards:
             if not (node.seats or node.draining):  # its stage is as full as it was: back to it
                 node.claims = {stage: 0.0}
         return closed
+
+    def _ahead(self, seat: SeatRuntime) -> list[SeatView]:
+        """The mates of ``seat`` that are further, as far as that can be.
+
+        Nobody steps before all stages have their sums: the stages beside are at most one behind.
+        """
+        roster, stage = self._node.roster, seat.stage
+        beside = (roster.present(Stage(near)) for near in (stage - 1, stage + 1))
+        least = min((max(v.version for v in views) for views in beside if views), default=None)
+        return [
+            view
+            for view in roster.present(stage)
+            if view.version > seat.version and (least is None or view.version <= least + 1)
+        ]
 
     def _who_knows(self, stage: Stage) -> list[PeerId]:
         """Whom a newcomer to ``stage`` asks for the step's sums.

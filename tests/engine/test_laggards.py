@@ -137,3 +137,18 @@ def test_a_run_that_begins_again_has_nobody_behind(node: Node, laggards: Laggard
     laggards.begin_anew()
     laggards.look(BEHIND_SECONDS)
     assert node.asked == []
+
+
+@pytest.mark.parametrize("beside", [Stage(0), Stage(2)])
+def test_a_mate_that_says_more_than_the_stages_beside_allow_moves_nobody(
+    node: Node, laggards: Laggards, beside: Stage
+) -> None:
+    """Nobody steps before all stages have their sums: one heartbeat must not empty a stage."""
+    node.hears("near", 5, beside)
+    node.hears("liar", 40)
+    assert [laggards.look(now) for now in (0.0, 100.0)] == [False, False]
+    assert (node.asked, node.closed) == ([], [])
+    node.hears("near", 39, beside)  # it was true: the one beside was heard late
+    laggards.look(101.0)
+    assert laggards.look(101.0 + LOST_SECONDS)
+    assert node.closed == ["35 steps behind"]
