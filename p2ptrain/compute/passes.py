@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Microbatch, Stage, Step
 
+LEAST_VARIED = 4
+"""Different tokens: of fewer even a healthy boundary's values are all alike, or at two ends."""
+
 PROBE_VALUE = 2.0**-6
 """Of every value of a probe's input: a small number in every codec."""
 
@@ -160,6 +163,11 @@ class Passes:
     def decode_gradient(self, buffer: Buffer, work: Microbatch) -> Tensor:
         """The gradient of the output (r, d) that came from the stage above, on the device."""
         return self._decode(buffer, work, self._stage, "backward")
+
+    def varied(self, tokens: Buffer) -> bool:
+        """Whether a microbatch of these tokens says anything of a boundary's health."""
+        ids = np.frombuffer(tokens, dtype=f"<u{token_id_bytes(self._spec.model)}")
+        return len(np.unique(ids)) >= LEAST_VARIED
 
     def decode_output(self, buffer: Buffer, work: Microbatch) -> Tensor:
         """What the stage above sees of this stage's output (r, k)."""

@@ -102,7 +102,7 @@ class StageState:
         if len(self._graphs) < self._kept_graphs:
             self._graphs[work] = graph
         sent = self._passes.encode_output(graph.output, work)
-        if self._watch is not None:
+        if self._watch is not None and self._watch.waits and self._passes.varied(tokens):
             self._watch.sent(
                 graph.output.flatten(0, 1), lambda: self._passes.decode_output(sent, work)
             )

@@ -93,3 +93,23 @@ def test_numbers_that_are_none_are_read_as_the_largest() -> None:
     assert reading is not None
     values = (reading.magnitude, reading.deviation, reading.error, reading.gradient_norm)
     assert all(value is not None and math.isfinite(value) for value in values)
+
+
+def test_a_watch_waits_for_one_microbatch_a_step() -> None:
+    watch = BoundaryWatch(0)
+    assert watch.waits
+    watch.sent(torch.randn(4, 4), lambda: torch.zeros(4, 4))
+    assert not watch.waits
+    watch.take()
+    assert watch.waits
+
+
+def test_gradients_too_small_to_square_are_no_silence() -> None:
+    watch = BoundaryWatch(0)
+    x_rw = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    watch.sent(x_rw, lambda: x_rw)
+    watch.returned(torch.full((16, 4), 1e-30))
+    reading = watch.take()
+    assert reading is not None
+    assert reading.gradient_norm == pytest.approx(8e-30)
+    assert trouble(reading) is None

@@ -334,6 +334,20 @@ def test_a_step_leaves_its_reading_and_an_encoder_that_died_is_told(
     assert told is None if word is None else told is not None and word in told
 
 
+@pytest.mark.parametrize("ids", [[7], [7, 9], [7, 8, 9]])
+def test_a_text_that_says_nothing_is_not_read_as_a_dead_boundary(ids: list[int]) -> None:
+    lower = seat(0, NARROW)
+    dull = bytes((ids * len(TOKENS))[: len(TOKENS)])
+    lower.forward(WORK, dull, None)
+    lower.step(Update(step=Step(0), tokens=0, norms=(), skip=True))
+    assert lower.reading is None
+    lower.forward(Microbatch(Step(1), Slot(0)), dull, None)
+    lower.forward(Microbatch(Step(1), Slot(1)), TOKENS, None)
+    lower.step(Update(step=Step(1), tokens=0, norms=(), skip=True))
+    assert lower.reading is not None
+    assert trouble(lower.reading) is None
+
+
 def test_a_bottleneck_travels_with_its_stages_state() -> None:
     names = {
         stage: {name for name in seat(stage, NARROW).weights() if name.startswith("bottleneck")}
