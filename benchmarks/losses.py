@@ -10,7 +10,9 @@ gap in percent hides how much of it no wire at all would have reached, so the ta
     recovery = (cut - codec) / (cut - none)
 
 ``wide`` is the model with a bottleneck's parts but hardly any narrowing (d_model - 1, in
-fp32): what norm, encoder, decoder and anchors do by themselves, for better or worse.
+fp32): what norm, encoder, decoder and anchors do by themselves, for better or worse. ``anchored``
+has the codec's norm and anchors and no maps, and sends all of d_model in fp32: a codec that
+beats ``none`` but not ``anchored`` owes it to its parameters, not to its wire.
 
 Rows are written as they end, and a row that is interrupted (``--minutes``, Ctrl-C) goes on
 where it was saved: the same command again continues the table. Medians are over seeds.
@@ -43,7 +45,7 @@ from p2ptrain.run import (
     RunSpec,
     validate,
 )
-from p2ptrain.run.codecs import composition_of
+from p2ptrain.run.codecs import BUILT_IN, composition_of
 from p2ptrain.run.frames import most_frame_bytes, nominal_tokens
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ TOKENS = 1_638_400
 LONG_TOKENS = 100_000_000
 NOT_REACHED = 1
 
-ROWS = "none,codec,cut,wide,bf16,bf16 latents,int8 latents"
+ROWS = "none,codec,cut,anchored,wide,bf16,bf16 latents,int8 latents"
 """In this order for every seed: what is to be shown comes first."""
 
 Key = str
@@ -111,11 +113,15 @@ def rows_of(size: Size) -> dict[str, Row]:
         )
 
     codec = latent(size.bits)
+    fp32 = ((0, 32),)
     return {
         "none": Row(codec=Composition(name="none")),
         "bf16": Row(codec=Composition(name="bf16")),
         "codec": codec,
         "cut": Row(codec=codec.codec, severed=True),
+        "anchored": Row(
+            codec=Composition(name="anchored", anchor_order=3, forward=fp32, backward=fp32)
+        ),
         "wide": latent(32, size.d_model - 1),
         "bf16 latents": latent(16),
         "int8 latents": latent(8),
@@ -124,7 +130,7 @@ def rows_of(size: Size) -> dict[str, Row]:
 
 def spec_of(size: Size, row: Row, *, seed: int, steps: int) -> RunSpec:
     """The run of one row, not pinned yet."""
-    built_in = not row.codec.width
+    built_in = row.codec.name in BUILT_IN
     return validate(
         RunSpec(
             name="losses",
@@ -188,7 +194,7 @@ def summary(size: Size, ended: Mapping[Key, Progress]) -> dict[str, dict[str, fl
         if progress.val_loss is not None:
             losses.setdefault(key.rpartition("/")[0], []).append(progress.val_loss)
     medians = {name: statistics.median(values) for name, values in losses.items()}
-    whole, cut, wide = medians.get("none"), medians.get("cut"), medians.get("wide")
+    whole, cut = medians.get("none"), medians.get("cut")
     table: dict[str, dict[str, float | None]] = {}
     for name, row in rows_of(size).items():
         if name not in medians:
@@ -199,14 +205,19 @@ def summary(size: Size, ended: Mapping[Key, Progress]) -> dict[str, dict[str, fl
         table[name] = {
             "seeds": len(losses[name]),
             "val_loss": loss,
-            "gap": None if whole is None else loss / whole - 1,
-            "gap_to_wide": None if wide is None else loss / wide - 1,
+            "gap": _gap(loss, whole),
+            "gap_to_anchored": _gap(loss, medians.get("anchored")),
+            "gap_to_wide": _gap(loss, medians.get("wide")),
             "recovery": (cut - loss) / (cut - whole) if known and cut and whole else None,
             "forward_bytes_per_token": 0.0 if row.severed else forward,
             "backward_bytes_per_token": 0.0 if row.severed else backward,
             "ratio_vs_bf16": None if row.severed else 2 * size.d_model / max(forward, backward),
         }
     return table
+
+
+def _gap(loss: float, other: float | None) -> float | None:
+    return None if other is None else loss / other - 1
 
 
 def plot(table: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
@@ -237,7 +248,7 @@ def line(name: str, row: Mapping[str, float | None]) -> str:
         f"{name:14} {of('forward_bytes_per_token', '.2f'):>8} / "
         f"{of('backward_bytes_per_token', '.2f'):<8} {of('ratio_vs_bf16', '.1f'):>6}x  "
         f"loss {of('val_loss', '.4f')}  gap {of('gap', '+.2%')} "
-        f"(to wide {of('gap_to_wide', '+.2%')})  "
+        f"(to anchored {of('gap_to_anchored', '+.2%')}, to wide {of('gap_to_wide', '+.2%')})  "
         f"recovery {of('recovery', '.2f')}  ({of('seeds', 'g')} seeds)"
     )
 

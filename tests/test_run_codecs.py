@@ -199,6 +199,15 @@ def test_a_composition_of_ones_own_is_read_from_toml() -> None:
     assert from_toml(to_toml(spec)) == spec
 
 
+def test_anchors_stand_without_a_bottleneck_too_and_cost_the_wire_nothing() -> None:
+    spec = validate(named("x", anchor_order=3))
+    assert from_toml(to_toml(spec)) == spec
+    found = spec.codec.compositions[0]
+    assert most_frame_bytes(spec, found, 2, "forward") == most_frame_bytes(
+        spec, BUILT_IN["bf16"], 2, "forward"
+    )
+
+
 # --- rules ------------------------------------------------------------------------------
 
 
@@ -214,7 +223,6 @@ def test_a_composition_of_ones_own_is_read_from_toml() -> None:
         (RunSpec(codec=Codec(name="x", compositions=(Composition(name="x"),) * 2)), "2 times"),
         (named("x", width=128), "width = 128: 0, or less than d_model = 128"),
         (named("x", width=-1), "width = -1"),
-        (named("x", anchor_order=1), "anchors go with a bottleneck"),
         (named("x", anchor_rank=1), "anchor_rank = 1"),
         (named("x", width=3, anchor_order=1, anchor_rank=-1), "anchor_rank = -1"),
         (named("x", width=3, hadamard=True), "power of two of values under one scale, not 3"),

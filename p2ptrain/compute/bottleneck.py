@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 def compress(
     weights: Mapping[str, Tensor], bottleneck: Bottleneck, x_btd: Tensor, eps: float
 ) -> Tensor:
-    """The latent (b, t, k) of a stage's output."""
+    """The latent (b, t, k) of a stage's output; without a width the normed output itself."""
     with torch.autocast(x_btd.device.type, enabled=False):
         normed_btd = rms_norm(x_btd, weights[bottleneck.norm], eps)
-        return F.linear(normed_btd, weights[bottleneck.encoder])
+        return F.linear(normed_btd, weights[bottleneck.encoder]) if bottleneck.width else normed_btd
 
 
 def expand(
@@ -53,7 +53,7 @@ def expand(
 ) -> Tensor:
     """The input (b, t, d) of a stage: what came over the wire and what the tokens tell."""
     with torch.autocast(z_btk.device.type, enabled=False):
-        x_btd = F.linear(z_btk, weights[bottleneck.decoder])
+        x_btd = F.linear(z_btk, weights[bottleneck.decoder]) if bottleneck.width else z_btk
         for back in range(min(bottleneck.order, ids_bt.shape[1])):
             # The first tokens of a sequence have none before them: nothing is added there.
             row_btd = F.embedding(

@@ -41,7 +41,7 @@ def initial_weights(seed: int, model: Model, part: Slice) -> dict[str, Tensor]:
         name: initial_tensor(seed, name, shape, initial_deviation(model, name))
         for name, shape in shapes.items()
     }
-    if part.above is not None:
+    if part.above is not None and part.above.width:
         weights[part.above.encoder] = _basis(seed, model, part.above).float()
     if part.below is not None:
         weights |= _receiver(seed, model, part.below)
@@ -60,15 +60,17 @@ def initial_tensor(seed: int, name: str, shape: Sequence[int], deviation: float)
 
 def _receiver(seed: int, model: Model, bottleneck: Bottleneck) -> dict[str, Tensor]:
     """A decoder that undoes what its encoder did, and anchors that say nothing but the token."""
-    basis_kd = _basis(seed, model, bottleneck)
-    weights = {bottleneck.decoder: basis_kd.T.float().contiguous()}
+    weights: dict[str, Tensor] = {}
+    if bottleneck.width:
+        basis_kd = _basis(seed, model, bottleneck)
+        weights[bottleneck.decoder] = basis_kd.T.float().contiguous()
     for back in range(bottleneck.order):
         table, lift = bottleneck.anchor(back), bottleneck.lift(back)
         if bottleneck.rank:  # one factor zero, the other not: else neither would learn
             shape = (model.vocab_size, bottleneck.rank)
             weights[table] = initial_tensor(seed, table, shape, EMBEDDING_DEVIATION)
             weights[lift] = torch.zeros(model.d_model, bottleneck.rank)
-        elif back:
+        elif back or not bottleneck.width:  # without a width nothing was dropped
             weights[table] = torch.zeros(model.vocab_size, model.d_model)
         else:
             shape = (model.vocab_size, model.d_model)

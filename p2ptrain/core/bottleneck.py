@@ -7,6 +7,9 @@ which ride with every microbatch anyway: x = D z + sum of the anchors' rows. Wha
 tokens tell the receiver by themselves needs no wire. All of it is trained by
 backpropagation, so the gradient that goes back is k wide as well.
 
+Without a width there are no maps: x = norm(h) + the anchors' rows, with all of h on the wire.
+That is a bottleneck's control: what its norm and anchors do when nothing is narrowed.
+
 Invariants:
     * parameters are named by their boundary, so first weights follow from (seed, name) as
       all others do;
@@ -37,8 +40,9 @@ if TYPE_CHECKING:
 class Bottleneck:
     """One boundary's. ``boundary`` b lies between stage b and stage b + 1.
 
-    ``width`` (k): values per token. ``order``: tables for so many of the last tokens, the
-    token itself first. ``rank``: to which they are factorised; 0: they are whole.
+    ``width`` (k): values per token; 0: all of d_model, without E and D.
+    ``order``: tables for so many of the last tokens, the token itself first. ``rank``: to
+    which they are factorised; 0: they are whole.
     """
 
     boundary: int
@@ -76,11 +80,16 @@ class Bottleneck:
 
     def sender_shapes(self, model: Model) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters in the stage below the boundary."""
-        return {self.norm: (model.d_model,), self.encoder: (self.width, model.d_model)}
+        shapes: dict[str, tuple[int, ...]] = {self.norm: (model.d_model,)}
+        if self.width:
+            shapes[self.encoder] = (self.width, model.d_model)
+        return shapes
 
     def receiver_shapes(self, model: Model) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters in the stage above the boundary."""
-        shapes: dict[str, tuple[int, ...]] = {self.decoder: (model.d_model, self.width)}
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.width:
+            shapes[self.decoder] = (model.d_model, self.width)
         for back in range(self.order):
             shapes[self.anchor(back)] = (model.vocab_size, self.rank or model.d_model)
             if self.rank:
@@ -89,9 +98,9 @@ class Bottleneck:
 
 
 def bottleneck_at(spec: RunSpec, boundary: int) -> Bottleneck | None:
-    """The bottleneck between stage ``boundary`` and the next; None: full width crosses."""
+    """The bottleneck between stage ``boundary`` and the next; None: what is sent is got."""
     composition = composition_of(spec, boundary)
-    if not composition.width:
+    if not composition.width and not composition.anchor_order:
         return None
     return Bottleneck(
         boundary=boundary,
@@ -102,7 +111,7 @@ def bottleneck_at(spec: RunSpec, boundary: int) -> Bottleneck | None:
 
 
 def stage_bottlenecks(spec: RunSpec, stage: Stage) -> tuple[Bottleneck | None, Bottleneck | None]:
-    """The bottlenecks below and above ``stage``, None where it sends or gets full width."""
+    """The bottlenecks below and above ``stage``, None where there is none."""
     below = bottleneck_at(spec, stage - 1) if stage > 0 else None
     above = bottleneck_at(spec, int(stage)) if stage < spec.cut.stages - 1 else None
     return below, above

@@ -209,8 +209,6 @@ def _entry_name(spec: RunSpec, name: CodecName) -> str | None:
 def _composition(spec: RunSpec, entry: Composition) -> Iterator[str]:
     if not 0 <= entry.width < max(spec.model.d_model, 1):
         yield f"width = {entry.width}: 0, or less than d_model = {spec.model.d_model}"
-    if entry.anchor_order and not entry.width:
-        yield "anchors go with a bottleneck: give a width, or anchor_order = 0"
     if not 0 <= entry.anchor_rank <= MOST_RANK or (entry.anchor_rank and not entry.anchor_order):
         yield f"anchor_rank = {entry.anchor_rank}: 0 to {MOST_RANK}, and 0 without anchors"
     group = BLOCK_VALUES if entry.scale == "block" else entry.width or spec.model.d_model

@@ -113,7 +113,8 @@ class Composition(Part, frozen=True, kw_only=True):
 
     ``width``: values per token that a learned bottleneck leaves (0: none, all of d_model);
     ``anchor_order``: the receiver adds learned tables of the token (1), also of the two or three
-    last (2, 3), or of none (0), each factorised to ``anchor_rank`` (0: whole tables).
+    last (2, 3), or of none (0), each factorised to ``anchor_rank`` (0: whole tables). Anchors
+    without a width leave a norm before the wire and no maps: the control of a bottleneck.
     ``mean``: remove the mean of every channel, per message. ``hadamard``: rotate. Then
     integers of so many bits by a scale per token, or per block of 64 values;
     ``forward`` and ``backward`` say how many bits from which step on.

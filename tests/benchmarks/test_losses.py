@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.losses import SIZES, Table, bytes_per_token, line, plot, rows_of, spec_of, summary
 from benchmarks.trainings import Progress
+from p2ptrain.core.bottleneck import bottleneck_at
 
 SIZE = SIZES["28x"]
 
@@ -30,6 +31,22 @@ def test_the_control_has_the_parts_of_the_codec_it_stands_beside() -> None:
     rows = rows_of(SIZE)
     assert rows["cut"].severed
     assert rows["cut"].codec == rows["codec"].codec
+
+
+def test_the_anchored_row_lacks_only_the_narrowing() -> None:
+    row, codec = rows_of(SIZE)["anchored"], rows_of(SIZE)["codec"]
+    assert row.codec.anchor_order == codec.codec.anchor_order
+    assert row.codec.forward == row.codec.backward == ((0, 32),)
+    specs = [spec_of(SIZE, each, seed=0, steps=1) for each in (row, codec)]
+    names = [
+        {*found.sender_shapes(spec.model), *found.receiver_shapes(spec.model)}
+        for spec in specs
+        if (found := bottleneck_at(spec, 2)) is not None
+    ]
+    assert names[1] - names[0] == {"bottleneck.2.encoder.weight", "bottleneck.2.decoder.weight"}
+    assert names[0] < names[1]
+    table = summary(SIZE, ended(none=1.0, anchored=0.9, codec=0.95, cut=1.3))
+    assert table["codec"]["gap_to_anchored"] == pytest.approx(1.0 / 0.95 - 1)
 
 
 @pytest.mark.parametrize(

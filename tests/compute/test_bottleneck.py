@@ -53,6 +53,20 @@ def test_untrained_it_hands_the_embeddings_over() -> None:
     assert torch.allclose(rest_btd + kept_btd, x_btd, atol=1e-5)
 
 
+def test_at_full_width_it_hands_over_what_was_normed_and_anchors_begin_at_nothing() -> None:
+    anchored = Bottleneck(boundary=0, width=0, order=3, rank=0)
+    weights = weights_of(anchored)
+    ids_bt = torch.arange(16).view(2, 8)
+    x_btd = torch.randn(2, 8, 24)
+    z_btd = compress(weights, anchored, x_btd, EPS)
+    assert torch.allclose(z_btd.square().mean(-1), torch.ones(2, 8), atol=1e-3)
+    assert torch.equal(expand(weights, anchored, z_btd, ids_bt), z_btd)
+    weights[anchored.anchor(1)] += 1.0
+    moved_btd = expand(weights, anchored, z_btd, ids_bt) - z_btd
+    assert torch.allclose(moved_btd[:, 1:], torch.ones(2, 7, 24), atol=1e-6)
+    assert not moved_btd[:, 0].any()
+
+
 def test_the_wire_does_not_grow_with_the_residual_stream() -> None:
     weights = weights_of(NARROW)
     x_btd = torch.randn(2, 8, 24)
@@ -86,14 +100,14 @@ def test_a_sequence_shorter_than_the_anchors_reach_is_no_matter() -> None:
     )
 
 
-@pytest.mark.parametrize("rank", [0, 5])
-def test_every_parameter_learns(rank: int) -> None:
-    bottleneck = Bottleneck(boundary=0, width=6, order=3, rank=rank)
+@pytest.mark.parametrize(("width", "rank"), [(6, 0), (6, 5), (0, 0), (0, 5)])
+def test_every_parameter_learns(width: int, rank: int) -> None:
+    bottleneck = Bottleneck(boundary=0, width=width, order=3, rank=rank)
     weights = {name: w.requires_grad_() for name, w in weights_of(bottleneck).items()}
     ids_bt = torch.arange(16).view(2, 8)
     z_btk = compress(weights, bottleneck, torch.randn(2, 8, 24), EPS)
     expand(weights, bottleneck, z_btk, ids_bt).square().sum().backward()
-    own = [bottleneck.norm, bottleneck.encoder, bottleneck.decoder]
+    own = [bottleneck.norm, *([bottleneck.encoder, bottleneck.decoder] if width else [])]
     own += [bottleneck.lift(back) if rank else bottleneck.anchor(back) for back in range(3)]
     for name in own:
         gradient = weights[name].grad

@@ -53,6 +53,18 @@ def test_the_encoder_is_the_senders_and_the_rest_the_receivers() -> None:
     }
 
 
+def test_anchors_at_full_width_have_a_norm_below_and_no_maps() -> None:
+    anchored = Composition(name="anchored", anchor_order=2)
+    codec = Codec(name="anchored", compositions=(anchored,))
+    found = bottleneck_at(RunSpec(model=MODEL, cut=Cut(stages=2), codec=codec), 0)
+    assert found == Bottleneck(boundary=0, width=0, order=2, rank=0)
+    assert found.sender_shapes(MODEL) == {"bottleneck.0.norm.weight": (16,)}
+    assert found.receiver_shapes(MODEL) == {
+        "bottleneck.0.anchor.0.weight": (256, 16),
+        "bottleneck.0.anchor.1.weight": (256, 16),
+    }
+
+
 def test_boundaries_share_no_parameter() -> None:
     one, other = (Bottleneck(boundary=b, width=4, order=3, rank=2) for b in (0, 1))
     names = [{*b.sender_shapes(MODEL), *b.receiver_shapes(MODEL)} for b in (one, other)]
