@@ -61,8 +61,8 @@ def initial_tensor(seed: int, name: str, shape: Sequence[int], deviation: float)
 def _receiver(seed: int, model: Model, bottleneck: Bottleneck) -> dict[str, Tensor]:
     """A decoder that undoes what its encoder did, and anchors that say nothing but the token."""
     weights: dict[str, Tensor] = {}
-    if bottleneck.width:
-        basis_kd = _basis(seed, model, bottleneck)
+    basis_kd = _basis(seed, model, bottleneck) if bottleneck.width else None
+    if basis_kd is not None:
         weights[bottleneck.decoder] = basis_kd.T.float().contiguous()
     for back in range(bottleneck.order):
         table, lift = bottleneck.anchor(back), bottleneck.lift(back)
@@ -70,7 +70,7 @@ def _receiver(seed: int, model: Model, bottleneck: Bottleneck) -> dict[str, Tens
             shape = (model.vocab_size, bottleneck.rank)
             weights[table] = initial_tensor(seed, table, shape, EMBEDDING_DEVIATION)
             weights[lift] = torch.zeros(model.d_model, bottleneck.rank)
-        elif back or not bottleneck.width:  # without a width nothing was dropped
+        elif back or basis_kd is None:  # without a width nothing was dropped
             weights[table] = torch.zeros(model.vocab_size, model.d_model)
         else:
             shape = (model.vocab_size, model.d_model)
