@@ -6,6 +6,7 @@
         the run is so short that no state was due   --> a rollback to its beginning
         else                                        --> the run is lost
     of two lineages    the higher epoch holds, then the higher step, then the smaller chain
+    who is told of one that beats its own, and has no loss to see --> follows once that is whole
 
 Intuition: steps are pure, so two sides of a partition that only go on are one lineage however
 far apart they are. Two come of rollbacks alone, and where a lineage begins never changes: all
@@ -34,6 +35,7 @@ from p2ptrain.units import PeerId, Stage, Step
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from p2ptrain.core.assignment import SeatView
     from p2ptrain.units import Chain, RunId
 
 LEAP_MOST: Final = 64
@@ -73,6 +75,37 @@ def beats(one: Position, other: Position) -> bool:
     if (one.epoch, one.step) != (other.epoch, other.step):
         return (one.epoch, one.step) > (other.epoch, other.step)
     return one.chain < other.chain
+
+
+def doubt(
+    root: Position,
+    at: Position,
+    *,
+    lost: Collection[Stage],
+    there: bool,
+    known: Chain | None,
+) -> str:
+    """Why a peer of lineage ``root`` does not go back to ``at``, told by another; '': it does.
+
+    Args:
+        root: where our lineage begins.
+        at: where the other one's does; it beats ours.
+        lost: the stages that nobody serves in our lineage.
+        there: the other lineage is whole, as far as we hear of it.
+        known: the chain with which we have been at that step, if that can only have been one.
+    """
+    if there:
+        return ""
+    if not lost:
+        return "every stage is served here"
+    ours = known is None or at.epoch != root.epoch + 1 or at.chain == known
+    return "" if ours else "it names another history than ours"
+
+
+def unserved(views: Iterable[SeatView], stages: int) -> list[Stage]:
+    """The stages that nobody serves, of those that are known."""
+    served = {view.stage for view in views if view.state != "joining"}
+    return [Stage(stage) for stage in range(stages) if stage not in served]
 
 
 def admits(root: Position, at: Position) -> bool:

@@ -23,15 +23,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.chain import genesis_chain
-from p2ptrain.core.lineage import beginning, fall
+from p2ptrain.core.lineage import beginning, fall, unserved
 from p2ptrain.observe import events as ev
-from p2ptrain.units import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from p2ptrain.engine.lifecycle import Node
-    from p2ptrain.units import Seconds, Step
+    from p2ptrain.units import Seconds, Stage, Step
 
 PATIENCE_SECONDS = 20.0
 """From the first look that misses a stage: longer than a peer takes to move in (spare_seconds)
@@ -86,9 +85,7 @@ class Falling:
         return found
 
     def _lost(self) -> list[Stage]:
-        views = self._node.roster.views()
-        served = {view.stage for view in views if view.state != "joining"}
-        return [Stage(s) for s in range(self._node.spec.cut.stages) if s not in served]
+        return unserved(self._node.roster.views(), self._node.spec.cut.stages)
 
     async def _decide(self, version: Step, stuck: Collection[Stage], *, over: bool) -> None:
         node = self._node

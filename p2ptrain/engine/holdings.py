@@ -7,7 +7,9 @@
 
 Invariants:
     * nothing is taken or given that does not match its root;
-    * every question ends: when all have answered or gone, or after ANSWER_SECONDS.
+    * every question ends: when all have answered or gone, or after ANSWER_SECONDS;
+    * however often others ask: one look at the archives at a time, and one wish waits for each
+      peer and stage.
 
 Refused: telling everybody at every step. Nobody needs it until a stage is lost.
 """
@@ -47,7 +49,9 @@ class Holdings:
         self._heard: dict[PeerId, tuple[Holding, ...]] = {}
         self._awaited: set[PeerId] = set()
         self._answered = asyncio.Event()
-        self._giving = asyncio.Lock()
+        self._asking: set[PeerId] = set()  # who waits for a word of what we hold
+        self._wishes: dict[tuple[PeerId, Stage], WantManifest] = {}
+        self._telling = self._giving = False
 
     def stepped(self, seat: SeatRuntime) -> None:
         """``seat`` stands at a step boundary: its own state is kept, if that is due."""
@@ -75,7 +79,10 @@ class Holdings:
 
     def asked(self, peer: PeerId) -> None:
         """``peer`` wants to know what we hold."""
-        self._node.spawn(self._tell(peer))
+        self._asking.add(peer)
+        if not self._telling:
+            self._telling = True
+            self._node.spawn(self._tell())
 
     def heard(self, peer: PeerId, message: Held) -> None:
         """What ``peer`` holds."""
@@ -83,18 +90,24 @@ class Holdings:
         self._done_with(peer)
 
     def down(self, peer: PeerId) -> None:
-        """What ``peer`` holds is out of reach."""
+        """What ``peer`` holds is out of reach, and what it wanted is no matter."""
         self._heard.pop(peer, None)
+        self._asking.discard(peer)
+        self._wishes = {key: wish for key, wish in self._wishes.items() if key[0] != peer}
         self._done_with(peer)
 
     def _done_with(self, peer: PeerId) -> None:
         self._awaited.discard(peer)
         self._answered.set()
 
-    async def _tell(self, peer: PeerId) -> None:
-        held = await self.ours()
-        waiting = self._node.resumption.waiting
-        self._node.mail.tell(peer, Held(held=held, waiting=waiting))
+    async def _tell(self) -> None:
+        while self._asking:
+            held = await self.ours()
+            asking, self._asking = self._asking, set()
+            word = Held(held=held, waiting=self._node.resumption.waiting)
+            for peer in sorted(asking):
+                self._node.mail.tell(peer, word)
+        self._telling = False
 
     # --- taking -----------------------------------------------------------------------------
 
@@ -137,19 +150,30 @@ class Holdings:
 
     def give(self, peer: PeerId, message: WantManifest) -> None:
         """``peer`` wants a state of which we have no seat: from our archives, or a refusal."""
-        self._node.spawn(self._give(peer, message))
+        self._wishes[peer, message.stage] = message
+        if not self._giving:
+            self._giving = True
+            self._node.spawn(self._give())
 
-    async def _give(self, peer: PeerId, message: WantManifest) -> None:
-        snapshots, stage = self._node.snapshots, message.stage
-        async with self._giving:  # a state is large: one at a time, and once for all who ask
-            if not snapshots.holds(stage, message.version):
-                held = [one.at for one in await self.ours() if one.stage == stage]
-                fit = [at for at in held if at.step >= message.version]
-                at = min(fit, key=lambda at: at.step, default=None)
-                found = None if at is None else await self.read(stage, at)
-                if at is not None and found is not None:
-                    await snapshots.offer(stage, at, found.members, found.blob)
-        snapshots.handle(peer, message)
+    async def _give(self) -> None:
+        """A state is large: one at a time, and once for all who ask."""
+        while self._wishes:
+            peer, stage = key = next(iter(self._wishes))
+            wish = self._wishes.pop(key)  # who asks again meanwhile is last in the row
+            await self._offer(stage, wish.version)
+            self._node.snapshots.handle(peer, wish)
+        self._giving = False
+
+    async def _offer(self, stage: Stage, version: Step) -> None:
+        snapshots = self._node.snapshots
+        if snapshots.holds(stage, version):
+            return
+        held = [one.at for one in await self.ours() if one.stage == stage]
+        fit = [at for at in held if at.step >= version]
+        at = min(fit, key=lambda at: at.step, default=None)
+        found = None if at is None else await self.read(stage, at)
+        if at is not None and found is not None:
+            await snapshots.offer(stage, at, found.members, found.blob)
 
 
 def _named(held: tuple[Holding, ...]) -> set[tuple[Stage, Position]]:

@@ -230,6 +230,7 @@ class Node:
         seat = self.seats[stage]
         at = done.at
         seat.stepped(done)
+        self.lineage.stepped(seat.standing()[0])
         self.presence.committed(stage, done.record())
         if at.step >= last_step(self.spec):
             seat.finished = True

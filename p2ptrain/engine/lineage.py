@@ -4,13 +4,16 @@
         --> everybody linked is told --> all seats are given up, whatever they count
         --> each stage is taken again: from who serves it there, else from where it begins
     a link comes up, or a heartbeat names a lower epoch --> that peer is told
+    what we hear is in doubt (core/lineage: doubt) --> an alarm; we are told again, as above
 
 Intuition: who was frozen or cut off while the others fell back need not find out by himself.
 The first to hear him tells him, and he comes as a newcomer would.
 
 Invariants:
-    * only a signed rollback of somebody known moves anything, and only to a lineage that beats
-      ours: whatever is told in whatever order, all end in the same one;
+    * only a signed rollback, told by somebody known, moves anything, and only to a lineage that
+      beats ours: whatever is told in whatever order, all end in the same one;
+    * while every stage is served here one peer's word moves nobody, and never to a history that
+      we know was another: with bad lines, or in bad faith, it would take a sound run back;
     * nothing of another lineage is counted: its positions differ, and its seats are not seen.
 
 Refused: asking the others whether to fall back. Who has a better reason falls back higher,
@@ -24,7 +27,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from p2ptrain.core.chain import genesis_chain
-from p2ptrain.core.lineage import LEAP_MOST, Rollback, admits, beats, rollback_bytes
+from p2ptrain.core.lineage import (
+    LEAP_MOST,
+    Rollback,
+    admits,
+    beats,
+    doubt,
+    rollback_bytes,
+    unserved,
+)
 from p2ptrain.engine.surroundings import genesis
 from p2ptrain.errors import MisbehaviourError
 from p2ptrain.observe import events as ev
@@ -32,8 +43,11 @@ from p2ptrain.observe import events as ev
 if TYPE_CHECKING:
     from p2ptrain.core.agreement import Position
     from p2ptrain.engine.lifecycle import Node
-    from p2ptrain.units import PeerId
+    from p2ptrain.units import Chain, PeerId, Step
     from p2ptrain.wire.messages import Heartbeat
+
+PAST_MOST = 4096  # steps whose chains are remembered: 32 bytes each, and no rollback goes further
+WITNESSES = 2  # peers of another lineage: more than one must stand there for it to be whole
 
 
 class Lineage:
@@ -43,6 +57,8 @@ class Lineage:
         self.root: Position = genesis(genesis_chain(node.run_id))
         self._node = node
         self._proof: Rollback | None = None
+        self._past: dict[Step, Chain] = {self.root.step: self.root.chain}
+        self._told = ""  # the last doubt
 
     def declare(self, at: Position, reason: str) -> None:
         """Let the run begin again at ``at``: decided here, for all."""
@@ -66,7 +82,19 @@ class Lineage:
         signed = rollback_bytes(node.run_id, rollback)
         if not node.world.signer.verify(rollback.peer, signed, rollback.signature):
             raise MisbehaviourError("a rollback with a wrong signature", peer=peer)
+        if node.seats and (why := self._doubt(at)):
+            if why != self._told:
+                self._told, step = why, at.step
+                reason = f"{rollback.peer} has the run begin again at step {step}; we go on: {why}"
+                node.emit(ev.Alarm(reason=reason))
+            return
         self._adopt(rollback, f"as {rollback.peer} has decided")
+
+    def stepped(self, at: Position) -> None:
+        """A seat of ours has come to ``at``."""
+        self._past[at.step] = at.chain
+        if len(self._past) > PAST_MOST:
+            del self._past[next(iter(self._past))]
 
     def up(self, peer: PeerId) -> None:
         """A link to ``peer`` is up: it may not know where we are."""
@@ -86,11 +114,32 @@ class Lineage:
         """Whether ``at`` is where our lineage begins, in whatever epoch its state was taken."""
         return (at.step, at.chain) == (self.root.step, self.root.chain)
 
+    def _doubt(self, at: Position) -> str:
+        node = self._node
+        stages = node.spec.cut.stages
+        known = self._past.get(at.step) if node.spec.sync.agreement == "bitwise" else None
+        lost = unserved(node.roster.views(), stages)
+        return doubt(self.root, at, lost=lost, there=self._stands(at.epoch), known=known)
+
+    def _stands(self, epoch: int) -> bool:
+        """Whether the stages around our seats are served in ``epoch``, at first hand."""
+        node = self._node
+        near = {stage + offset for stage in node.seats for offset in (-1, 0, 1)}
+        seats = [
+            view
+            for view in node.roster.of_all_epochs()
+            if view.epoch >= epoch and view.state != "joining" and node.roster.counts(view.peer)
+        ]
+        whole = {view.stage for view in seats} >= near & set(range(node.spec.cut.stages))
+        return whole and len({view.peer for view in seats} - {node.me}) >= WITNESSES
+
     def _adopt(self, rollback: Rollback, reason: str) -> None:
         node = self._node
         stood = [seat.position for seat in node.seats.values() if seat.position is not None]
         left = max(stood, key=lambda at: (at.epoch, at.step), default=self.root)
-        self.root, self._proof = rollback.at, rollback
+        self.root, self._proof, self._told = rollback.at, rollback, ""
+        self._past = {step: chain for step, chain in self._past.items() if step < self.root.step}
+        self._past[self.root.step] = self.root.chain
         event = ev.RolledBack(
             epoch=self.root.epoch,
             version=self.root.step,

@@ -67,6 +67,7 @@ class Node:
     pulled: list[tuple[tuple[PeerId, ...], int]] = field(default_factory=list)
     offered: list[tuple[Stage, Position, bytes]] = field(default_factory=list)
     answered: list[PeerId] = field(default_factory=list)
+    jobs: int = 0
 
     def __post_init__(self) -> None:
         self.me, self.run_id, self.spec = ME, RUN, SPEC
@@ -90,6 +91,7 @@ class Node:
                 asyncio.get_running_loop().call_soon(self.holdings.heard, peer, answer)
 
     def spawn(self, job: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        self.jobs += 1
         return asyncio.get_running_loop().create_task(job)
 
     async def pull(
@@ -178,5 +180,29 @@ def test_the_memory_keeps_two_of_a_stage_and_tells_of_no_checkpoint() -> None:
             await node.holdings.memory.keep(STAGE, state(step))
         assert await node.holdings.ours() == held(30, 20).held
         assert node.events == []
+
+    play(story)
+
+
+def test_who_asks_a_thousand_times_at_once_costs_one_look_and_gets_one_answer() -> None:
+    async def story(node: Node) -> None:
+        await node.holdings.memory.keep(STAGE, state(10))
+        for _ in range(1000):
+            for peer in (BOB, ANN):
+                node.holdings.asked(peer)
+                node.holdings.give(peer, WantManifest(stage=STAGE, version=Step(9)))
+        assert node.jobs == 2
+        await asyncio.sleep(1.0)
+        assert node.said == [(ANN, held(10)), (BOB, held(10))]
+        assert node.answered == [BOB, ANN]
+        node.holdings.asked(ANN)
+        node.holdings.give(ANN, WantManifest(stage=STAGE, version=Step(9)))
+        await asyncio.sleep(1.0)
+        assert (len(node.said), len(node.answered)) == (3, 3)
+        node.holdings.give(BOB, WantManifest(stage=STAGE, version=Step(9)))
+        node.holdings.asked(BOB)
+        node.holdings.down(BOB)
+        await asyncio.sleep(1.0)
+        assert (len(node.said), len(node.answered)) == (3, 3)
 
     play(story)
