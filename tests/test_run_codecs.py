@@ -199,6 +199,22 @@ def test_a_composition_of_ones_own_is_read_from_toml() -> None:
     assert from_toml(to_toml(spec)) == spec
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ("forward = [[0, 5]]", r"\[0\]\.forward\[0\]\[1\]: .* 5; there are: 32, 16, 8, 4, 3, 2$"),
+        ('scale = "row"', r"\[0\]\.scale: .* 'row'; there are: token, block$"),
+        ('width = "x"', r"\[0\]\.width: expected int, got str$"),
+    ],
+)
+def test_a_wrong_value_in_a_composition_is_told_with_its_file_and_the_choice(
+    values: str, said: str
+) -> None:
+    text = f'[codec]\nname = "x"\n[[codec.compositions]]\nname = "x"\n{values}\n'
+    with pytest.raises(RunSpecError, match=r"^run\.toml: codec\.compositions" + said):
+        layered(text=text, source="run.toml")
+
+
 def test_anchors_stand_without_a_bottleneck_too_and_cost_the_wire_nothing() -> None:
     spec = validate(named("x", anchor_order=3))
     assert from_toml(to_toml(spec)) == spec

@@ -140,6 +140,8 @@ def simulated_spec(flags: SimulateFlags) -> RunSpec:
         "seed": flags.seed,
     }
     given: dict[str, object] = {name: value for name, value in short.items() if value is not None}
+    if flags.codec is not None:
+        given["codec.boundaries"] = ()  # of all boundaries, whatever the file names for each
     if flags.run_file is None:
         given = {"optimizer.steps": DEFAULT_STEPS, **source_of(flags.data), **given}
         stages = flags.stages or (preset(flags.preset) if flags.preset else RunSpec()).cut.stages

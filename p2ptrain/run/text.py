@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import re
 import textwrap
 import tomllib
 from dataclasses import dataclass
@@ -174,14 +175,24 @@ def _unknown(name: str, known: Mapping[str, Value]) -> str:
 
 def _wrong(complaint: str, origins: Mapping[str, str]) -> str:
     """``complaint`` with where the value came from, and what it may be if there is a choice."""
-    name = complaint.partition(":")[0]
-    section, _, field = name.rpartition(".")
+    path = complaint.partition(":")[0]
+    name = path.partition("[")[0]
     if name not in origins:
         return complaint
-    part = get_type_hints(RunSpec)[section] if section else RunSpec
-    choices = get_args(get_type_hints(part)[field])
-    hint = f"; there are: {', '.join(choices)}" if all(type(c) is str for c in choices) else ""
-    return f"{origins[name]}: {complaint}{hint if choices else ''}"
+    choices = ", ".join(map(str, _choices(path)))
+    return f"{origins[name]}: {complaint}{f'; there are: {choices}' if choices else ''}"
+
+
+def _choices(path: str) -> tuple[object, ...]:
+    """What may stand at ``path``, like ``codec.compositions[0].scale``, if that is a choice."""
+    hint: object = RunSpec
+    for place in re.findall(r"[^.\[\]]+", path):
+        if get_origin(hint) is tuple:
+            parts = get_args(hint)
+            hint = parts[0] if parts[-1] is Ellipsis else parts[int(place)]
+        else:
+            hint = get_type_hints(hint)[place]
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def _comment(part: type[Part]) -> list[str]:

@@ -10,7 +10,8 @@ import pytest
 from p2ptrain import cli
 from p2ptrain.cli.swarm import SimulateFlags, simulated_spec, threads_in_turn
 from p2ptrain.errors import RunSpecError, UserError
-from p2ptrain.run import RunSpec, to_toml
+from p2ptrain.run import Codec, RunSpec, to_toml
+from p2ptrain.run.codecs import composition_of
 from peers import summary
 from peers.simulation import SimulationOptions
 
@@ -48,6 +49,17 @@ def test_a_sized_codec_takes_a_model_and_microbatches_that_are_wide_enough() -> 
     (composition,) = spec.codec.compositions
     assert (composition.name, composition.width >= 8) == ("b128x", True)
     assert simulated_spec(flags(codec="int4")).model.d_model == RunSpec().model.d_model
+
+
+def test_a_codec_named_by_the_flag_stands_at_every_boundary_of_a_file_that_names_others() -> None:
+    codec = Codec(boundaries=("bf16", "int8", "int4"))
+    Path("run.toml").write_text(to_toml(RunSpec(codec=codec)))
+    spec = simulated_spec(flags(run_file=Path("run.toml"), codec="int4"))
+    assert {composition_of(spec, boundary).name for boundary in range(3)} == {"int4"}
+    assert simulated_spec(flags(run_file=Path("run.toml"))).codec == codec
+    sets = ('codec.boundaries=["bf16","int8","int8"]',)
+    given = simulated_spec(flags(run_file=Path("run.toml"), codec="int4", sets=sets))
+    assert composition_of(given, 2).name == "int8"
 
 
 def test_a_sized_codec_is_refused_for_a_named_model_that_is_too_narrow() -> None:
