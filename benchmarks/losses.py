@@ -278,6 +278,9 @@ def cli(  # noqa: PLR0913 -- click hands over every option
     picture: Path | None,
 ) -> None:
     size, held = SIZES[name], rows_of(SIZES[name])
+    for row in rows.split(","):
+        if row not in held:
+            raise click.BadParameter(f"no row {row}; there are: {', '.join(held)}")
     steps = steps or steps_of(size)
     whole = f"losses-{name}" if steps == steps_of(size) else f"losses-{name}-{steps}"
     table = Table(whole, out, record.source_commit())

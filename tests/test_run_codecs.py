@@ -215,6 +215,17 @@ def test_a_wrong_value_in_a_composition_is_told_with_its_file_and_the_choice(
         layered(text=text, source="run.toml")
 
 
+def test_a_latent_so_wide_that_a_peer_would_make_first_weights_for_hours_is_refused() -> None:
+    model = Model(d_model=65_536, n_layers=4, n_heads=2)
+    held = Composition(name="x", width=4097)
+    spec = RunSpec(model=model, codec=Codec(name="x", compositions=(held,)))
+    spec = msgspec.structs.replace(spec, limits=Limits(retained_bytes=1 << 44))
+    with pytest.raises(RunSpecError, match="width = 4097: 4096 at most"):
+        validate(spec)
+    widest = sized("b32x", spec_of(65_536, 1 << 18, stages=2)).width
+    assert 4000 < widest <= 4096
+
+
 def test_anchors_stand_without_a_bottleneck_too_and_cost_the_wire_nothing() -> None:
     spec = validate(named("x", anchor_order=3))
     assert from_toml(to_toml(spec)) == spec

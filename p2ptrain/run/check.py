@@ -43,6 +43,10 @@ TOKEN_BYTES_MOST = 4
 MOST_LEVELS = 16
 """Changes of a codec's bits in one direction: a schedule, not a program."""
 
+MOST_WIDTH = 4096
+"""Of a bottleneck: what b32x takes of the widest model. First values cost width^2 x d_model, so
+whoever opened a seat of a wider one would be at it for an hour and more."""
+
 MOST_RANK = 65_536
 """Of an anchor table: the widest model's own width."""
 
@@ -209,6 +213,8 @@ def _entry_name(spec: RunSpec, name: CodecName) -> str | None:
 def _composition(spec: RunSpec, entry: Composition) -> Iterator[str]:
     if not 0 <= entry.width < max(spec.model.d_model, 1):
         yield f"width = {entry.width}: 0, or less than d_model = {spec.model.d_model}"
+    if entry.width > MOST_WIDTH:
+        yield f"width = {entry.width}: {MOST_WIDTH} at most"
     if not 0 <= entry.anchor_rank <= MOST_RANK or (entry.anchor_rank and not entry.anchor_order):
         yield f"anchor_rank = {entry.anchor_rank}: 0 to {MOST_RANK}, and 0 without anchors"
     group = BLOCK_VALUES if entry.scale == "block" else entry.width or spec.model.d_model

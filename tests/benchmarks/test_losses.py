@@ -4,8 +4,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
-from benchmarks.losses import SIZES, Table, bytes_per_token, line, plot, rows_of, spec_of, summary
+from benchmarks.losses import (
+    SIZES,
+    Table,
+    bytes_per_token,
+    cli,
+    line,
+    plot,
+    rows_of,
+    spec_of,
+    summary,
+)
 from benchmarks.trainings import Progress
 from p2ptrain.core.bottleneck import bottleneck_at
 
@@ -79,6 +90,12 @@ def test_without_its_control_a_codec_has_no_recovery() -> None:
     table = summary(SIZE, ended(none=1.0, codec=1.1))
     assert table["codec"]["recovery"] is None
     assert "recovery -" in line("codec", table["codec"])
+
+
+def test_a_row_that_there_is_not_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    told = CliRunner().invoke(cli, ["--rows", "none,nope", "--state", str(tmp_path)])
+    assert told.exit_code == 2
+    assert "no row nope; there are: none, bf16, codec" in told.output
 
 
 def test_rows_are_kept_as_they_end_and_taken_up_again(tmp_path: Path) -> None:

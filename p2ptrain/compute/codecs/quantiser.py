@@ -15,8 +15,8 @@ a level lost is worse than a zero lost.
 Invariants:
     * the bytes do not depend on the number of threads: the only sum over tokens is of
       integers that a float64 holds exactly, all else is by element, or a maximum;
-    * values that are not finite, or beyond 2^100, spoil their message: it decodes to NaN
-      everywhere, so the loss or the gradient made of it has no weight (``scales.SPOILT``);
+    * values that are not finite, or beyond 2^100 (2^109 if no mean goes), spoil their message: it
+      decodes to NaN everywhere, so the loss or gradient of it has no weight (``scales.SPOILT``);
     * any other bytes are refused or decode to finite values.
 
 Refused: a clip at so many sigma (measured: the encoder ran away), and error feedback (state).
