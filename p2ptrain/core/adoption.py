@@ -6,8 +6,15 @@ state now and then sets it to zero. Whose does not matter, so a hash says: over 
 record, which all replicas of a chain have alike, and drawn anew each time, so that nobody
 shapes the model by being first for ever.
 
-Invariants: equal chains give equal orders; the last adoption comes after the last update, so
-that a run ends with one state for each stage.
+Where the first in the order is lost, replicas ask each other, and who is asked may be adopting
+as well. It is waited for where the order says so: of two that ask each other always the later
+in it waits, the earlier is denied and goes on.
+
+Invariants:
+    * equal chains give equal orders; the last adoption comes after the last update, so that a
+      run ends with one state for each stage;
+    * whoever asks whom: nobody waits in a circle. Its earliest would wait for somebody who asks
+      only those before it, and one of these would be in the circle.
 
 Refused: the mean of all states. It takes a reduction of weights as exact as that of
 gradients, to gain what the next update rounds away.
@@ -19,7 +26,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from p2ptrain.core.agreement import Position
     from p2ptrain.run import RunSpec
@@ -47,3 +54,15 @@ def adoption_order(at: Position, stage: Stage, members: Iterable[PeerId]) -> tup
         return key.digest(), peer
 
     return tuple(sorted(set(members), key=score))
+
+
+def waits(order: Sequence[PeerId], peer: PeerId, *, on: PeerId, asked: Iterable[PeerId]) -> bool:
+    """Whether ``peer`` may wait for what ``on``, which asks ``asked`` just now, is adopting.
+
+    It may if it comes later in ``order`` than ``on``, or than all whom ``on`` asks. Strangers,
+    as joiners and buddies are, come after all of the order.
+    """
+    places = {each: place for place, each in enumerate(order)}
+    its, theirs = (places.get(each, len(order)) for each in (peer, on))
+    sources = [places.get(each, len(order)) for each in asked]
+    return its > theirs or (bool(sources) and its > max(sources))

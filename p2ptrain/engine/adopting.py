@@ -11,8 +11,9 @@ alike. Two roots cannot vouch for each other here: until then no two replicas ar
 Whose turn it is after others were passed over, or who finds mates counting already, asks
 first whether one of them has adopted a state: a chosen peer may have died when only some had
 it, and one that was frozen comes when the others have done without it. Who has adopted gives
-that. Who has not yet lets wait whoever comes later in the order than itself, or than all
-whom it is asking; the others it denies at once, or two would wait for each other.
+that. Who has not yet lets wait whom the order puts after it, denies the others at once
+(core/adoption: waits), and gives what it has come to. Denying both of two that ask each other
+would leave each with its own state: the one whom this lost first would ask the other in vain.
 
 Invariants:
     * meanwhile the seat saves nothing for others, and gives no sum that the load takes away;
@@ -32,7 +33,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from p2ptrain.core.adoption import adoption_order, adopts_at
+from p2ptrain.core.adoption import adoption_order, adopts_at, waits
 from p2ptrain.errors import LinkError, PeerError
 from p2ptrain.observe import events as ev
 
@@ -79,12 +80,8 @@ class Adoption:
         """Whether ``peer`` must not wait for the state that ``seat`` is adopting."""
         if not seat.adopting:
             return False
-        order, asked = self._order(seat), self._asked.get(seat.stage, [])
-        places = {each: place for place, each in enumerate(order)}
-        its, ours = (places.get(each, len(order)) for each in (peer, self._node.me))
-        awaited = [places.get(each, len(order)) < its for each in asked]
-        waits = its > ours or (bool(awaited) and all(awaited))  # strangers come last
-        return peer in asked or not waits
+        asked = self._asked.get(seat.stage, [])
+        return not waits(self._order(seat), peer, on=self._node.me, asked=asked)
 
     def _order(self, seat: SeatRuntime) -> tuple[PeerId, ...]:
         at, members = seat.standing()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from p2ptrain.core.adoption import adoption_order, adopts_at
+from p2ptrain.core.adoption import adoption_order, adopts_at, waits
 from p2ptrain.core.agreement import Position
 from p2ptrain.run import Checkpoint, Optimizer, RunSpec, Sync
 from p2ptrain.units import Chain, PeerId, Stage, Step
@@ -46,3 +48,41 @@ def test_every_replica_comes_first_now_and_then() -> None:
         for step in range(40)
     }
     assert first == set(PEERS)
+
+
+def test_of_two_that_ask_each_other_the_later_in_the_order_waits() -> None:
+    assert waits(PEERS, PeerId("c"), on=PeerId("b"), asked=[PeerId("a"), PeerId("c")])
+    assert not waits(PEERS, PeerId("b"), on=PeerId("c"), asked=[PeerId("b")])
+
+
+def test_who_comes_later_than_all_whom_another_asks_waits_for_it() -> None:
+    assert waits(PEERS, PeerId("b"), on=PeerId("d"), asked=[PeerId("a")])
+    assert not waits(PEERS, PeerId("b"), on=PeerId("d"), asked=[PeerId("a"), PeerId("c")])
+    assert not waits(PEERS, PeerId("b"), on=PeerId("d"), asked=[])
+
+
+def test_strangers_wait_for_everybody_but_strangers() -> None:
+    assert waits(PEERS, PeerId("joiner"), on=PeerId("d"), asked=[])
+    assert not waits(PEERS, PeerId("joiner"), on=PeerId("buddy"), asked=[])
+    assert waits(PEERS, PeerId("joiner"), on=PeerId("buddy"), asked=[PeerId("a")])
+
+
+@given(asked=st.lists(st.sets(st.integers(0, 5)), min_size=6, max_size=6))
+def test_whoever_asks_whom_nobody_waits_in_a_circle(asked: list[set[int]]) -> None:
+    everybody = [*PEERS, PeerId("a joiner"), PeerId("another")]
+    asks = {
+        peer: {everybody[n] for n in numbers} - {peer}
+        for peer, numbers in zip(everybody, asked, strict=True)
+    }
+    waiting = {
+        peer: {on for on in asks[peer] if waits(PEERS, peer, on=on, asked=asks[on])}
+        for peer in everybody
+    }
+    for one, other in ((one, other) for one in PEERS for other in PEERS if one < other):
+        if one in asks[other] and other in asks[one]:
+            assert one in waiting[other]
+            assert other not in waiting[one]
+    while free := [peer for peer in waiting if not waiting[peer] & waiting.keys()]:
+        for peer in free:
+            del waiting[peer]
+    assert not waiting

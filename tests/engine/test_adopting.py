@@ -195,6 +195,20 @@ def test_who_comes_later_than_whom_we_ask_waits_for_what_we_get() -> None:
     run(main())
 
 
+def test_a_later_mate_whom_we_ask_and_who_asks_us_waits() -> None:
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            node, seat = Node(SECOND, {FIRST: None}, group), Seat()
+            adoption: Any = Adoption(node)  # type: ignore[arg-type]
+            adoption.begin(seat)
+            await asyncio.sleep(1.0)
+            assert THIRD in node.asked[-1]
+            assert not adoption.denies(seat, THIRD)
+            adoption.closed(STAGE)
+
+    run(main())
+
+
 def test_a_seat_that_is_given_up_meanwhile_does_not_go_on() -> None:
     async def main() -> None:
         async with asyncio.TaskGroup() as group:

@@ -72,24 +72,31 @@ def test_sums_agree_in_every_step_and_states_after_every_adoption(
     assert ends == [ends[0]] * 3
 
 
+@pytest.mark.parametrize(
+    ("version", "stage"),
+    [
+        pytest.param(4, 1, id="one after the other"),
+        pytest.param(8, 0, id="while they ask each other"),
+    ],
+)
 def test_when_the_chosen_dies_the_others_take_the_next(
-    play: Callable[..., SwarmResult], cue: Callable[..., Any]
+    play: Callable[..., SwarmResult], cue: Callable[..., Any], version: int, stage: int
 ) -> None:
     def chosen(entry: ev.Entry) -> bool:
         event = entry.event
         own = isinstance(event, ev.StateAdopted) and event.source == entry.peer
-        return own and event.version == 4 and event.stage == 1
+        return own and (event.version, event.stage) == (version, stage)
 
     def kill(world: SimWorld, entry: ev.Entry) -> PeerId:
         world.kill(entry.peer)
         return entry.peer
 
     result = play(mixed(), cue("kill", chosen, kill))
-    entries = adoptions(result)[4, 1]
+    entries = adoptions(result)[version, stage]
     assert entries[0].event.source == entries[0].peer
     assert len(roots(entries[1:])) == 1
     assert len(entries) == 3
-    assert len(roots(adoptions(result)[6, 1])) == 1
+    assert len(roots(adoptions(result)[version + 2, stage])) == 1
 
 
 def test_a_joiner_takes_one_owners_word_and_the_next_adoption_makes_it_equal(
