@@ -3,6 +3,8 @@
     python -m peers.soak --seeds 2000             seeds 0 to 1999; exit code 1 if any fails
     python -m peers.soak --seed 427 [--shrink]    one seed; with --shrink its shortest plan
     python -m peers.soak --plan PLAN.json         a plan as --shrink prints it
+    --family kept, --family mixed                 seeds of swarms that keep states, or whose
+                                                  peers round differently (see sim/drawing)
 
 Each failing seed is printed with the commit as soon as it is known, in the line that repeats
 it. The parent deals seeds to one child process per core, in turn, and reads their outcomes
@@ -27,13 +29,15 @@ import click
 import msgspec
 
 from p2ptrain.errors import InternalError
-from p2ptrain.sim.drawing import draw
+from p2ptrain.sim.drawing import FAMILIES, family
 from p2ptrain.sim.shrinking import shrink
 from p2ptrain.sim.swarms import Outcome, SwarmPlan, run
 from peers.source import source_commit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from p2ptrain.sim.drawing import Family
 
 COLLECT_SEEDS = 16
 """A child collects garbage once in so many seeds: some MB each, mostly cycles of what has ended."""
@@ -72,8 +76,8 @@ class Totals:
         return dict(sorted(points.items()))
 
 
-async def soak(seeds: range, *, workers: int) -> Totals:
-    """Run every seed of ``seeds`` on so many processes.
+async def soak(seeds: range, *, workers: int, kind: Family = "plain") -> Totals:
+    """Run every seed of ``seeds`` in the family ``kind`` on so many processes.
 
     Raises:
         InternalError: a child ended before it had done its seeds.
@@ -81,16 +85,16 @@ async def soak(seeds: range, *, workers: int) -> Totals:
     totals = Totals()
     async with asyncio.TaskGroup() as tasks:
         for worker in range(workers):
-            tasks.create_task(_child(seeds[worker::workers], totals))
+            tasks.create_task(_child(seeds[worker::workers], kind, totals))
     return totals
 
 
-async def _child(seeds: range, totals: Totals) -> None:
+async def _child(seeds: range, kind: Family, totals: Totals) -> None:
     if not seeds:
         return
     numbers = [str(seeds.start), str(seeds.stop), str(seeds.step)]
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "peers.soak", "--range", *numbers),
+        *(sys.executable, "-m", "peers.soak", "--family", kind, "--range", *numbers),
         stdout=asyncio.subprocess.PIPE,
         limit=LINE_BYTES,
     )
@@ -119,8 +123,8 @@ def describe(outcome: Outcome) -> str:
     fired = ", ".join(f"{name} ({count})" for name, count in sorted(outcome.fired.items()))
     return (
         f"seed {outcome.plan.seed} {outcome.end}: {outcome.reason} [{fired or 'no fault fired'}]\n"
-        f"  again: git checkout {source_commit()} && python -m peers.soak --seed "
-        f"{outcome.plan.seed}   event log {outcome.event_log_hash}"
+        f"  again: git checkout {source_commit()} && python -m peers.soak --family "
+        f"{family(outcome.plan)} --seed {outcome.plan.seed}   event log {outcome.event_log_hash}"
     )
 
 
@@ -138,6 +142,7 @@ def summary(totals: Totals) -> Iterable[str]:
 @click.option("--seed", type=click.IntRange(0), help="Only this one, in full.")
 @click.option("--plan", type=click.Path(path_type=Path), help="Only this plan (JSON).")
 @click.option("--shrink", "shortest", is_flag=True, help="Find the shortest failing plan.")
+@click.option("--family", "kind", type=click.Choice(list(FAMILIES)), default="plain")
 @click.option("--range", "span", type=(int, int, int), hidden=True)
 def main(  # noqa: PLR0913 - one per flag
     *,
@@ -147,30 +152,31 @@ def main(  # noqa: PLR0913 - one per flag
     seed: int | None,
     plan: Path | None,
     shortest: bool,
+    kind: Family,
     span: tuple[int, int, int] | None,
 ) -> None:
     """Run random swarms from their seeds."""
     if span is not None:
-        _serve(range(*span))
+        _serve(range(*span), kind)
     elif seed is not None or plan is not None:
-        single = draw(seed) if seed is not None else _read(plan)
+        single = FAMILIES[kind](seed) if seed is not None else _read(plan)
         sys.exit(_one(single, shortest=shortest))
     else:
         count = workers or os.cpu_count() or 1
-        totals = asyncio.run(soak(range(first, first + seeds), workers=count))
+        totals = asyncio.run(soak(range(first, first + seeds), workers=count, kind=kind))
         for line in summary(totals):
             click.echo(line)
         sys.exit(1 if totals.failures else 0)
 
 
-def _serve(seeds: range) -> None:
+def _serve(seeds: range, kind: Family) -> None:
     """The child: an outcome a line."""
     gc.disable()
     gc.freeze()  # what was imported need not be walked each time
     for count, seed in enumerate(seeds):
         if count % COLLECT_SEEDS == 0:
             gc.collect()
-        sys.stdout.buffer.write(msgspec.json.encode(run(draw(seed))) + b"\n")
+        sys.stdout.buffer.write(msgspec.json.encode(run(FAMILIES[kind](seed))) + b"\n")
         sys.stdout.buffer.flush()
 
 

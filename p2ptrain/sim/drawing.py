@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from random import Random
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -22,6 +23,12 @@ from p2ptrain.sim.blows import Blow, BlowKind
 from p2ptrain.sim.points import IN_TRANSFER, IN_TROUBLE, POINTS
 from p2ptrain.sim.spill import MEMORIES
 from p2ptrain.sim.swarms import SwarmPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Family: TypeAlias = Literal["plain", "kept", "mixed"]
+"""A seed draws a plan in each."""
 
 FAILPOINT_SHARE = 0.8
 """Of the faults, those that wait for a failpoint: the harder test."""
@@ -69,6 +76,20 @@ def draw_mixed(seed: int) -> SwarmPlan:
     """The plan of ``seed`` with peers of different arithmetic (agreement "canonical")."""
     every = Random(f"p2ptrain mixed swarm/{seed}").randint(1, 3)
     return msgspec.structs.replace(draw(seed), canonical_steps=every)
+
+
+FAMILIES: Final[Mapping[Family, Callable[[int], SwarmPlan]]] = {
+    "plain": draw,
+    "kept": draw_kept,
+    "mixed": draw_mixed,
+}
+
+
+def family(plan: SwarmPlan) -> Family:
+    """Which of the families draws such plans as ``plan``."""
+    if plan.canonical_steps:
+        return "mixed"
+    return "kept" if plan.checkpoint_steps else "plain"
 
 
 def _few(rng: Random, least: int, most: int) -> int:

@@ -1,6 +1,6 @@
 """A seed draws one plan, within the sizes, and everything is drawn by some."""
 
-from p2ptrain.sim.drawing import draw, draw_kept, draw_mixed
+from p2ptrain.sim.drawing import FAMILIES, draw, draw_kept, draw_mixed, family
 from p2ptrain.sim.points import POINTS
 
 
@@ -19,3 +19,8 @@ def test_the_other_families_differ_in_one_thing_alone() -> None:
     assert {draw_kept(seed).checkpoint_steps for seed in range(50)} == {1, 2}
     assert {draw_mixed(seed).canonical_steps for seed in range(50)} == {1, 2, 3}
     assert [draw_kept(seed).blows for seed in range(50)] == [draw(seed).blows for seed in range(50)]
+
+
+def test_a_plan_shows_its_family() -> None:
+    for name, drawn in FAMILIES.items():
+        assert {family(drawn(seed)) for seed in range(50)} == {name}
