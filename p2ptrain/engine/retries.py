@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from p2ptrain.units import PeerId, Seconds
 
 MOST_PEERS = 4096  # as many as there can be links
-FORGET_SECONDS = 300.0  # who still wants it tries at the end of every pause, of a minute at most
+FORGET_SECONDS = 120.0  # who still wants it tries at the end of every pause, of a minute at most
 
 
 class Retries:
