@@ -136,6 +136,11 @@ class Admission:
         for view in node.roster.callable_seats():
             if view.peer != node.me and (view.stage in near or not self._started):
                 node.links.open(view.peer)
+        for seat in node.seats.values():  # who counts with us, and the directory never showed us
+            recorded = seat.stepper.members[max(0, seat.stage - NEAR) : seat.stage + NEAR + 1]
+            for peer in sorted({peer for peers in recorded for peer in peers}):
+                if not node.roster.has_met(peer):
+                    node.links.open(peer)
 
     def _hinted(self) -> bool:
         """Whether only the directory says that the run has begun: anybody may write there.

@@ -111,6 +111,11 @@ class Roster:
         """Whether ``peer`` has told us of its seats, and is not taken for dead."""
         return peer in self._heard and peer not in self._dead
 
+    def has_met(self, peer: PeerId) -> bool:
+        """Whether ``peer`` is us, has been heard, or could not be reached lately."""
+        met = (self._heard, self._dead, self._unreached, self._incarnations)
+        return peer == self._me or any(peer in known for known in met)
+
     def lost(self, peer: PeerId) -> None:
         """``peer`` is suspected: it does not count until it is heard again."""
         self._dead.add(peer)

@@ -204,3 +204,17 @@ def test_where_there_is_no_stage_on_one_side_it_is_as_far_as_we_are() -> None:
     roster.hear(A, [told(1, 5, 3, 4)])
     assert roster.beside(Stage(0), 2, Step(6)) == {"above": 3, "below": 6}
     assert roster.beside(Stage(2), 3, Step(6)) == {"above": 6, "below": 4}
+
+
+def test_whom_it_has_met_is_known_also_when_it_is_gone() -> None:
+    roster = Roster(ME)
+    strangers = PeerId("c"), PeerId("d")
+    roster.hear(A, [status(0)])
+    roster.incarnated(B, 1)
+    roster.lost(A)
+    roster.unreached(strangers[0])
+    roster.list([view(strangers[1], 0)])
+    assert [roster.has_met(peer) for peer in (ME, A, B, *strangers)] == [True] * 3 + [False] * 2
+    roster.list([view(strangers[0], 0)])
+    roster.unreached(strangers[0])
+    assert roster.has_met(strangers[0])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from p2ptrain.sim.blows import Blow
 from p2ptrain.sim.drawing import draw_kept
-from p2ptrain.sim.swarms import run
+from p2ptrain.sim.swarms import SwarmPlan, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -24,3 +25,34 @@ def test_random_swarms_that_keep_states_get_a_lost_stage_back() -> None:
     outcomes = [run(plan) for plan in losing[:SWARMS]]
     assert [(each.end, each.reason) for each in outcomes] == [("trained", "")] * SWARMS
     assert any(each.fired.keys() & set(LOSSES) for each in outcomes)
+
+
+def test_newcomers_that_the_directory_never_showed_each_other_meet_by_the_step_record() -> None:
+    """Two came to one stage as the directory died: the leader lacked the bitmap of the other."""
+    blows = (
+        Blow(kind="join", point="committed", nth=1, seconds=0.0),
+        Blow(kind="freeze", point="chunk asked sent", nth=2, seconds=12.0),
+        Blow(kind="join", point="committed", nth=1, seconds=0.0),
+        Blow(kind="kill", point="manifest asked arrived", nth=1, seconds=12.0),
+        Blow(kind="bootstrap-death", point="counting", nth=19, seconds=2.0),
+        Blow(kind="join", point="committed", nth=1, seconds=0.0),
+        Blow(kind="kill", point="chunk sent", nth=1, seconds=12.0),
+    )
+    plan = SwarmPlan(
+        seed=41,
+        stages=3,
+        microbatches=5,
+        steps=4,
+        replicas=1,
+        speeds=(0.166, 0.78, 0.083, 0.101, 0.796, 0.193),
+        interval_seconds=0.5,
+        latency_seconds=0.02,
+        jitter_seconds=0.01,
+        rate_bytes_per_second=1e6,
+        corruption=0.0,
+        blows=blows,
+        checkpoint_steps=1,
+    )
+    outcome = run(plan)
+    assert (outcome.end, outcome.reason) == ("trained", "")
+    assert outcome.fired["bootstrap-death at counting"] == 1
