@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 M = TypeVar("M")
 
 PROTOCOL = 1
-"""Raised by whoever changes the meaning of any byte on a stream."""
+"""Raised by whoever changes the meaning of any byte on a stream, from the first release on: until
+then there is no other p2ptrain to speak to, and two checkouts that differ part in one line."""
 
 MAGIC = b"p2pt"
 
