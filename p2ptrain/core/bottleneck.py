@@ -105,7 +105,7 @@ def bottleneck_at(spec: RunSpec, boundary: int) -> Bottleneck | None:
     return Bottleneck(
         boundary=boundary,
         width=composition.width,
-        order=composition.anchor_order,
+        order=min(composition.anchor_order, spec.model.context),  # farther back there is none
         rank=composition.anchor_rank,
     )
 

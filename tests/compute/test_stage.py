@@ -348,6 +348,20 @@ def test_a_text_that_says_nothing_is_not_read_as_a_dead_boundary(ids: list[int])
     assert trouble(lower.reading) is None
 
 
+@pytest.mark.parametrize("context", [1, 2])
+def test_sequences_shorter_than_the_anchors_reach_train(context: int) -> None:
+    held = Composition(name="far", width=4, anchor_order=3, anchor_rank=2)
+    spec = msgspec.structs.replace(
+        SPEC,
+        model=msgspec.structs.replace(MODEL, context=context),
+        codec=Codec(name="far", compositions=(held,)),
+    )
+    tokens = bytes(range(microbatch_token_bytes(spec)))
+    found = seat(1, spec).loss(WORK, tokens, seat(0, spec).forward(WORK, tokens, None))
+    assert found.tokens == nominal_tokens(spec)
+    assert not found.poisoned
+
+
 def test_a_bottleneck_travels_with_its_stages_state() -> None:
     names = {
         stage: {name for name in seat(stage, NARROW).weights() if name.startswith("bottleneck")}

@@ -53,6 +53,18 @@ def test_the_encoder_is_the_senders_and_the_rest_the_receivers() -> None:
     }
 
 
+@pytest.mark.parametrize(("context", "order"), [(1, 1), (2, 2), (3, 3), (8, 3)])
+def test_no_table_is_for_a_token_farther_back_than_a_sequence_reaches(
+    context: int, order: int
+) -> None:
+    model = msgspec.structs.replace(MODEL, context=context)
+    held = Composition(name="far", width=4, anchor_order=3)
+    codec = Codec(name="far", compositions=(held,))
+    found = bottleneck_at(RunSpec(model=model, cut=Cut(stages=2), codec=codec), 0)
+    assert found is not None
+    assert found.order == order
+
+
 def test_anchors_at_full_width_have_a_norm_below_and_no_maps() -> None:
     anchored = Composition(name="anchored", anchor_order=2)
     codec = Codec(name="anchored", compositions=(anchored,))
