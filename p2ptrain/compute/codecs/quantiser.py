@@ -14,7 +14,7 @@ a level lost is worse than a zero lost.
 
 Invariants:
     * the bytes do not depend on the number of threads: the only sum over tokens is of
-      integers that a float64 holds exactly, all else is by element, or a maximum;
+      integers, all else is by element, or a maximum;
     * values that are not finite, or beyond 2^100 (2^109 if no mean goes), spoil their message: it
       decodes to NaN everywhere, so the loss or gradient of it has no weight (``scales.SPOILT``);
     * any other bytes are refused or decode to finite values.
@@ -63,7 +63,7 @@ COARSE_BITS = 3
 """So many bits and fewer make a grid without a zero."""
 
 MEAN_DIGITS = 22
-"""Binary digits of a value in the sum for the mean: 2^31 tokens then sum exactly in float64."""
+"""Binary digits of a value in the sum for the mean: 2^31 tokens then sum exactly in a double."""
 
 
 class _Parts(NamedTuple):
@@ -217,8 +217,9 @@ def channel_means(x_rk: Tensor, top: float) -> Tensor:
     """
     exponent = max(math.frexp(top)[1], -100)
     integers_rk = (x_rk * 2.0 ** (MEAN_DIGITS - exponent)).round_()
-    total_k = integers_rk.sum(0, dtype=torch.float64)
-    return (total_k * (2.0 ** (exponent - MEAN_DIGITS) / len(x_rk))).to(torch.bfloat16)
+    total_k = integers_rk.sum(0, dtype=torch.int64).cpu().numpy()  # not all devices know doubles
+    mean_k = total_k * (2.0 ** (exponent - MEAN_DIGITS) / len(x_rk))
+    return torch.from_numpy(mean_k.astype(np.float32)).to(torch.bfloat16).to(x_rk.device)
 
 
 def peaks(x_ng: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 import hashlib
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2ptrain.compute.codecs import CodecContext, Quantiser
 from p2ptrain.compute.codecs.quantiser import channel_means
@@ -210,6 +212,27 @@ def test_the_bytes_do_not_depend_on_layout_or_grad(forward: CodecContext) -> Non
     x_rk = torch.randn(16, 9, generator=torch.Generator().manual_seed(2))
     strided = x_rk.t().contiguous().t().requires_grad_()
     assert codec.encode(strided, forward) == codec.encode(x_rk, forward)
+
+
+class NoDoubles(TorchDispatchMode):
+    """Refuses what some accelerators (mps) do not have."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else [found]:
+            assert not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float64, func
+        return found
+
+
+@BITS
+def test_no_device_needs_doubles(
+    composition: Composition, bits: Bits, x_rk: torch.Tensor, backward: CodecContext
+) -> None:
+    codec = Quantiser(composition, bits)
+    blob = codec.encode(x_rk, backward)
+    with NoDoubles():
+        assert codec.encode(x_rk, backward) == blob
+        codec.decode(blob, *x_rk.shape, CPU)
 
 
 def test_a_mean_is_exact_in_any_order() -> None:
