@@ -235,6 +235,14 @@ def test_anchors_stand_without_a_bottleneck_too_and_cost_the_wire_nothing() -> N
     )
 
 
+@pytest.mark.parametrize("letter", ["\u00e9", "\U0001d400", "\u4e2d"])
+def test_a_name_in_any_script_is_read_back_from_toml(letter: str) -> None:
+    spec = validate(named(f"a{letter}.1"))
+    text = to_toml(spec)
+    assert text.isascii()  # whatever the locale writes files in
+    assert from_toml(text) == spec
+
+
 # --- rules ------------------------------------------------------------------------------
 
 

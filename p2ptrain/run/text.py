@@ -211,9 +211,10 @@ def _assignment(part: Part, field: str, *, comments: bool) -> str:
 
 
 def _inline(value: Value) -> str:
-    """A value on one line; JSON writes all but tables as TOML does."""
+    """A value on one line; JSON writes all but tables as TOML does, and letters beyond ASCII."""
     if isinstance(value, dict):
         return f"{{{', '.join(f'{name} = {_inline(part)}' for name, part in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_inline, value))}]"
-    return json.dumps(value)
+    written = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", written)
