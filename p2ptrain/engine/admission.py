@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from p2ptrain.core.assignment import choose_stage, release, spare_stage
 from p2ptrain.core.levelling import level, spread
+from p2ptrain.core.lineage import unserved
 from p2ptrain.core.schedule import last_step
 from p2ptrain.engine.falling import Falling
 from p2ptrain.engine.handover import Handover
@@ -87,6 +88,7 @@ class Admission:
             self._start_when_covered()
             node.parting.look()
             node.adoption.look()
+            node.lineage.look()
             node.snapshots.expire(asyncio.get_running_loop().time())
             self._look_down(asyncio.get_running_loop().time())
             if not self._laggards.look(asyncio.get_running_loop().time()):
@@ -146,10 +148,11 @@ class Admission:
         """Whether only the directory says that the run has begun: anybody may write there.
 
         Those listed are being dialled; who answers tells its version, who does not is no more
-        in the views.
+        in the views. Of a later epoch we are told by who is linked; our own goes on if whole.
         """
-        epoch, views = self._node.lineage.root.epoch, self._node.roster.of_all_epochs()
-        foreign = any(view.epoch > epoch for view in views)  # who is linked tells us
+        node, views = self._node, self._node.roster.of_all_epochs()
+        ahead = any(view.epoch > node.lineage.root.epoch for view in views)
+        foreign = ahead and bool(unserved(node.roster.views(), node.spec.cut.stages))
         return foreign or (any(view.version for view in views) and not self._furthest)
 
     async def _take_again(self) -> None:

@@ -4,7 +4,7 @@
         --> everybody linked is told --> all seats are given up, whatever they count
         --> each stage is taken again: from who serves it there, else from where it begins
     a link comes up, or a heartbeat names a lower epoch --> that peer is told
-    what we hear is in doubt (core/lineage: doubt) --> an alarm; we are told again, as above
+    what we hear is in doubt (core/lineage: doubt) --> an alarm, and it is looked at again
 
 Intuition: who was frozen or cut off while the others fell back need not find out by himself.
 The first to hear him tells him, and he comes as a newcomer would.
@@ -58,6 +58,7 @@ class Lineage:
         self._node = node
         self._proof: Rollback | None = None
         self._past: dict[Step, Chain] = {self.root.step: self.root.chain}
+        self._doubted: dict[PeerId, Rollback] = {}  # not followed yet; who tells us has a link
         self._told = ""  # the last doubt
 
     def declare(self, at: Position, reason: str) -> None:
@@ -82,13 +83,15 @@ class Lineage:
         signed = rollback_bytes(node.run_id, rollback)
         if not node.world.signer.verify(rollback.peer, signed, rollback.signature):
             raise MisbehaviourError("a rollback with a wrong signature", peer=peer)
-        if node.seats and (why := self._doubt(at)):
-            if why != self._told:
-                self._told, step = why, at.step
-                reason = f"{rollback.peer} has the run begin again at step {step}; we go on: {why}"
-                node.emit(ev.Alarm(reason=reason))
-            return
-        self._adopt(rollback, f"as {rollback.peer} has decided")
+        self._judge(peer, rollback)
+
+    def look(self) -> None:
+        """Call every second or so: what was doubted may be seen to be true by now."""
+        linked = self._node.links.peers()
+        self._doubted = {peer: told for peer, told in self._doubted.items() if peer in linked}
+        for peer, rollback in self._doubted.copy().items():
+            if not self._node.ended.is_set():
+                self._judge(peer, rollback)
 
     def stepped(self, at: Position) -> None:
         """A seat of ours has come to ``at``."""
@@ -114,6 +117,21 @@ class Lineage:
         """Whether ``at`` is where our lineage begins, in whatever epoch its state was taken."""
         return (at.step, at.chain) == (self.root.step, self.root.chain)
 
+    def _judge(self, peer: PeerId, rollback: Rollback) -> None:
+        """Follow it, or keep it and say why not: once for each reason."""
+        self._doubted.pop(peer, None)
+        if not beats(rollback.at, self.root):
+            return
+        why = self._doubt(rollback.at)
+        if not why:
+            self._adopt(rollback, f"as {rollback.peer} has decided")
+            return
+        self._doubted[peer] = rollback
+        if why != self._told:
+            self._told, step = why, rollback.at.step
+            reason = f"{rollback.peer} has the run begin again at step {step}; we go on: {why}"
+            self._node.emit(ev.Alarm(reason=reason))
+
     def _doubt(self, at: Position) -> str:
         node = self._node
         stages = node.spec.cut.stages
@@ -122,22 +140,23 @@ class Lineage:
         return doubt(self.root, at, lost=lost, there=self._stands(at.epoch), known=known)
 
     def _stands(self, epoch: int) -> bool:
-        """Whether the stages around our seats are served in ``epoch``, at first hand."""
-        node = self._node
-        near = {stage + offset for stage in node.seats for offset in (-1, 0, 1)}
+        """Whether the stages around our seats, or all, are served in ``epoch``, at first hand."""
+        node, stages = self._node, set(range(self._node.spec.cut.stages))
+        near = {stage + offset for stage in node.seats for offset in (-1, 0, 1)} or stages
         seats = [
             view
             for view in node.roster.of_all_epochs()
             if view.epoch >= epoch and view.state != "joining" and node.roster.counts(view.peer)
         ]
-        whole = {view.stage for view in seats} >= near & set(range(node.spec.cut.stages))
+        whole = {view.stage for view in seats} >= near & stages
         return whole and len({view.peer for view in seats} - {node.me}) >= WITNESSES
 
     def _adopt(self, rollback: Rollback, reason: str) -> None:
         node = self._node
         stood = [seat.position for seat in node.seats.values() if seat.position is not None]
         left = max(stood, key=lambda at: (at.epoch, at.step), default=self.root)
-        self.root, self._proof, self._told = rollback.at, rollback, ""
+        self.root, self._proof = rollback.at, rollback
+        self._told = ""
         self._past = {step: chain for step, chain in self._past.items() if step < self.root.step}
         self._past[self.root.step] = self.root.chain
         event = ev.RolledBack(

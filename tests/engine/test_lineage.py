@@ -186,8 +186,28 @@ def test_who_sees_every_stage_served_follows_nobody_and_says_so_once() -> None:
     assert (node.begun, node.said) == (0, [])
     (alarm,) = node.alarms
     assert alarm == "ann has the run begin again at step 3; we go on: every stage is served here"
-    node.roster.lost(BOB)  # it is told again, with every heartbeat
+    node.lineage.heard(BOB, rollback(at(1, 5), BOB))  # a doubted one hides no other
+    node.lineage.look()
+    assert (node.begun, len(node.alarms)) == (0, 1)
+    node.roster.lost(BOB)
+    node.lineage.look()
+    assert (node.begun, node.lineage.root) == (1, at(2, 0))
+    node.lineage.look()
+    assert node.begun == 1
+
+
+def test_a_newcomer_follows_nobody_either_while_the_run_that_it_came_to_is_whole() -> None:
+    node = Node()
+    node.seats.clear()
+    node.roster.hear(BOB, [status(0, stage=1)])
     node.lineage.heard(ANN, rollback(at(1, 3)))
+    assert node.begun == 0
+    node.roster.hear(PeerId("cat"), [status(1)])
+    node.roster.hear(PeerId("dan"), [status(1)])  # of the other stage there is nobody
+    node.lineage.look()
+    assert node.begun == 0
+    node.roster.hear(PeerId("dan"), [status(1, stage=1)])
+    node.lineage.look()
     assert node.begun == 1
 
 

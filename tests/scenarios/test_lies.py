@@ -92,3 +92,30 @@ def test_one_peer_alone_takes_no_run_back_in_which_every_stage_is_served(
     assert doubting == set(names) - {liar}
     assert not any(isinstance(entry.event, ev.RolledBack) for entry in result.entries)
     assert result.weights_digest == reference(spec, ToyCorpus(spec)).weights_digest
+
+
+def fall_back_alone(world: SimWorld, entry: ev.Entry) -> PeerId:
+    """Not a liar: for its bad lines it takes a stage for lost, and begins again by itself."""
+    node = world.hosts[entry.peer].node
+    assert node is not None
+    root = node.lineage.root
+    node.lineage.declare(msgspec.structs.replace(root, epoch=1), "I hear of nobody")
+    return entry.peer
+
+
+def test_who_falls_back_alone_takes_neither_the_run_nor_a_newcomer_along(
+    play: Callable[..., SwarmResult], cue: Callable[..., Any]
+) -> None:
+    spec = toy_spec(stages=2, microbatches=6, steps=40, replicas=2)
+    names = [f"{letter}{stage}" for letter in "ab" for stage in (0, 1)]
+    peers = [PeerPlan(peer=PeerId(name), stage=Stage(int(name[1])), speed=0.05) for name in names]
+    peers.append(PeerPlan(peer=PeerId("new"), speed=0.05, starts_at=10.0))
+    scenario = Scenario(spec=spec, peers=peers, patience_seconds=300.0)
+    result = play(scenario, cue("alone", published, fall_back_alone), holds=False)
+    (fell,) = {e.peer for e in result.entries if isinstance(e.event, ev.RolledBack)}
+    fired = next(e.at for e in result.entries if isinstance(e.event, ev.FaultFired))
+    opened = {e.peer for e in result.entries if e.at > fired and isinstance(e.event, ev.SeatOpened)}
+    assert "new" in opened
+    finished = {peer for peer, outcome in result.peers.items() if outcome.finished}
+    assert finished == {*names, "new"} - {fell}
+    assert {e.event.epoch for e in result.entries if isinstance(e.event, ev.StepCommitted)} == {0}
