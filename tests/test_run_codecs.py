@@ -166,6 +166,7 @@ def test_wide_models_take_int8_and_large_vocabularies_factorised_anchors() -> No
     assert (small.forward[0][1], large.forward[0][1]) == (4, 8)
     assert small.anchor_rank == 0
     assert sized("b128x", spec_of(4096, 2048, vocab=50_000)).anchor_rank > 0
+    assert sized("b32x", spec_of(128, 4096, vocab=50_000)).anchor_rank == 0  # smaller whole
 
 
 def test_resolving_fills_in_what_is_sized_and_drops_what_no_boundary_uses() -> None:

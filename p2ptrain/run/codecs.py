@@ -174,11 +174,12 @@ def _widest(name: CodecName, spec: RunSpec) -> Composition | None:
 
 
 def _bottleneck(name: CodecName, model: Model, width: int, bits: Bits) -> Composition:
+    whole = model.vocab_size <= WHOLE_TABLES or model.d_model <= ANCHOR_RANK
     return Composition(
         name=name,
         width=width,
         anchor_order=ANCHOR_ORDER,
-        anchor_rank=0 if model.vocab_size <= WHOLE_TABLES else ANCHOR_RANK,
+        anchor_rank=0 if whole else ANCHOR_RANK,
         mean=True,
         forward=((0, bits),),
         backward=((0, bits),),
