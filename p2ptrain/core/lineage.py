@@ -14,7 +14,8 @@ who compare the same two choose the same one, whenever they look.
 
 Invariants:
     * ``beats`` is a strict order of all lineages of a run;
-    * a rollback begins where every stage's state is, of one chain, and one epoch above;
+    * a rollback begins where every stage's state is, of one chain, and one epoch above; never
+      where whoever decides knows that nobody can have been;
     * a state belongs to a lineage if it was taken in its epoch, or is what it began with.
 
 Refused: choosing the side that got further. How far it is changes while they compare, and
@@ -33,7 +34,7 @@ from p2ptrain.core.resuming import Holding, origin
 from p2ptrain.units import PeerId, Stage, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from p2ptrain.core.assignment import SeatView
     from p2ptrain.units import Chain, RunId
@@ -135,6 +136,20 @@ def beginning(genesis: Chain, version: Step, *, stages: int, every_steps: int) -
     near = every_steps and version <= KEPT * every_steps
     at = Position(epoch=0, step=Step(0), chain=genesis)
     return [Holding(stage=Stage(stage), at=at) for stage in range(stages if near else 0)]
+
+
+def possible(held: Iterable[Holding], version: Step, past: Mapping[Step, Chain]) -> list[Holding]:
+    """Of what others say that they hold, what somebody can have while the run is at ``version``.
+
+    ``past``: with which chain we have been at a step, where that can only have been one. Who
+    fell back to anything else would find nobody who has it, and the run would end there.
+    """
+    return [
+        one
+        for one in held
+        if one.at.step <= version + 1  # of those that we have not heard yet
+        and past.get(one.at.step, one.at.chain) == one.at.chain
+    ]
 
 
 def fall(

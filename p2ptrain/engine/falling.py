@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.chain import genesis_chain
-from p2ptrain.core.lineage import beginning, fall, unserved
+from p2ptrain.core.lineage import beginning, fall, possible, unserved
 from p2ptrain.observe import events as ev
 
 if TYPE_CHECKING:
@@ -94,7 +94,10 @@ class Falling:
             for view in node.roster.callable_seats():
                 node.links.open(view.peer)
             others = await node.holdings.of_others()
-            held = [*await node.holdings.ours(), *(h for each in others.values() for h in each)]
+            most = version if node.seats else max(version, node.roster.furthest())
+            told = (one for each in others.values() for one in each)
+            theirs = possible(told, most, node.lineage.past)
+            held = [*await node.holdings.ours(), *theirs]
         finally:
             self._asking = False
         lost = self._lost()

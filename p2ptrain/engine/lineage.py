@@ -41,6 +41,8 @@ from p2ptrain.errors import MisbehaviourError
 from p2ptrain.observe import events as ev
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from p2ptrain.core.agreement import Position
     from p2ptrain.engine.lifecycle import Node
     from p2ptrain.units import Chain, PeerId, Step
@@ -99,6 +101,11 @@ class Lineage:
         if len(self._past) > PAST_MOST:
             del self._past[next(iter(self._past))]
 
+    @property
+    def past(self) -> Mapping[Step, Chain]:
+        """With which chain we have been at a step, where that can only have been one."""
+        return self._past if self._node.spec.sync.agreement == "bitwise" else {}
+
     def up(self, peer: PeerId) -> None:
         """A link to ``peer`` is up: it may not know where we are."""
         if self._proof is not None:
@@ -135,7 +142,7 @@ class Lineage:
     def _doubt(self, at: Position) -> str:
         node = self._node
         stages = node.spec.cut.stages
-        known = self._past.get(at.step) if node.spec.sync.agreement == "bitwise" else None
+        known = self.past.get(at.step)
         lost = unserved(node.roster.views(), stages)
         return doubt(self.root, at, lost=lost, there=self._stands(at.epoch), known=known)
 

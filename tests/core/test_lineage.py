@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2ptrain.core.agreement import Position
-from p2ptrain.core.lineage import admits, beats, beginning, fall, fitting
+from p2ptrain.core.lineage import admits, beats, beginning, fall, fitting, possible
 from p2ptrain.core.resuming import Holding
 from p2ptrain.units import Chain, Stage, Step
 
@@ -117,3 +117,15 @@ def test_the_seed_gives_the_beginning_but_only_of_a_run_that_was_to_lose_that_mu
     assert found.to == Position(epoch=1, step=Step(0), chain=GENESIS)
     assert beginning(GENESIS, Step(7), stages=STAGES, every_steps=3) == []
     assert beginning(GENESIS, Step(1), stages=STAGES, every_steps=0) == []
+
+
+def test_what_nobody_can_hold_is_not_fallen_back_to() -> None:
+    """A state of a step that is yet to come, or of one that we have been at on another chain."""
+    true = [one for stage in range(STAGES) for one in held(stage, 4)]
+    ahead = [one for stage in range(STAGES) for one in held(stage, 12)]
+    invented = [
+        Holding(stage=Stage(s), at=at(step, chain="x")) for s in range(STAGES) for step in (0, 6)
+    ]
+    past = {Step(step): at(step).chain for step in range(1, 10)} | {Step(0): GENESIS}
+    assert possible([*true, *ahead, *invented], Step(9), past) == true
+    assert possible([*true, *ahead, *invented], Step(9), {}) == [*true, *invented]

@@ -54,6 +54,7 @@ class Node:
     declared: list[Position] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
     events: list[ev.AnyEvent] = field(default_factory=list)
+    past: dict[Step, Chain] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.run_id, self.spec, self.roster = RUN, SPEC, Roster(ME)
@@ -179,3 +180,16 @@ def test_a_stage_that_stands_a_step_behind_and_counts_nothing_is_as_good_as_lost
         assert [(at.epoch, at.step) for at in node.declared] == [(1, 4)]
 
     play(story)
+
+
+def test_a_position_at_which_nobody_has_been_is_not_declared() -> None:
+    """One who has a link and no seat may say that it holds everything."""
+
+    async def story() -> None:
+        true = (holding(0, 6), holding(1, 6))
+        node = Node(others={ANN: (holding(0, 8), holding(1, 8))}, own=true)
+        node.past = {Step(8): Chain(b"x" * 32), Step(6): true[0].at.chain}
+        await node.looks(PATIENCE_SECONDS + 3.0)
+        assert {at.step for at in node.declared} == {6}
+
+    run(story())
