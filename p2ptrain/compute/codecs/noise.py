@@ -8,7 +8,8 @@ slab of rows can be made alone, and a replay makes the same.
     key --BLAKE2b--> two words;  a_r = mix(row, word 1), b_c = mix(column, word 2)
     h_rc = one more round of multiply and xor-shift over a_r + b_c      (32 bits, wrapping)
 
-Everything is 32-bit integer arithmetic, which wraps alike on CPUs and GPUs. Rows and columns are
+Everything is 32-bit integer arithmetic, which wraps alike on CPUs and GPUs; shifts are logical
+(the sign's copies are masked away), or two words in a row would share a hash. Rows and columns are
 mixed thoroughly (they are few), their sum by one round (they are many): measured, no
 correlation of neighbours stands out of a million pairs.
 
@@ -67,6 +68,7 @@ class Noise:
         torch.add(rows_r1, self._columns_c, out=h_rc)
         h_rc *= _ONE
         torch.bitwise_right_shift(h_rc, 15, out=moved_rc)
+        moved_rc &= _low(15)
         h_rc ^= moved_rc
         h_rc *= _TWO
         return h_rc
@@ -76,7 +78,12 @@ def _mixed(x: Tensor, word: int) -> Tensor:
     """Two rounds over ``x`` (int32), which is left alone."""
     x = x ^ word
     for multiplier in (_ONE, _TWO):
-        x ^= x >> 16
+        x ^= (x >> 16) & _low(16)
         x *= multiplier
-        x ^= x >> 15
+        x ^= (x >> 15) & _low(15)
     return x
+
+
+def _low(shift: int) -> int:
+    """What a logical shift of 32 bits by ``shift`` leaves."""
+    return (1 << (32 - shift)) - 1

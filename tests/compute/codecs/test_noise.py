@@ -17,8 +17,8 @@ def noise(columns: int = 64, **there: object) -> Noise:
 
 def test_the_bits_are_these_on_every_machine() -> None:
     assert noise(3).rows(5, 7).tolist() == [
-        [1623976168, 814810108, -803365744],
-        [811109558, 1379794378, 954325262],
+        [204134300, -1130789191, -1033300132],
+        [-1969288294, -1102335794, 333395562],
     ]
 
 
@@ -52,3 +52,8 @@ def test_it_is_uniform_and_neighbours_tell_nothing_of_each_other() -> None:
         assert abs(float((h_rc * other).mean())) < 5 * sigma
     counts = torch.histc(h_rc, 64, -0.5, 0.5)
     assert float(((counts - 2**14) ** 2 / 2**14).sum()) < 63 + 5 * math.sqrt(126)
+
+
+def test_no_two_rows_of_a_column_share_a_hash() -> None:
+    rows = 1 << 16
+    assert all(len(column.unique()) == rows for column in noise(4).rows(0, rows).T)
