@@ -22,8 +22,8 @@ Invariants:
     * a chosen peer that is gone, silent or behind is passed over, with the reason; who finds
       nobody keeps its own state until the next time.
 
-Bounds: one attempt for each member of the stage and one more, each within a download's
-deadlines; who is found to be suspected is waited for no longer.
+Bounds: TRIES attempts for each member of the stage, begun within ANSWER_SECONDS, and one more,
+each within a download's deadlines; who is found to be suspected is waited for no longer.
 
 Refused: going on with the next step while the state comes. What was counted at other weights
 would be lost with them, and the weights are needed to count.
@@ -31,19 +31,23 @@ would be lost with them, and the weights are needed to count.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.adoption import adoption_order, adopts_at, waits
+from p2ptrain.core.download import ANSWER_SECONDS
 from p2ptrain.errors import LinkError, PeerError
 from p2ptrain.observe import events as ev
 
 if TYPE_CHECKING:
-    import asyncio
-
     from p2ptrain.engine.lifecycle import Node
     from p2ptrain.engine.pulling import Pulled
     from p2ptrain.engine.seat import SeatRuntime
-    from p2ptrain.units import Digest, PeerId, Stage
+    from p2ptrain.units import Digest, PeerId, Seconds, Stage
+
+TRIES = 3
+"""At a mate that lives: a line that damages frames breaks now and then, and is up again at
+once. A dead one costs a second or two so, until it is suspected."""
 
 
 class Adoption:
@@ -94,8 +98,8 @@ class Adoption:
         for peer in self._order(seat):
             if peer == node.me:
                 adopted = await self._own_turn(seat, passed_over=passed_over)
-            elif self._lives(stage, peer):
-                adopted = await self._take(seat, [peer])
+            else:
+                adopted = await self._take_from(seat, peer)
             if adopted is not None:
                 self._tell(seat, *adopted)
                 break
@@ -135,6 +139,17 @@ class Adoption:
         blob = await seat.compute.save()
         return await self._node.snapshots.offer(seat.stage, at, members, blob)
 
+    async def _take_from(self, seat: SeatRuntime, peer: PeerId) -> tuple[PeerId, Digest] | None:
+        """What ``peer`` gives; that the line breaks is no reason to do without."""
+        until = _now() + ANSWER_SECONDS
+        for _ in range(TRIES):
+            if _now() >= until or not self._lives(seat.stage, peer):
+                break
+            adopted = await self._take(seat, [peer])
+            if adopted is not None:
+                return adopted
+        return None
+
     async def _take(self, seat: SeatRuntime, donors: list[PeerId]) -> tuple[PeerId, Digest] | None:
         self._asked[seat.stage] = donors
         self._node.admission.deny(seat)  # who waits for what now waits for them
@@ -163,3 +178,7 @@ class Adoption:
             peer = pulled.sources[0]
             raise LinkError(f"{peer} is at step {pulled.at.step}, or on another chain", peer=peer)
         return pulled
+
+
+def _now() -> Seconds:
+    return asyncio.get_running_loop().time()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from p2ptrain.core.adoption import adoption_order
 from p2ptrain.core.agreement import Position
-from p2ptrain.engine.adopting import Adoption
+from p2ptrain.core.download import ANSWER_SECONDS
+from p2ptrain.engine.adopting import TRIES, Adoption
 from p2ptrain.engine.pulling import Pulled
 from p2ptrain.errors import LinkError
 from p2ptrain.observe import events as ev
@@ -60,7 +61,8 @@ class Node:
     def __init__(self, me: PeerId, gives: dict[PeerId, bytes | None], group: Any) -> None:
         self.me, self.gives, self.spec = me, gives, SPEC
         self.roster = self.snapshots = self.admission = self
-        self.denied = 0
+        self.denied = self.breaks = 0
+        self.seconds = 0.0  # until an answer comes, or none
         self.live = {FIRST, SECOND, THIRD}
         self.spawn: Callable[[Coroutine[None, None, None]], Any] = group.create_task
         self.events: list[ev.AnyEvent] = []
@@ -78,6 +80,9 @@ class Node:
     ) -> Pulled:
         assert (stage, version, owners) == (STAGE, AT.step, 1)
         self.asked.append(tuple(donors))
+        await asyncio.sleep(self.seconds)
+        if len(self.asked) <= self.breaks:
+            raise LinkError("the link broke", peer=donors[0])
         for peer in donors:
             if peer not in self.gives:
                 await self.gone[peer].wait()
@@ -106,12 +111,17 @@ class Node:
 
 
 def adopted(
-    me: PeerId, gives: dict[PeerId, bytes | None], *, ahead: frozenset[PeerId] = frozenset()
+    me: PeerId,
+    gives: dict[PeerId, bytes | None],
+    *,
+    ahead: frozenset[PeerId] = frozenset(),
+    breaks: int = 0,
+    seconds: float = 0.0,
 ) -> tuple[Node, Seat]:
     async def main() -> tuple[Node, Seat]:
         async with asyncio.TaskGroup() as group:
             node, seat = Node(me, gives, group), Seat()
-            seat.ahead = ahead
+            seat.ahead, node.breaks, node.seconds = ahead, breaks, seconds
             adoption = Adoption(node)  # type: ignore[arg-type]  # what it uses
             assert adoption.due(seat)  # type: ignore[arg-type]
             adoption.begin(seat)  # type: ignore[arg-type]
@@ -145,6 +155,24 @@ def test_who_falls_silent_is_waited_for_until_it_is_suspected() -> None:
     assert seat.state == b"second"
     assert node.asked == [(FIRST,), (SECOND,)]
     assert any("is suspected" in e.reason for e in node.events if isinstance(e, ev.Alarm))
+
+
+def test_a_line_that_breaks_is_no_reason_to_pass_over_who_lives() -> None:
+    node, seat = adopted(SECOND, {FIRST: b"first", THIRD: None}, breaks=TRIES - 1)
+    assert (seat.state, node.offered) == (b"first", None)
+    assert node.asked == [(FIRST,)] * TRIES
+
+
+def test_who_lives_and_gives_nothing_is_passed_over_in_the_end() -> None:
+    node, seat = adopted(THIRD, {FIRST: None, SECOND: b"second"})
+    assert seat.state == b"second"
+    assert node.asked == [(FIRST,)] * TRIES + [(SECOND,)]
+
+
+def test_who_lives_and_never_answers_is_asked_once() -> None:
+    node, seat = adopted(THIRD, {FIRST: None, SECOND: b"second"}, seconds=ANSWER_SECONDS)
+    assert seat.state == b"second"
+    assert node.asked == [(FIRST,), (SECOND,)]
 
 
 def test_whose_turn_comes_late_takes_what_a_mate_has_adopted_from_the_dead() -> None:
@@ -185,7 +213,8 @@ def test_who_comes_later_than_whom_we_ask_waits_for_what_we_get() -> None:
             await asyncio.sleep(1.0)
             assert node.asked == [(FIRST,)]
             assert not adoption.denies(seat, SECOND)
-            node.lost(FIRST)
+            node.live.discard(FIRST)
+            adoption.look()
             await asyncio.sleep(1.0)
             assert node.asked == [(FIRST,), (SECOND,)]
             assert adoption.denies(seat, SECOND)  # it is asked itself now
