@@ -128,8 +128,14 @@ class Loader:
         return [peer for _, _, peer in sorted(ranked)[:DONORS_MOST]]
 
     def _version(self) -> Step:
-        """Where the run stands: the middle of what all say, so that one who lies moves nothing."""
-        versions = [v.version for v in self._node.roster.views() if v.state != "joining"]
+        """Where the run stands: the middle of what all say, so that one who lies moves nothing.
+
+        Of those heard so far, if there are any: the directory tells how far its records were.
+        """
+        roster = self._node.roster
+        views = [view for view in roster.views() if view.state != "joining"]
+        heard = [view for view in views if roster.counts(view.peer)] or views
+        versions = [view.version for view in heard]
         return Step(statistics.median_low(versions)) if versions else self._node.lineage.root.step
 
     def foremost(self) -> Step:

@@ -116,8 +116,12 @@ class SimNetwork:
     # --- faults ---------------------------------------------------------------------------
 
     def kill(self, peer: PeerId) -> None:
-        """The process of ``peer`` dies; the caller ends the tasks that it started itself."""
-        self._transports[peer].die()
+        """The process of ``peer`` dies; the caller ends the tasks that it started itself.
+
+        Who has not come yet leaves nothing behind.
+        """
+        if peer in self._transports:
+            self._transports[peer].die()
         for wire in self._wires.pop(peer, ()):
             for end in wire.ends:
                 if end.peer != peer:  # its own end: the other one hears of it over the wire

@@ -276,7 +276,8 @@ class SimWorld:
                 async with asyncio.timeout_at(self._moved_at + DEPARTURE_SECONDS):
                     await self._until(lambda: not self._living())
         for host in self._living():
-            self._unfinished.append(host.peer)
+            if host.node is not None:  # else it has not come yet, and does not any more
+                self._unfinished.append(host.peer)
             self.kill(host.peer)
 
     async def _until(self, condition: Callable[[], object]) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from p2ptrain.core.assignment import SeatView
+from p2ptrain.engine.loading import Loader
+from p2ptrain.engine.roster import Roster
 from p2ptrain.errors import MisbehaviourError
 from p2ptrain.observe import events as ev
 from p2ptrain.sim.compute import CostModel, ToyCompute, ToyStage
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, crowd
 from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
 from p2ptrain.sim.world import SimWorld
-from p2ptrain.units import PeerId
+from p2ptrain.units import PeerId, Stage, Step
+from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
     from p2ptrain.run import RunSpec
-    from p2ptrain.units import Stage
 
 SPEC = toy_spec(stages=2, microbatches=6, steps=8)
 LATE = PeerPlan(peer=PeerId("late"), starts_at=6.5, speed=0.1)
@@ -82,3 +86,21 @@ def test_a_step_that_ended_while_its_state_was_loaded_is_caught_up_with() -> Non
     assert [commit.step for commit in commits] == list(range(loaded.version, 8))
     assert loaded.version not in {e.step for e in of_late(result, ev.SlotCounted)}
     assert of_late(result, ev.SeatClosed) == []
+
+
+def test_where_the_run_stands_is_heard_from_peers_not_read_in_old_records() -> None:
+    roster = Roster(PeerId("me"))
+    root = SimpleNamespace(step=Step(0))
+    node: Any = SimpleNamespace(roster=roster, seats={}, lineage=SimpleNamespace(root=root))
+    roster.list(
+        [
+            SeatView(peer=PeerId(peer), stage=Stage(0), state="serving", rate=1.0, version=Step(0))
+            for peer in ("old", "older")
+        ]
+    )
+    assert Loader(node).foremost() == 0  # nothing better is known
+    status = m.SeatStatus(
+        stage=Stage(2), state="serving", version=Step(4), rate=1.0, queue=0, parked=0
+    )
+    roster.hear(PeerId("heard"), [status])
+    assert Loader(node).foremost() == 4

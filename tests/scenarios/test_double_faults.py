@@ -72,7 +72,7 @@ def real(seed: int) -> RunSpec:
         seed=seed,
         model=Model(d_model=16, n_layers=3, n_heads=2, n_kv_heads=1, d_ff=32, context=16),
         cut=Cut(stages=3),
-        batch=Batch(sequences=2, microbatches=8),
+        batch=Batch(sequences=2, microbatches=12),
         optimizer=Optimizer(steps=STEPS, warmup_steps=1),
         codec=Codec(name=codec.name, compositions=(codec,)),
         data=Data(source="text"),
