@@ -17,7 +17,7 @@ class Visited(SimWorld):
     """Whoever first counts in the second step of stage 1 is visited."""
 
     def __init__(self) -> None:
-        spec = toy_spec(stages=2, microbatches=8, steps=4)
+        spec = toy_spec(stages=2, microbatches=16, steps=4)
         super().__init__(Scenario(spec=spec, peers=crowd(4, speeds=(0.1,))))
         self.witness = Witness(SimSigner(PeerId("witness")), self.now)
         self.tap = self.hear
