@@ -19,6 +19,7 @@ Refused: subscriptions and gossip of records. The engine's own links carry what 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -62,7 +63,7 @@ GAP_GROWTH = 1.5
 CHANGE_GAP_SECONDS = 0.5  # between two announcements of changes
 RETRY_SECONDS = 2.0  # after a failed write
 COMMIT_GAP_SECONDS = 10.0  # commits are a trail for latecomers, not a channel
-WITHDRAW_SECONDS = 3.0  # how long leaving may take; the records expire anyway
+WITHDRAW_SECONDS = 3.0  # how long each of two tries may take; the records expire anyway
 ALARM_FAILURES = 3  # failed reads of everything in a row before somebody is told
 
 
@@ -140,11 +141,11 @@ class Presence:
         self._left, self._own = True, {}
         if self._announcing is not None:
             self._announcing.cancel()  # it may wait for a directory that does not answer it
-        try:
-            async with asyncio.timeout(WITHDRAW_SECONDS):
-                await self._publish_seats()
-        except (DirectoryError, TimeoutError):
-            pass  # our records expire by themselves
+        for _ in range(2):  # a process that stood still finds its first time over
+            with suppress(DirectoryError, TimeoutError):  # our records expire by themselves
+                async with asyncio.timeout(WITHDRAW_SECONDS):
+                    await self._publish_seats()
+                return
 
     # --- announcing ------------------------------------------------------------------------
 

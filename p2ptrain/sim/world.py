@@ -276,8 +276,7 @@ class SimWorld:
                 async with asyncio.timeout_at(self._moved_at + DEPARTURE_SECONDS):
                     await self._until(lambda: not self._living())
         for host in self._living():
-            if host.node is not None:  # else it has not come yet, and does not any more
-                self._unfinished.append(host.peer)
+            self._unfinished += [host.peer] if host.node else []  # else it has not come yet
             self.kill(host.peer)
 
     async def _until(self, condition: Callable[[], object]) -> None:

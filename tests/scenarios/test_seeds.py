@@ -29,7 +29,11 @@ SEEDS = range(2000)  # at most five minutes on two cores of their own
 TIMES_LEAST = 20
 """How often each kind of fault must have fired, and each point and phase been struck at."""
 
-KNOWN_TO_STALL: dict[int, str] = {}
+KNOWN_TO_STALL = dict.fromkeys(
+    (835, 1998),
+    "all seats of stage 0 died in step 0, and fewer peers are left than sync.start_replicas wants: "
+    "who comes cannot know that the run had begun, and waits for them",
+)
 """Seeds of ``SEEDS`` that stall, and why."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # minutes on two cores
