@@ -15,15 +15,18 @@ has the codec's norm and anchors and no maps, and sends all of d_model in fp32: 
 beats ``none`` but not ``anchored`` owes it to its parameters, not to its wire.
 
 Rows are written as they end, and a row that is interrupted (``--minutes``, Ctrl-C) goes on
-where it was saved: the same command again continues the table. Medians are over seeds.
+where it was saved: the same command again continues the table. Commands with other ``--rows``
+or ``--seeds`` may run at the same time. Medians are over seeds.
 """
 
 from __future__ import annotations
 
+import fcntl
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,142 +34,17 @@ import click
 import msgspec
 
 from benchmarks import record
+from benchmarks.rows import NAMES, SIZES, Size, bytes_per_token, rows_of, spec_of, steps_of
 from benchmarks.trainings import Progress, resume
 from p2ptrain.data import load_corpus, pin
-from p2ptrain.run import (
-    Arithmetic,
-    Batch,
-    Codec,
-    Composition,
-    Cut,
-    Evaluation,
-    Model,
-    Optimizer,
-    RunSpec,
-    validate,
-)
-from p2ptrain.run.codecs import BUILT_IN, composition_of
-from p2ptrain.run.frames import most_frame_bytes, nominal_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-LAYERS, STAGES = 8, 4
-CONTEXT, SEQUENCES = 256, 8
-"""Microbatches of 2,048 tokens: headers and means then take a tenth of a byte a token."""
-
-HELD_OUT_MICROBATCHES = 24
-"""49,152 held-out tokens, the same for every row and seed of a size."""
-
-TOKENS = 1_638_400
-LONG_TOKENS = 100_000_000
 NOT_REACHED = 1
-
-ROWS = "none,codec,cut,anchored,wide,bf16,bf16 latents,int8 latents"
-"""In this order for every seed: what is to be shown comes first."""
 
 Key = str
 """``row/seed``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """A model's width and the latents that are compared at it."""
-
-    d_model: int
-    width: int
-    bits: int
-    tokens: int = TOKENS
-    heads: int = 4
-
-
-SIZES = {
-    "28x": Size(d_model=128, width=13, bits=4),
-    "127x-narrow": Size(d_model=256, width=4, bits=3),
-    "127x": Size(d_model=512, width=11, bits=4, heads=8),
-    "long": Size(d_model=1024, width=27, bits=4, heads=16, tokens=LONG_TOKENS),
-}
-"""``long`` is for a GPU: weeks on one core. Each keeps its ratio with ids and headers counted."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What stands at all three boundaries. ``severed``: nothing does, the control of ``codec``."""
-
-    codec: Composition
-    severed: bool = False
-
-
-def rows_of(size: Size) -> dict[str, Row]:
-    """The table's rows by name; ``codec`` is the one whose ratio counts."""
-
-    def latent(bits: int, width: int = size.width) -> Row:
-        return Row(
-            codec=Composition(
-                name="latent",
-                width=width,
-                anchor_order=3,
-                mean=bits < 16,  # noqa: PLR2004 -- of integers alone
-                forward=((0, bits),),  # type: ignore[arg-type]
-                backward=((0, bits),),  # type: ignore[arg-type]
-            )
-        )
-
-    codec = latent(size.bits)
-    fp32 = ((0, 32),)
-    return {
-        "none": Row(codec=Composition(name="none")),
-        "bf16": Row(codec=Composition(name="bf16")),
-        "codec": codec,
-        "cut": Row(codec=codec.codec, severed=True),
-        "anchored": Row(
-            codec=Composition(name="anchored", anchor_order=3, forward=fp32, backward=fp32)
-        ),
-        "wide": latent(32, size.d_model - 1),
-        "bf16 latents": latent(16),
-        "int8 latents": latent(8),
-    }
-
-
-def spec_of(size: Size, row: Row, *, seed: int, steps: int) -> RunSpec:
-    """The run of one row, not pinned yet."""
-    built_in = row.codec.name in BUILT_IN
-    return validate(
-        RunSpec(
-            name="losses",
-            seed=seed,
-            model=Model(
-                d_model=size.d_model,
-                n_layers=LAYERS,
-                n_heads=size.heads,
-                n_kv_heads=size.heads // 2,
-                d_ff=2 * size.d_model,
-                context=CONTEXT,
-            ),
-            cut=Cut(stages=STAGES, layers=(LAYERS // STAGES,) * STAGES),
-            batch=Batch(sequences=SEQUENCES, microbatches=1),
-            optimizer=Optimizer(steps=steps),
-            codec=Codec(name=row.codec.name, compositions=() if built_in else (row.codec,)),
-            arithmetic=Arithmetic(dtype="bfloat16"),
-            evaluation=Evaluation(every_steps=0, microbatches=HELD_OUT_MICROBATCHES),
-        )
-    )
-
-
-def steps_of(size: Size) -> int:
-    """Steps of one microbatch each."""
-    return size.tokens // (SEQUENCES * CONTEXT)
-
-
-def bytes_per_token(spec: RunSpec) -> tuple[float, float]:
-    """Of whole frames, forward and backward, at the last boundary, where paths are longest."""
-    boundary = spec.cut.stages - 2
-    composition = composition_of(spec, boundary)
-    forward, backward = (
-        most_frame_bytes(spec, composition, boundary, direction) / nominal_tokens(spec)
-        for direction in ("forward", "backward")
-    )
-    return forward, backward
 
 
 class Table:
@@ -176,15 +54,27 @@ class Table:
         self._name, self._commit = name, commit
         self._path = path or record.RESULTS / f"{name}.json"
         self.ended: dict[Key, Progress] = {}
-        if self._path.exists():
-            held = msgspec.json.decode(self._path.read_bytes())
-            self.ended = msgspec.convert(held["runs"], dict[Key, Progress])
+        self._read()
 
     def add(self, key: Key, progress: Progress, size: Size) -> Path:
-        """Keep a row's end."""
-        self.ended[key] = progress
-        result = {"runs": msgspec.to_builtins(self.ended), "table": summary(size, self.ended)}
-        return record.write(self._name, result, commit=self._commit, path=self._path)
+        """Keep a row's end, and what others have written meanwhile."""
+        with self._alone():
+            self._read()
+            self.ended[key] = progress
+            result = {"runs": msgspec.to_builtins(self.ended), "table": summary(size, self.ended)}
+            return record.write(self._name, result, commit=self._commit, path=self._path)
+
+    def _read(self) -> None:
+        if self._path.exists():
+            held = msgspec.json.decode(self._path.read_bytes())
+            self.ended |= msgspec.convert(held["runs"], dict[Key, Progress])
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
 def summary(size: Size, ended: Mapping[Key, Progress]) -> dict[str, dict[str, float | None]]:
@@ -255,8 +145,8 @@ def line(name: str, row: Mapping[str, float | None]) -> str:
 
 @click.command(help=__doc__)
 @click.option("--size", "name", type=click.Choice(list(SIZES)), default="28x", show_default=True)
-@click.option("--rows", default=ROWS, show_default=True)
-@click.option("--seeds", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--rows", default=NAMES, show_default=True)
+@click.option("--seeds", default="0,1", show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=None, help="Fewer: no figures to quote.")
 @click.option("--minutes", type=float, default=None, help="Stop after so many; run again to go on.")
 @click.option("--device", default="auto", show_default=True)
@@ -268,7 +158,7 @@ def cli(  # noqa: PLR0913 -- click hands over every option
     *,
     name: str,
     rows: str,
-    seeds: int,
+    seeds: str,
     steps: int | None,
     minutes: float | None,
     device: str,
@@ -285,8 +175,7 @@ def cli(  # noqa: PLR0913 -- click hands over every option
     whole = f"losses-{name}" if steps == steps_of(size) else f"losses-{name}-{steps}"
     table = Table(whole, out, record.source_commit())
     until = time.perf_counter() + (60 * minutes if minutes else float("inf"))
-    wanted = [(row, seed) for seed in range(seeds) for row in rows.split(",")]
-    for row, seed in wanted:
+    for seed, row in product(sorted(map(int, seeds.split(","))), rows.split(",")):
         key = f"{row}/{seed}"
         if key in table.ended:
             continue

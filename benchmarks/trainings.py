@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 SAVE_SECONDS = 60.0
 """What an interruption costs at most; a save of small stages takes a tenth of a second."""
 
+SAVE_SHARE = 0.02
+"""Of the time, for saving: large stages are saved more seldom."""
+
 
 class Progress(msgspec.Struct, kw_only=True):
     """Where a run stands. Losses in nats per token; ``seconds``: computed, over all slices."""
@@ -56,16 +59,18 @@ def resume(  # noqa: PLR0913 -- what is trained, where it is kept, and when to s
     training = Training(spec, corpus, device=device, severed=severed)
     folder.mkdir(parents=True, exist_ok=True)
     at = _load(training, folder)
-    saved_at = perf_counter()
+    saved_at, every = perf_counter(), SAVE_SECONDS
     while at.step <= last_step(spec):
         began = perf_counter()
         if began >= until:
             _save(training, folder, at)
             return None
-        if began - saved_at >= SAVE_SECONDS:
+        if began - saved_at >= every:
             _save(training, folder, at)
             tell(at)
-            saved_at = began
+            saved_at = perf_counter()
+            every = max(SAVE_SECONDS, (saved_at - began) / SAVE_SHARE)
+            began = saved_at
         report = training.step()
         at.step += 1
         at.seconds += perf_counter() - began

@@ -27,6 +27,7 @@ import math
 from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -156,6 +157,8 @@ class GradientSum:
         self._layout = layout
         self.format = FixedPoint(spec.accumulator, len(layout.names), spec.batch.microbatches)
         self._sum = torch.zeros(layout.elements, dtype=self.format.torch_dtype, device=device)
+        # Sums are decoded in float64, which Apple's devices do not know.
+        self._home = device if device.type == "cuda" else torch.device("cpu")
 
     def add(self, gradients: Sequence[Tensor], sign: Literal[1, 0, -1]) -> bool:
         """Add ``sign`` times one microbatch's float32 gradients, given in name order; 0: look only.
@@ -175,10 +178,29 @@ class GradientSum:
             self._sum[part].add_(integers, alpha=sign)
         return True
 
+    def whole(self) -> Tensor:
+        """A copy of what was added here: the whole sum where nobody else adds."""
+        return self._sum.to(self._home, copy=True)
+
+    def bring_home(self, whole: Tensor) -> Tensor:
+        """A whole sum from elsewhere, to where its norms and means are computed."""
+        return whole.to(self._home)
+
     def norms(self, whole: Tensor) -> tuple[float, ...]:
-        """Squared norm of every parameter's part of a whole sum."""
+        """Squared norm of every parameter's part of a whole sum at home."""
+        if whole.device.type != "cpu":
+            return squared_norms(whole, self._layout, self.format.exponents)
         parts = zip(self._layout.slices(), self.format.exponents, strict=True)
         return tuple(squared_norm(whole[part], exponent) for part, exponent in parts)
+
+    def means(self, whole: Tensor, divisor: float, clip: float) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter's mean gradient, flat, by name: float64 until the last rounding."""
+        layout = self._layout
+        for name, part, exponent in zip(
+            layout.names, layout.slices(), self.format.exponents, strict=True
+        ):
+            decoded = whole[part].to(torch.float64).mul_(2.0**-exponent).div_(divisor).mul_(clip)
+            yield name, decoded.float()
 
     def clear(self) -> None:
         """Back to zero; exponents stay."""
@@ -235,16 +257,43 @@ def squared_norm(integers: Tensor, exponent: int) -> float:
     total: list[float] = []
     # 16 blocks at a time: 8 MB of float64, so that no copy of a large tensor is made.
     for chunk in torch.split(integers, 16 * NORM_BLOCK_ELEMENTS):
-        squares = chunk.to(torch.float64).mul_(2.0**-exponent).square_()
+        squares = _squares(chunk, exponent)
         blocks = -(-squares.numel() // NORM_BLOCK_ELEMENTS)
         width = NORM_BLOCK_ELEMENTS
         if blocks == 1:  # zeros change no sum: pad to a power of two only
             width = 1 << (squares.numel() - 1).bit_length()
         tree = torch.zeros(blocks * width, dtype=torch.float64)
         tree[: squares.numel()] = squares
-        tree = tree.view(blocks, width)
-        while width > 1:
-            width //= 2
-            tree = tree[:, :width] + tree[:, width:]
-        total.extend(tree.flatten().tolist())
+        total.extend(_block_sums(tree.view(blocks, width)))
     return math.fsum(total)
+
+
+def squared_norms(whole: Tensor, layout: Layout, exponents: Sequence[int]) -> tuple[float, ...]:
+    """:func:`squared_norm` of all parameters at once, to the bit.
+
+    For a GPU, where a launch costs more than the additions of a block of zeros, and one look at
+    results more than either.
+    """
+    parts = list(layout.slices())
+    blocks = [-(-(part.stop - part.start) // NORM_BLOCK_ELEMENTS) for part in parts]
+    tree = torch.zeros(sum(blocks), NORM_BLOCK_ELEMENTS, dtype=torch.float64, device=whole.device)
+    flat, start = tree.view(-1), 0
+    for part, exponent, count in zip(parts, exponents, blocks, strict=True):
+        flat[start : start + part.stop - part.start] = _squares(whole[part], exponent)
+        start += count * NORM_BLOCK_ELEMENTS
+    sums = iter(_block_sums(tree))
+    return tuple(math.fsum(islice(sums, count)) for count in blocks)
+
+
+def _squares(integers: Tensor, exponent: int) -> Tensor:
+    return integers.to(torch.float64).mul_(2.0**-exponent).square_()
+
+
+def _block_sums(tree: Tensor) -> list[float]:
+    """Sum of every row (a power of two wide) by pairs: one order on every machine."""
+    width = tree.shape[1]
+    while width > 1:
+        width //= 2
+        tree = tree[:, :width] + tree[:, width:]
+    sums: list[float] = tree.flatten().tolist()
+    return sums

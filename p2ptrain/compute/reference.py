@@ -14,6 +14,7 @@ counted twice.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -151,9 +152,8 @@ class Training:
                 loss, spoilt = _train(self._stages, work, tokens, given)
                 mean.add(loss)
                 poisoned |= spoilt
-        wholes = [stage.finish([(0, stage.read_own(0, stage.elements))]) for stage in self._stages]
-        skip = poisoned or not all(whole.finite for whole in wholes)
-        norms = tuple(norm for whole in wholes for norm in whole.norms)
+        norms = tuple(norm for stage in self._stages for norm in stage.finish_alone())
+        skip = poisoned or not all(math.isfinite(norm) for norm in norms)
         for stage in self._stages:
             stage.step(Update(step=step, tokens=mean.tokens, norms=norms, skip=skip))
         self.tokens += mean.tokens

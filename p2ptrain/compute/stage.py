@@ -207,10 +207,17 @@ class StageState:
     def finish(self, pieces: Sequence[tuple[int, Buffer]]) -> Whole:
         """Take the whole sum; its digest and norms are the same on every holder."""
         whole = assemble(pieces, self.elements, self._own.format.numpy_dtype)
-        norms = self._own.norms(whole)
-        self._whole, self._finished = whole, True
+        norms = self._take(self._own.bring_home(whole))
         finite = all(math.isfinite(norm) for norm in norms)
         return Whole(digest=sum_digest(whole), norms=norms, finite=finite)
+
+    def finish_alone(self) -> tuple[float, ...]:
+        """Take the own sum for the whole one, as who trains alone may; returns its norms."""
+        return self._take(self._own.whole())
+
+    def _take(self, whole: Tensor) -> tuple[float, ...]:
+        self._whole, self._finished = whole, True
+        return self._own.norms(whole)
 
     def read_sum(self, start: int, stop: int) -> bytes:
         """Elements of the last whole sum, also after its step."""
@@ -261,17 +268,11 @@ class StageState:
             self._before = None
 
     def _gradients(self, whole: Tensor, update: Update) -> dict[str, Tensor]:
-        """The mean gradient, clipped by its global norm: float64 until the last rounding."""
+        """The mean gradient, clipped by its global norm."""
         divisor = update.tokens / nominal_tokens(self._spec)
         norm = math.sqrt(math.fsum(update.norms)) / divisor  # fsum rounds once, wherever the cut is
-        clip = clip_factor(self._spec.optimizer.clip_norm, norm)
-        gradients: dict[str, Tensor] = {}
-        for (name, weight), part, exponent in zip(
-            self._weights.items(), self._layout.slices(), self._own.format.exponents, strict=True
-        ):
-            decoded = whole[part].to(torch.float64).mul_(2.0**-exponent).div_(divisor).mul_(clip)
-            gradients[name] = decoded.float().view(weight.shape).to(self._device)
-        return gradients
+        means = self._own.means(whole, divisor, clip_factor(self._spec.optimizer.clip_norm, norm))
+        return {name: mean.view_as(self._weights[name]).to(self._device) for name, mean in means}
 
     # --- state ------------------------------------------------------------------------------
 

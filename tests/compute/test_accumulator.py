@@ -15,6 +15,7 @@ from p2ptrain.compute.accumulator import (
     Layout,
     assemble,
     squared_norm,
+    squared_norms,
     sum_digest,
     sum_parts,
 )
@@ -196,6 +197,19 @@ def test_a_norm_is_the_same_with_any_number_of_threads() -> None:
         norms.add(squared_norm(integers, 40))
     torch.set_num_threads(threads)
     assert len(norms) == 1
+
+
+@pytest.mark.parametrize("exponent", [0, 40])
+def test_norms_taken_all_at_once_are_those_taken_one_by_one(exponent: int) -> None:
+    sizes = (1, 6, 1000, NORM_BLOCK_ELEMENTS, 3 * NORM_BLOCK_ELEMENTS + 17)
+    layout = Layout.of({f"{size}": (size,) for size in sizes})
+    whole = torch.randint(-(2**45), 2**45, (layout.elements,))
+    exponents = [exponent + place for place in range(len(sizes))]
+    one_by_one = [
+        squared_norm(whole[part], each)
+        for part, each in zip(layout.slices(), exponents, strict=True)
+    ]
+    assert list(squared_norms(whole, layout, exponents)) == one_by_one
 
 
 def test_a_digest_is_of_the_little_endian_integers() -> None:

@@ -52,6 +52,18 @@ def stepped(state: StageState, step: int = 0) -> None:
     state.step(Update(step=Step(step), tokens=tokens, norms=whole.norms, skip=False))
 
 
+def test_who_trains_alone_finishes_with_the_same_sum() -> None:
+    one, other = seat(1), seat(1)
+    for state in (one, other):
+        state.loss(WORK, TOKENS, given())
+    norms = one.finish([(0, own(one))]).norms
+    assert other.finish_alone() == norms
+    for state in (one, other):
+        assert state.read_sum(0, state.elements) == own(state)
+        state.step(Update(step=Step(0), tokens=nominal_tokens(SPEC), norms=norms, skip=False))
+    assert one.weights() == other.weights()
+
+
 @pytest.mark.parametrize("kept_graph_bytes", [0, PLENTY])
 def test_a_kept_graph_and_a_recomputed_one_give_the_same_bits(kept_graph_bytes: int) -> None:
     gradient = seat(1).loss(WORK, TOKENS, given()).gradient
