@@ -1,11 +1,12 @@
 """What every codec takes on the wire and of the processor, and how far it is off.
 
-    python -m benchmarks.codecs [--width D] [--tokens M] [--vocabulary V] [-o FILE]
+    python -m benchmarks.codecs [--width D] [--tokens M] [--vocabulary V] [--device cuda] [-o FILE]
 
 Bytes are of whole frames as they leave (header, message, path, token ids, payload) at the last
 boundary of 4 stages, where the path is longest; ratios against the same microbatch in bf16 and in
-fp32. Times are processor time of one thread, the best of several, per MB (2^20 bytes) of the fp32
-tensor that the codec was given: for a bottleneck that is the latent of k values, else all d.
+fp32. Times are processor time of one thread, on a GPU the wall's until all is done and copied, the
+best of several, per MB (2^20 bytes) of the fp32 tensor that the codec was given: for a bottleneck
+that is the latent of k values, else all d.
 
 Errors are relative to what tells tokens apart (channel means taken out), on values drawn like a
 residual stream's: channels with means, one in a hundred ten times as large, tokens of unequal
@@ -29,7 +30,7 @@ import torch
 
 from benchmarks import record
 from p2ptrain.compute.codecs import CodecContext, codec_at
-from p2ptrain.compute.device import make_deterministic
+from p2ptrain.compute.device import arithmetic_class, choose_device, make_deterministic
 from p2ptrain.compute.stage import StageState
 from p2ptrain.core.agreement import Position
 from p2ptrain.core.sizes import boundary_width, microbatch_token_bytes, nominal_tokens
@@ -93,7 +94,7 @@ def spec_of(name: str, *, width: int, tokens: int, vocabulary: int) -> RunSpec:
     return validate(resolved(spec))
 
 
-def measure(spec: RunSpec, direction: Direction) -> Row:
+def measure(spec: RunSpec, direction: Direction, device: torch.device = CPU) -> Row:
     """Bytes, time and error of what crosses the last boundary in one direction."""
     composition = composition_of(spec, BOUNDARY)
     codec = codec_at(composition, direction, STEP)
@@ -101,11 +102,11 @@ def measure(spec: RunSpec, direction: Direction) -> Row:
     context = CodecContext(
         seed=0, step=WORK.step, slot=WORK.slot, boundary=BOUNDARY, direction=direction
     )
-    x_rk = values(rows, width)
+    x_rk = values(rows, width).to(device)
     blob = codec.encode(x_rk, context)
-    encoding = best_seconds(lambda: codec.encode(x_rk, context))
-    decoding = best_seconds(lambda: codec.decode(blob, rows, width, CPU))
-    off_rk = codec.decode(blob, rows, width, CPU) - x_rk
+    encoding = best_seconds(lambda: codec.encode(x_rk, context), device)
+    decoding = best_seconds(lambda: codec.decode(blob, rows, width, device), device)
+    off_rk = codec.decode(blob, rows, width, device) - x_rk
     sent = frame(spec, direction, blob).frame_bytes
     megabytes = x_rk.numel() * x_rk.element_size() / 2**20
     levels = composition.forward if direction == "forward" else composition.backward
@@ -152,10 +153,10 @@ def values(rows: int, width: int) -> torch.Tensor:
     return x_rk + 2 * torch.randn(width, generator=generator)
 
 
-def stage_seconds(spec: RunSpec) -> float:
+def stage_seconds(spec: RunSpec, device: torch.device = CPU) -> float:
     """A layer forward and backward for one microbatch, codec calls included."""
     plain = msgspec.structs.replace(spec, codec=Codec(name="none"))
-    seat = StageState(plain, Stage(1), CPU, kept_graph_bytes=1 << 40)
+    seat = StageState(plain, Stage(1), device, kept_graph_bytes=1 << 40)
     tokens = bytes(microbatch_token_bytes(plain))
     rows = nominal_tokens(plain)
     given = values(rows, plain.model.d_model).mul(0.1).numpy().tobytes()
@@ -164,17 +165,26 @@ def stage_seconds(spec: RunSpec) -> float:
         seat.forward(WORK, tokens, given)
         seat.backward(WORK, tokens, given, given)
 
-    return best_seconds(up_and_down, repeats=COMPUTE_REPEATS)
+    return best_seconds(up_and_down, device, repeats=COMPUTE_REPEATS)
 
 
-def best_seconds(call: Callable[[], object], *, repeats: int = REPEATS) -> float:
-    """Processor time of this thread, least of ``repeats`` calls after one that warms up."""
+def best_seconds(
+    call: Callable[[], object], device: torch.device = CPU, *, repeats: int = REPEATS
+) -> float:
+    """Least time of ``repeats`` calls after one that warms up: see above what is counted."""
+    clock = time.thread_time
+    if device.type == "cuda":
+
+        def clock() -> float:
+            torch.cuda.synchronize(device)
+            return time.perf_counter()
+
     call()
     found = []
     for _ in range(repeats):
-        began = time.thread_time()
+        began = clock()
         call()
-        found.append(time.thread_time() - began)
+        found.append(clock() - began)
     return min(found)
 
 
@@ -182,11 +192,13 @@ def best_seconds(call: Callable[[], object], *, repeats: int = REPEATS) -> float
 @click.option("--width", default=1024, show_default=True, help="d_model, a multiple of 64.")
 @click.option("--tokens", default=2048, show_default=True, help="Of a microbatch.")
 @click.option("--vocabulary", default=256, show_default=True, help="Its ids ride along.")
+@click.option("--device", "named", default="cpu", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: results/.")
-def main(*, width: int, tokens: int, vocabulary: int, output: Path | None) -> None:
+def main(*, width: int, tokens: int, vocabulary: int, named: str, output: Path | None) -> None:
     """Measure every codec that fits a model of this width."""
     commit, load = record.source_commit(), record.load()
-    make_deterministic(CPU, 1)
+    device = choose_device(named, RunSpec())
+    make_deterministic(device, 1)
     rows: list[Row] = []
     refused: dict[str, str] = {}
     for name in dict.fromkeys(NAMES):
@@ -195,8 +207,9 @@ def main(*, width: int, tokens: int, vocabulary: int, output: Path | None) -> No
         except RunSpecError as error:
             refused[name] = str(error)
             continue
-        rows += [measure(spec, "forward"), measure(spec, "backward")]
-    computing = stage_seconds(spec_of("none", width=width, tokens=tokens, vocabulary=vocabulary))
+        rows += (measure(spec, way, device) for way in ("forward", "backward"))
+    plain = spec_of("none", width=width, tokens=tokens, vocabulary=vocabulary)
+    computing = stage_seconds(plain, device)
     share = {
         name: sum(row.milliseconds for row in rows if row.codec == name) / 1000 / computing
         for name in dict.fromkeys(row.codec for row in rows)
@@ -204,10 +217,11 @@ def main(*, width: int, tokens: int, vocabulary: int, output: Path | None) -> No
     for row in rows:
         click.echo(line(row))
     for name, part in share.items():
-        click.echo(f"{name}: {part:.3%} of a layer's {computing:.2f} s")
+        click.echo(f"{name}: {part:.3%} of a layer's {1000 * computing:.1f} ms")
     for name, why in refused.items():
         click.echo(f"{name}: {why}")
     result = {
+        "device": arithmetic_class(RunSpec(), device, 1),
         "width": width,
         "tokens": tokens,
         "vocabulary": vocabulary,
@@ -217,7 +231,7 @@ def main(*, width: int, tokens: int, vocabulary: int, output: Path | None) -> No
         "refused": refused,
         "load": [load, record.load()],
     }
-    click.echo(record.write(f"codecs-{width}", result, commit=commit, path=output))
+    click.echo(record.write(f"codecs-{named}-{width}", result, commit=commit, path=output))
 
 
 def line(row: Row) -> str:
