@@ -14,6 +14,8 @@ fp32): what norm, encoder, decoder and anchors do by themselves, for better or w
 has the codec's norm and anchors and no maps, and sends all of d_model in fp32: a codec that
 beats ``none`` but not ``anchored`` owes it to its parameters, not to its wire.
 
+``--rows "k18 int3"`` trains latents of 18 values and 3 bits; so may any others be compared.
+
 Rows are written as they end, and a row that is interrupted (``--minutes``, Ctrl-C) goes on
 where it was saved: the same command again continues the table. Commands with other ``--rows``
 or ``--seeds`` may run at the same time. Medians are over seeds.
@@ -34,7 +36,16 @@ import click
 import msgspec
 
 from benchmarks import record
-from benchmarks.rows import NAMES, SIZES, Size, bytes_per_token, rows_of, spec_of, steps_of
+from benchmarks.rows import (
+    NAMES,
+    SIZES,
+    Size,
+    bytes_per_token,
+    row_named,
+    rows_of,
+    spec_of,
+    steps_of,
+)
 from benchmarks.trainings import Progress, resume
 from p2ptrain.data import load_corpus, pin
 
@@ -86,10 +97,8 @@ def summary(size: Size, ended: Mapping[Key, Progress]) -> dict[str, dict[str, fl
     medians = {name: statistics.median(values) for name, values in losses.items()}
     whole, cut = medians.get("none"), medians.get("cut")
     table: dict[str, dict[str, float | None]] = {}
-    for name, row in rows_of(size).items():
-        if name not in medians:
-            continue
-        loss = medians[name]
+    for name in sorted(medians, key=medians.__getitem__):
+        loss, row = medians[name], row_named(size, name)
         forward, backward = bytes_per_token(spec_of(size, row, seed=0, steps=1))
         known = whole is not None and cut is not None and cut != whole and name != "none"
         table[name] = {
@@ -167,10 +176,13 @@ def cli(  # noqa: PLR0913 -- click hands over every option
     out: Path | None,
     picture: Path | None,
 ) -> None:
-    size, held = SIZES[name], rows_of(SIZES[name])
+    size = SIZES[name]
     for row in rows.split(","):
-        if row not in held:
-            raise click.BadParameter(f"no row {row}; there are: {', '.join(held)}")
+        try:
+            row_named(size, row)
+        except KeyError:
+            known = ", ".join([*rows_of(size), "k18 int3"])
+            raise click.BadParameter(f"no row {row}; there are: {known} and such") from None
     steps = steps or steps_of(size)
     whole = f"losses-{name}" if steps == steps_of(size) else f"losses-{name}-{steps}"
     table = Table(whole, out, record.source_commit())
@@ -179,12 +191,12 @@ def cli(  # noqa: PLR0913 -- click hands over every option
         key = f"{row}/{seed}"
         if key in table.ended:
             continue
-        spec = pin(spec_of(size, held[row], seed=seed, steps=steps), data)
+        spec = pin(spec_of(size, row_named(size, row), seed=seed, steps=steps), data)
         ended = resume(
             spec,
             load_corpus(spec, data),
             state / whole / key.replace(" ", "-").replace("/", "-"),
-            severed=held[row].severed,
+            severed=row_named(size, row).severed,
             device=device,
             until=until,
             tell=lambda at, key=key: click.echo(f"{key}: step {at.step}, {_recent(at):.4f}"),

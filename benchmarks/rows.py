@@ -7,6 +7,7 @@ through memory and back.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,19 +99,7 @@ class Row:
 def rows_of(size: Size) -> dict[str, Row]:
     """The table's rows by name; ``codec`` is the one whose ratio counts."""
 
-    def latent(bits: int, width: int = size.width) -> Row:
-        return Row(
-            codec=Composition(
-                name="latent",
-                width=width,
-                anchor_order=3,
-                mean=bits < 16,  # noqa: PLR2004 -- of integers alone
-                forward=((0, bits),),  # type: ignore[arg-type]
-                backward=((0, bits),),  # type: ignore[arg-type]
-            )
-        )
-
-    codec = latent(size.bits)
+    codec = latent(size.bits, size.width)
     fp32 = ((0, 32),)
     return {
         "none": Row(codec=Composition(name="none")),
@@ -121,9 +110,33 @@ def rows_of(size: Size) -> dict[str, Row]:
             codec=Composition(name="anchored", anchor_order=3, forward=fp32, backward=fp32)
         ),
         "wide": latent(32, size.d_model - 1),
-        "bf16 latents": latent(16),
-        "int8 latents": latent(8),
+        "bf16 latents": latent(16, size.width),
+        "int8 latents": latent(8, size.width),
     }
+
+
+def row_named(size: Size, name: str) -> Row:
+    """One of :func:`rows_of`, or any latents, as ``k18 int3``: 18 values of 3 bits.
+
+    Raises:
+        KeyError: it is neither.
+    """
+    asked = re.fullmatch(r"k(\d+) int([2348])", name)
+    return latent(int(asked[2]), int(asked[1])) if asked else rows_of(size)[name]
+
+
+def latent(bits: int, width: int) -> Row:
+    """A bottleneck of ``width`` values under all three anchors; 16 and 32 bits are floats."""
+    return Row(
+        codec=Composition(
+            name="latent",
+            width=width,
+            anchor_order=3,
+            mean=bits < 16,  # noqa: PLR2004 -- of integers alone
+            forward=((0, bits),),  # type: ignore[arg-type]
+            backward=((0, bits),),  # type: ignore[arg-type]
+        )
+    )
 
 
 def spec_of(size: Size, row: Row, *, seed: int, steps: int) -> RunSpec:

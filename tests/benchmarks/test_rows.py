@@ -7,6 +7,7 @@ from benchmarks.rows import (
     CUT,
     SIZES,
     bytes_per_token,
+    row_named,
     rows_of,
     spec_of,
     steps_of,
@@ -73,3 +74,12 @@ def test_sizes_keep_their_bytes_ids_and_headers_counted(
     assert up < forward
     assert down < backward
     assert 2 * size.d_model / max(up, down) > ratio
+
+
+@pytest.mark.parametrize(("name", "width", "bits"), [("k18 int3", 18, 3), ("k27 int2", 27, 2)])
+def test_any_latents_can_be_asked_for(name: str, width: int, bits: int) -> None:
+    codec = row_named(SIZE, name).codec
+    assert (codec.width, codec.forward, codec.backward) == (width, ((0, bits),), ((0, bits),))
+    assert row_named(SIZE, "codec") == rows_of(SIZE)["codec"]
+    with pytest.raises(KeyError):
+        row_named(SIZE, "k18 int5")

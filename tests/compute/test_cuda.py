@@ -60,7 +60,7 @@ def trained(spec: RunSpec, steps: int = 6) -> tuple[str, list[float]]:
 @pytest.mark.parametrize("scale", ["token", "block"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("hadamard", [False, True])
-def test_a_codec_gives_a_processors_bytes(  # noqa: PLR0913 -- one per parameter
+def test_a_codec_gives_a_processors_bytes(
     gpu: torch.device, bits: int, scale: str, direction: str, *, hadamard: bool
 ) -> None:
     composition = msgspec.convert(
