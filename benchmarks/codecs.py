@@ -158,12 +158,12 @@ def stage_seconds(spec: RunSpec, device: torch.device = CPU) -> float:
     plain = msgspec.structs.replace(spec, codec=Codec(name="none"))
     seat = StageState(plain, Stage(1), device, kept_graph_bytes=1 << 40)
     tokens = bytes(microbatch_token_bytes(plain))
-    rows = nominal_tokens(plain)
+    rows, work = nominal_tokens(plain), Microbatch(seat.version, WORK.slot)
     given = values(rows, plain.model.d_model).mul(0.1).numpy().tobytes()
 
     def up_and_down() -> None:
-        seat.forward(WORK, tokens, given)
-        seat.backward(WORK, tokens, given, given)
+        seat.forward(work, tokens, given)
+        seat.backward(work, tokens, given, given)
 
     return best_seconds(up_and_down, device, repeats=COMPUTE_REPEATS)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.codecs import BOUNDARY, best_seconds, measure, spec_of
+from benchmarks.codecs import BOUNDARY, best_seconds, measure, spec_of, stage_seconds
 from p2ptrain.errors import RunSpecError
 from p2ptrain.run.codecs import RATIOS, composition_of
 from p2ptrain.run.frames import DIRECTIONS, most_frame_bytes
@@ -29,3 +29,7 @@ def test_the_best_of_several_is_taken_after_one_to_warm_up() -> None:
     calls: list[int] = []
     assert best_seconds(lambda: calls.append(1), repeats=3) >= 0.0
     assert len(calls) == 4
+
+
+def test_a_layer_is_timed_up_and_down() -> None:
+    assert stage_seconds(spec_of("none", width=64, tokens=64, vocabulary=256)) > 0.0
