@@ -36,11 +36,6 @@ KNOWN_TO_STALL = dict.fromkeys(
 )
 """Seeds of ``SEEDS`` that stall, and why."""
 
-KNOWN_TO_LEAVE_A_RECORD = {
-    1392: "I5 22.459 s: peer-00 has ended and left 1 records",
-}
-"""Seeds in which a peer stood still while it withdrew: its record expires by itself."""
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # minutes on two cores
 
 
@@ -69,8 +64,7 @@ def test_every_seed_was_run(totals: Totals) -> None:
 
 
 def test_no_invariant_is_violated_and_nothing_crashes(totals: Totals) -> None:
-    found = {o.plan.seed: o.reason for o in totals.failures if not is_liveness(o)}
-    assert found == KNOWN_TO_LEAVE_A_RECORD, failures(totals, liveness=False)
+    assert not failures(totals, liveness=False)
 
 
 def test_no_swarm_stands_still_but_those_that_are_known_to(totals: Totals) -> None:
