@@ -6,7 +6,7 @@
       several seats      -> give away what others serve as well
       one seat           -> now and then, move it to a stage that needs it more
       draining           -> stay until others hold what only we hold, if there are others
-      before step 0      -> wait until every stage is covered, then let stage 0 begin
+      before step 0      -> wait until every stage is covered (see beginning)
 
 A claim is an announcement in state "joining": others count it where it is going. What a
 seat needs before it serves, ``loading`` fetches; what joiners need of ours, ``keeping`` saves;
@@ -23,6 +23,7 @@ from p2ptrain.core.assignment import choose_stage, release, spare_stage
 from p2ptrain.core.levelling import level, spread
 from p2ptrain.core.lineage import unserved
 from p2ptrain.core.schedule import last_step
+from p2ptrain.engine.beginning import LOOKS
 from p2ptrain.engine.falling import Falling
 from p2ptrain.engine.handover import Handover
 from p2ptrain.engine.keeping import Keeper
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from p2ptrain.units import PeerId, Seconds
     from p2ptrain.wire import messages as m
 
-LOOKS = 2  # before step 0, so that the peers' views have time to become one
 SPREAD_LOOKS = 8  # for the claims of fifty that come at once to be read and to settle
 NEAR = 1  # stages: whom a seat talks to all the time
 
@@ -49,8 +49,6 @@ class Admission:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._started = False
-        self._covered_looks = 0
         self._shape: tuple[tuple[PeerId, Stage], ...] = ()
         self._hole_since: Seconds | None = None
         self._opening: set[Stage] = set()
@@ -85,7 +83,7 @@ class Admission:
             else:
                 await self._adjust()
             node.presence.announce(node.statuses())
-            self._start_when_covered()
+            node.beginning.look()
             node.parting.look()
             node.adoption.look()
             node.lineage.look()
@@ -96,8 +94,8 @@ class Admission:
 
     def begin_anew(self, stages: tuple[Stage, ...]) -> None:
         """The run begins again, without what it had: take ``stages``, and wait for the others."""
-        self._started = False
-        self._covered_looks = self._furthest = 0
+        self._node.beginning.begin_anew()
+        self._furthest = 0
         self._hole_since = None
         self._laggards.begin_anew()
         self._anew = [] if self._node.draining else list(stages)
@@ -136,7 +134,7 @@ class Admission:
         ours = (*node.seats, *node.claims)
         near = {Stage(seat + offset) for seat in ours for offset in range(-NEAR, NEAR + 1)}
         for view in node.roster.callable_seats():
-            if view.peer != node.me and (view.stage in near or not self._started):
+            if view.peer != node.me and (view.stage in near or not node.beginning.here):
                 node.links.open(view.peer)
         for seat in node.seats.values():  # who counts with us, and the directory never showed us
             recorded = seat.stepper.members[max(0, seat.stage - NEAR) : seat.stage + NEAR + 1]
@@ -180,8 +178,7 @@ class Admission:
         choice = choose_stage(
             node.roster.views(), stages=node.spec.cut.stages, rng=node.rng, wanted=wanted
         )
-        spec = node.spec
-        begun = self._furthest or node.roster.covered(spec.cut.stages, spec.sync.start_replicas)
+        begun = self._furthest or node.beginning.known or node.beginning.covered()
         if begun and wanted is None:  # before that, everybody moves freely: see _level
             choice = await self._spread(choice)
         await self._take(choice.stage, choice.reason)
@@ -219,7 +216,7 @@ class Admission:
         decision = release(views, node.me, stages=stages)
         if decision is not None:
             self._give_away(decision)
-        elif self._started:
+        elif node.beginning.here:
             self._moves.look(now)
         holes = set(range(stages)) - {view.stage for view in views if view.state != "draining"}
         if not holes or node.options.stage is not None:
@@ -239,7 +236,7 @@ class Admission:
     async def _level(self) -> bool:
         """Before step 0: move where an even layout puts us, once the view has settled."""
         node = self._node
-        views = [view for view in node.roster.views() if not self._started]
+        views = [view for view in node.roster.views() if not node.beginning.here]
         shape = tuple((view.peer, view.stage) for view in views)
         settled, self._shape = shape == self._shape, shape
         seat = next(iter(node.seats.values()))
@@ -255,7 +252,7 @@ class Admission:
     def _give_away(self, decision: Assignment) -> None:
         """Announce the seat as draining; it is closed at the step boundary (gives_away)."""
         node, seat = self._node, self._node.seats[decision.stage]
-        if not self._started and self.untouched(seat):
+        if not node.beginning.here and self.untouched(seat):
             node.close_seat(seat.stage, decision.reason)
         elif all(s.state == "serving" for s in node.seats.values()):
             self._handover.begin(seat)  # one at a time: the view changes with each
@@ -264,22 +261,6 @@ class Admission:
     def untouched(seat: SeatRuntime) -> bool:
         """Whether it holds nothing that the seed does not give anybody."""
         return seat.version == 0 and seat.pipeline.counted == 0 and seat.pipeline.drained
-
-    def _start_when_covered(self) -> None:
-        """Let stage 0 source once every stage has its seats, seen twice in a row."""
-        node = self._node
-        if self._started or not node.seats:
-            return
-        spec = node.spec
-        replicas = 1 if node.lineage.root.epoch else spec.sync.start_replicas
-        if not node.roster.covered(spec.cut.stages, replicas):
-            self._covered_looks = 0
-            return
-        self._covered_looks += 1
-        if self._covered_looks >= LOOKS:
-            self._started = True
-            for seat in node.seats.values():
-                seat.start_sourcing()
 
     # --- state ------------------------------------------------------------------------------
 
@@ -311,9 +292,7 @@ class Admission:
         position, members = at
         node.emit(ev.SeatOpened(stage=stage, version=position.step, reason=reason))
         seat.begin(position, members)
-        self._started = self._started or (position.step > 0 and not node.resumption.waiting)
         node.statuses_changed()  # first: where there is no step record, who serves owns the data
-        if self._started:
-            seat.start_sourcing()
+        node.beginning.opened(seat, position)
         if position.step > 0:  # the step went on while we loaded: its sums may be out already
             self._laggards.opened(seat)

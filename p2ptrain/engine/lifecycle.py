@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from p2ptrain.core.schedule import last_step
 from p2ptrain.engine.admission import Admission
 from p2ptrain.engine.adopting import Adoption
+from p2ptrain.engine.beginning import Beginning
 from p2ptrain.engine.buddies import Buddies
 from p2ptrain.engine.dispatch import Dispatcher
 from p2ptrain.engine.distrust import Distrust
@@ -118,7 +119,7 @@ class Node:
         reception.holdings = self.holdings = Holdings(self, self.resumption.archive)
         self._buddies = Buddies(self, self.holdings.memory)
         reception.lineage = self.lineage = Lineage(self)
-        self.parting, self.adoption = Parting(self), Adoption(self)
+        self.beginning, self.parting, self.adoption = Beginning(self), Parting(self), Adoption(self)
         self.admission = Admission(self)
 
     # --- life -------------------------------------------------------------------------------
@@ -292,7 +293,8 @@ class Node:
         seats = self.statuses()
         if self.roster.hear(self.me, seats) != "nothing":  # what others know of us, we know
             self._near.look_back(_now())
-        return m.Heartbeat(count=self._beats, lag_seconds=lag, seats=seats)
+        begun = self.beginning.known
+        return m.Heartbeat(count=self._beats, lag_seconds=lag, seats=seats, begun=begun)
 
     def _changed(self) -> None:
         self.worker.wake()

@@ -83,6 +83,7 @@ class Neighbourhood:
     def told(self, peer: PeerId, message: m.Heartbeat, now: Seconds) -> bool:
         """Take a heartbeat over; whether it said anything that matters here."""
         was_near = peer in self._near
+        self._roster.begun |= message.begun
         news = self._roster.hear(peer, message.seats)
         if news == "seats":
             self._find_near(now)

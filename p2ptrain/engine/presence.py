@@ -2,7 +2,9 @@
 
     announcing   own seats, at once when they change and every third of a record's life;
                  the RunSpec and the run's name, while fewer than SPONSORS others do
-    reading      all stages: quickly at first and while a stage has nobody, then seldom
+    reading      all stages (see listing): quickly at first and while one has nobody, then seldom
+    withdrawing  what was announced, when we leave: until the directory has heard it, or for
+                 WITHDRAW_TRIES seconds
 
 Intuition: the directory is how strangers find each other, no more. Whatever it says is
 replaced by first-hand news (heartbeats) as soon as there is a link, and when it fails,
@@ -10,7 +12,6 @@ what was read last stays: training goes on without it.
 
 Invariants:
     * a failed read or write changes nothing that is known, and is tried again later;
-    * a peer never sees itself here: its own old records would mislead it after a restart;
     * at most READ_AT_ONCE calls are under way; phases are drawn, so peers do not call in step.
 
 Refused: subscriptions and gossip of records. The engine's own links carry what is urgent.
@@ -23,9 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from p2ptrain.core.assignment import SeatView
-from p2ptrain.core.schedule import last_step
-from p2ptrain.errors import DirectoryError, WireError
+from p2ptrain.engine.listing import Listing
+from p2ptrain.errors import DirectoryError
 from p2ptrain.observe.events import Alarm
 from p2ptrain.run import encode
 from p2ptrain.units import Stage, Step
@@ -38,7 +38,6 @@ from p2ptrain.wire.records import (
     RunsRecord,
     SeatRecord,
     commit_key,
-    decode_record,
     encode_record,
     spec_key,
     stage_key,
@@ -48,14 +47,14 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
 
+    from p2ptrain.core.assignment import SeatView
     from p2ptrain.observe.events import Emit
-    from p2ptrain.ports import Directory, Record
+    from p2ptrain.ports import Directory
     from p2ptrain.run import RunSpec
     from p2ptrain.units import PeerId, RunId, Seconds
     from p2ptrain.wire.messages import SeatStatus
 
 SPONSORS = 5  # copies of the RunSpec (4 kB each) under one key; each outlives its owner a while
-SEATS_MOST = 1024  # of one stage that are looked at; more than anybody needs to choose from
 READ_AT_ONCE = 4  # calls under way: a DHT shares its pipe with everybody else's calls
 FIRST_GAP_SECONDS = 1.0  # between the first reads: peers that start together find each other
 HOLE_GAP_SECONDS = 2.0  # while a stage has nobody, everybody waits for it
@@ -63,7 +62,8 @@ GAP_GROWTH = 1.5
 CHANGE_GAP_SECONDS = 0.5  # between two announcements of changes
 RETRY_SECONDS = 2.0  # after a failed write
 COMMIT_GAP_SECONDS = 10.0  # commits are a trail for latecomers, not a channel
-WITHDRAW_SECONDS = 3.0  # how long each of two tries may take; the records expire anyway
+WITHDRAW_GAP_SECONDS = 1.0  # between two tries to withdraw: several times an answer's time
+WITHDRAW_TRIES = 6  # more than p2pd takes to be restarted; who pressed Ctrl-C waits that long
 ALARM_FAILURES = 3  # failed reads of everything in a row before somebody is told
 
 
@@ -98,8 +98,7 @@ class Presence:
         self._rng = rng
         self._emit = emit
         self._stages = tuple(Stage(stage) for stage in range(spec.cut.stages))
-        self._listed: dict[Stage, tuple[SeatView, ...]] = dict.fromkeys(self._stages, ())
-        self._decoded: dict[Stage, dict[PeerId, tuple[bytes, SeatView | None]]] = {}
+        self._listing = Listing(me.peer, spec)
         self._own: dict[Stage, SeatStatus] = {}
         self._versions: dict[Stage, Step] = {}
         self._published: set[Stage] = set()
@@ -109,7 +108,6 @@ class Presence:
         self._look = asyncio.Event()
         self._failures = 0
         self._left = False
-        self._publishing = asyncio.Lock()
         self._announcing: asyncio.Task[None] | None = None
 
     # --- told by the engine ----------------------------------------------------------------
@@ -134,18 +132,34 @@ class Presence:
 
     def seats(self) -> tuple[SeatView, ...]:
         """Seats of others as read last, by stage and peer."""
-        return tuple(view for stage in self._stages for view in self._listed[stage])
+        return self._listing.seats()
 
     async def withdraw(self) -> None:
-        """Say that we have left; gives up quietly when the directory does not answer."""
+        """Say that we have left; gives up quietly when the directory does not hear it.
+
+        A call that meets a p2pd that stands still may never be answered, one that meets a slow
+        directory is answered late, and while p2pd restarts each fails at once. So every second
+        one more sets out and none is called back: the first that is answered ends it. Only our
+        own seconds count, for a process that stood still finds one of them over, however long
+        it was. What is given up on expires by itself, and who is near hears of us directly.
+        """
         self._left, self._own = True, {}
         if self._announcing is not None:
-            self._announcing.cancel()  # it may wait for a directory that does not answer it
-        for _ in range(2):  # a process that stood still finds its first time over
-            with suppress(DirectoryError, TimeoutError):  # our records expire by themselves
-                async with asyncio.timeout(WITHDRAW_SECONDS):
-                    await self._publish_seats()
-                return
+            self._announcing.cancel()  # else its older word could come in last
+        told = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            tries = []
+            for _ in range(WITHDRAW_TRIES):
+                tries.append(group.create_task(self._say_gone(told)))
+                if await _wait(told, WITHDRAW_GAP_SECONDS):
+                    break
+            for each in tries:
+                each.cancel()
+
+    async def _say_gone(self, told: asyncio.Event) -> None:
+        with suppress(DirectoryError):
+            await self._publish_seats()
+            told.set()
 
     # --- announcing ------------------------------------------------------------------------
 
@@ -170,10 +184,6 @@ class Presence:
             await _wait(self._changed, wait)
 
     async def _publish_seats(self) -> None:
-        async with self._publishing:  # or an older word about a seat could come in last
-            await self._publish_each()
-
-    async def _publish_each(self) -> None:
         for stage in sorted(self._published | set(self._own)):
             status = self._own.get(stage)
             if status is None:
@@ -226,13 +236,13 @@ class Presence:
         gap = FIRST_GAP_SECONDS
         while True:
             self._look.clear()
-            before = self.seats()
+            before = self._listing.shape()
             answered = await self._read_all()
             self._note(answered=answered)
-            if self._shape_of_views(before) != self._shape_of_views(self.seats()):
+            if before != self._listing.shape():
                 gap = FIRST_GAP_SECONDS
                 self.on_change()
-            hole = any(not self._listed[s] and s not in self._own for s in self._stages)
+            hole = self._listing.vacant().difference(self._own)
             most = min(slowest, HOLE_GAP_SECONDS) if hole else slowest
             if await _wait(self._look, self._draw(min(gap, most))):
                 gap = FIRST_GAP_SECONDS
@@ -250,41 +260,13 @@ class Presence:
                     records = await self._directory.read(stage_key(self._run, stage))
                 except DirectoryError:
                     return
-                self._listed[stage] = self._views(stage, records)
+                self._listing.take(stage, records)
                 answered.append(stage)
 
         async with asyncio.TaskGroup() as tasks:
             for stage in self._stages:
                 tasks.create_task(read(stage))
         return len(answered) == len(self._stages)
-
-    def _views(self, stage: Stage, records: Sequence[Record]) -> tuple[SeatView, ...]:
-        """What ``records`` say; most of them say what they said when read last."""
-        before, after = self._decoded.get(stage, {}), {}
-        for record in sorted(records, key=lambda each: each.owner)[:SEATS_MOST]:
-            value, view = before.get(record.owner, (None, None))
-            if value != record.value:
-                view = self._view(stage, record)
-            after[record.owner] = (record.value, view)
-        self._decoded[stage] = after
-        return tuple(view for _, view in after.values() if view is not None)
-
-    def _view(self, stage: Stage, record: Record) -> SeatView | None:
-        try:
-            seat = decode_record(record.value, SeatRecord)
-        except WireError:
-            return None  # not in order: as if it were not there
-        beyond = seat.version > last_step(self._spec) + 1  # no seat of this run got there
-        if seat.state == "gone" or record.owner == self._me.peer or beyond:
-            return None
-        return SeatView(
-            peer=record.owner,
-            stage=stage,
-            state=seat.state,
-            rate=seat.rate,
-            version=seat.version,
-            epoch=seat.epoch,
-        )
 
     def _note(self, *, answered: bool) -> None:
         if answered:
@@ -304,10 +286,6 @@ class Presence:
     @staticmethod
     def _shape(own: dict[Stage, SeatStatus]) -> list[tuple[Stage, str]]:
         return sorted((stage, status.state) for stage, status in own.items())
-
-    @staticmethod
-    def _shape_of_views(views: Sequence[SeatView]) -> list[tuple[Stage, PeerId, str]]:
-        return [(view.stage, view.peer, view.state) for view in views]
 
 
 async def _wait(event: asyncio.Event, seconds: Seconds) -> bool:

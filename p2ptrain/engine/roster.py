@@ -35,9 +35,10 @@ Way = Literal["above", "below"]
 
 
 class Roster:
-    """Seats by stage; ours among them."""
+    """Seats by stage; ours among them. ``begun``: somebody has said that the run has."""
 
     def __init__(self, me: PeerId) -> None:
+        self.begun = False
         self._me = me
         self._epoch = 0
         self._heard: dict[PeerId, dict[Stage, SeatView]] = {}

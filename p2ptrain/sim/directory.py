@@ -40,6 +40,9 @@ DELAY_SECONDS = 0.15
 
 JITTER_SECONDS = 0.1
 
+HEARING_SECONDS = 2.0
+"""Who calls once a second until it is answered has by then told of four seats, one by one."""
+
 SEQUENCES_PER_SECOND = 1_000_000
 """Sequences begin at the time, so that a restarted peer's records replace its old ones."""
 
@@ -64,14 +67,15 @@ class Stored:
 class SimTable:
     """What all directories of one simulated world hold together.
 
-    ``down``: nobody gets an answer; ``unplugged``: these peers get none. ``refused``
-    counts the records that were not in order, or older than what was there.
+    ``down``: nobody gets an answer; who is unplugged gets none. ``refused`` counts the
+    records that were not in order, or older than what was there.
     """
 
     def __init__(self, *, seed: int = 0) -> None:
         self.down = False
         self.refused = 0
-        self.unplugged: set[PeerId] = set()
+        self._unplugged: set[PeerId] = set()
+        self._plugged_at: dict[PeerId, Seconds] = {}
         self._seed = seed
         self._side: dict[PeerId, int] = {}
         self._tables: list[dict[str, dict[PeerId, Stored]]] = [{}]
@@ -83,7 +87,22 @@ class SimTable:
 
     def answers(self, peer: PeerId) -> bool:
         """Whether a call of ``peer`` gets an answer."""
-        return not self.down and peer not in self.unplugged
+        return not self.down and peer not in self._unplugged
+
+    def unplug(self, peer: PeerId) -> None:
+        """``peer`` gets no answer from now on."""
+        self._unplugged.add(peer)
+
+    def plug(self, peer: PeerId) -> None:
+        """It does again; harmless if it did all the time."""
+        if peer in self._unplugged:
+            self._unplugged.discard(peer)
+            self._plugged_at[peer] = asyncio.get_running_loop().time()
+
+    def has_listened(self, peer: PeerId) -> bool:
+        """Whether ``peer`` has been answered for so long that it could have said all it had to."""
+        since = asyncio.get_running_loop().time() - self._plugged_at.get(peer, -HEARING_SECONDS)
+        return self.answers(peer) and since >= HEARING_SECONDS
 
     def put(self, stored: Stored, judge: Signer, *, now: Seconds) -> bool:
         """Take ``stored`` into the table of its judge's side if it is in order."""
@@ -119,10 +138,8 @@ class SimTable:
     def serving(self, peer: PeerId, incarnation: int) -> int:
         """How many records say that this start of ``peer`` has a seat.
 
-        What an earlier start left expires by itself; while nobody answers, none count.
+        What an earlier start left expires by itself.
         """
-        if not self.answers(peer):
-            return 0
         found = [
             record[peer]
             for key, record in self._tables[self._side.get(peer, 0)].items()

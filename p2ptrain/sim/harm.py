@@ -91,7 +91,7 @@ class Harm:
         self.fired("freeze", host.peer)
         if what != "process":
             self._world.network.isolate(host.peer)
-            self._world.table.unplugged.add(host.peer)
+            self._world.table.unplug(host.peer)
         if what != "daemon":
             self._world.clock.freeze(host.peer)
         self.later(seconds, self._thaw, host)  # a dead one too: its name is free again
@@ -99,7 +99,7 @@ class Harm:
     def _thaw(self, host: Host) -> None:
         del self._frozen[host.peer]
         self._world.network.mend(host.peer)
-        self._world.table.unplugged.discard(host.peer)
+        self._world.table.plug(host.peer)
         self._world.clock.thaw(host.peer)
         if host.alive:
             self._world.emit(host.peer, ev.FaultFired(fault="thaw", target=host.peer))

@@ -207,16 +207,16 @@ class SimWorld:
             options=self._options(host.plan),
         )
         self.emit(peer, ev.PeerStarted(run=self.run_id, addresses=()))
-        self._results[peer] = await node.run()
-        left = self._results[peer]
-        self.emit(peer, ev.PeerStopped(reason=left.lost or "the run is complete"))
+        self._results[peer] = result = await node.run()
+        self.emit(peer, ev.PeerStopped(reason=result.lost or "the run is complete"))
         self._moved_at = self.clock.time()
         host.alive = False
-        self._look_later(peer, streams=await self.network.retire(peer), left=incarnation)
+        left = incarnation if self.table.has_listened(peer) else None
+        self._look_later(peer, streams=await self.network.retire(peer), left=left)
         self.network.kill(peer)
 
     def _look_later(self, peer: PeerId, *, streams: int, left: int | None) -> None:
-        """See after a moment what is left of a peer that has ended; ``left``: in order, as."""
+        """See after a moment what is left of an ended peer; ``left``: as, if it could say so."""
         self._looks += 1
         context = self.network.context
         self.clock.call_later(REMAINS_SECONDS, self._look, peer, streams, left, context=context)

@@ -277,9 +277,9 @@ class FrameLimits:
 
 
 FREE_FIELDS = frozenset(
-    {
-        # choices and flags: the schema says it all
+    {  # choices and flags: the schema says it all
         "channel", "what", "state", "replay", "behind", "finite", "available", "waiting", "final",
+        "begun",
         "size_bytes",  # of a snapshot: the puller bounds it; of a corpus piece: see check
     }
 )  # fmt: skip

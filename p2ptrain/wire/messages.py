@@ -64,11 +64,15 @@ class SeatStatus(Message, frozen=True, array_like=True):
 
 
 class Heartbeat(Message, frozen=True, tag=True):
-    """I live; ``lag_seconds`` is my event loop's own delay."""
+    """I live; ``lag_seconds`` is my event loop's own delay.
+
+    ``begun``: as far as I know the run has begun, whatever is left of its first step.
+    """
 
     count: int
     lag_seconds: float
     seats: tuple[SeatStatus, ...]
+    begun: bool = False
 
 
 class Leaving(Message, frozen=True, tag=True):

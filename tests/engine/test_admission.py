@@ -81,6 +81,61 @@ def test_training_begins_only_when_all_stages_have_their_replicas() -> None:
     assert first(result, ev.Sourced) > 9.0
 
 
+@pytest.mark.parametrize(
+    "sign",
+    [
+        pytest.param(ev.SlotCounted, id="the stage above has counted"),
+        pytest.param(ev.Sourced, id="nobody else has done anything"),
+    ],
+)
+def test_a_run_that_has_begun_goes_on_with_fewer_than_it_wanted_to_begin(
+    sign: type[ev.AnyEvent],
+) -> None:
+    """All of stage 0 die in the first step, and one comes: it hears that the run had begun."""
+    sync = msgspec.structs.replace(SPEC.sync, start_replicas=2)
+    spec = msgspec.structs.replace(SPEC, sync=sync)
+    peers = [plan(f"of-{stage}-{n}", stage=Stage(stage)) for stage in (0, 1) for n in (0, 1)]
+    world = SimWorld(Scenario(spec=spec, peers=peers, stall_seconds=100.0))
+    emit, signs = world.emit, set[str]()
+
+    def strike() -> None:
+        for victim in ("of-0-0", "of-0-1"):
+            world.kill(PeerId(victim))
+        world.start(plan("heir", starts_at=world.clock.time() + 2.0))
+
+    def watched(peer: PeerId, event: ev.AnyEvent) -> None:
+        emit(peer, event)
+        if isinstance(event, sign) and not signs:
+            signs.add(peer)
+            world.clock.call_soon(strike, context=world.network.context)
+
+    world.emit = watched  # type: ignore[method-assign]
+    result = world.run()
+    assert result.holds, result.verdicts
+    assert result.peers[PeerId("heir")].finished
+    assert result.weights_digest == reference(spec, ToyCorpus(spec)).weights_digest
+
+
+def test_who_lies_that_the_run_has_begun_only_has_it_begin_with_fewer() -> None:
+    sync = msgspec.structs.replace(SPEC.sync, start_replicas=2)
+    spec = msgspec.structs.replace(SPEC, sync=sync)
+    peers = [*(plan(f"early-{n}") for n in range(3)), plan("last", starts_at=9.0)]
+    world = SimWorld(Scenario(spec=spec, peers=peers))
+    emit = world.emit
+
+    def watched(peer: PeerId, event: ev.AnyEvent) -> None:
+        emit(peer, event)
+        node = world.hosts[peer].node if peer else None
+        if node is not None and peer == "early-1":
+            node.roster.begun = True  # and so it says
+
+    world.emit = watched  # type: ignore[method-assign]
+    result = world.run()
+    assert result.holds, result.verdicts
+    assert first(result, ev.Sourced) < 9.0
+    assert result.weights_digest == reference(spec, ToyCorpus(spec)).weights_digest
+
+
 def test_who_comes_when_all_is_done_does_not_begin_anew() -> None:
     result = simulate(plan("a"), plan("b"), plan("late", starts_at=first_end() - 0.3))
     assert result.holds

@@ -92,6 +92,14 @@ def test_only_a_seat_beside_ours_is_near(street: Street) -> None:
     assert not street.near.is_near(ME)
 
 
+def test_that_the_run_has_begun_is_believed_of_anybody_and_for_good(street: Street) -> None:
+    assert not street.roster.begun
+    for begun in (True, False):
+        beat = m.Heartbeat(count=2, lag_seconds=0.0, seats=(), begun=begun)
+        street.near.told(PeerId("stranger"), beat, 0.2)
+        assert street.roster.begun
+
+
 def test_a_silent_neighbour_is_lost_to_the_roster_first_and_then_to_every_seat(
     street: Street,
 ) -> None:

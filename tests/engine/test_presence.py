@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import random
 from typing import TYPE_CHECKING
 
-from p2ptrain.engine.presence import SPONSORS, Announcer, Presence
+from p2ptrain.engine.presence import (
+    SPONSORS,
+    WITHDRAW_GAP_SECONDS,
+    WITHDRAW_TRIES,
+    Announcer,
+    Presence,
+)
+from p2ptrain.errors import DirectoryError
 from p2ptrain.observe.events import Alarm, AnyEvent
 from p2ptrain.run import Cut, RunSpec, digest, encode
-from p2ptrain.sim.directory import SimTable
-from p2ptrain.sim.loop import run
+from p2ptrain.sim.directory import SimDirectory, SimTable
+from p2ptrain.sim.loop import VirtualTimeLoop, owner, run
 from p2ptrain.sim.signer import SimSigner
 from p2ptrain.units import Chain, PeerId, Stage, Step
 from p2ptrain.wire.messages import SeatStatus
@@ -21,13 +29,14 @@ from p2ptrain.wire.records import (
     SeatRecord,
     commit_key,
     decode_record,
-    encode_record,
     spec_key,
     stage_key,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from p2ptrain.ports import Directory
 
 ANN, BOB, EVE = PeerId("ann"), PeerId("bob"), PeerId("eve")
 SPEC = RunSpec(cut=Cut(stages=3))
@@ -43,9 +52,11 @@ class World:
     def directory(self, peer: PeerId):
         return self.table.directory(signer(peer))
 
-    def presence(self, peer: PeerId, incarnation: int = 1) -> Presence:
+    def presence(
+        self, peer: PeerId, incarnation: int = 1, directory: Directory | None = None
+    ) -> Presence:
         return Presence(
-            self.directory(peer),
+            directory or self.directory(peer),
             SPEC,
             Announcer(run=RUN, peer=peer, incarnation=incarnation, addresses=(f"/p2p/{peer}",)),
             rng=random.Random(peer),
@@ -179,6 +190,19 @@ async def test_a_peer_is_ready_only_when_everything_was_read() -> None:
         assert ann.ready.is_set()
 
 
+async def announced(world: World, ann: Presence) -> None:
+    ann.announce([status(0), status(2)])
+    await asyncio.sleep(5.0)
+    assert world.table.serving(ANN, 1) == 2
+
+
+async def seconds_to_withdraw(ann: Presence) -> float:
+    clock = asyncio.get_running_loop()
+    began = clock.time()
+    await ann.withdraw()
+    return clock.time() - began
+
+
 @virtual
 async def test_leaving_is_told() -> None:
     world = World()
@@ -188,11 +212,108 @@ async def test_leaving_is_told() -> None:
             ann.announce([status(0)])
             await asyncio.sleep(5.0)
             assert seen(bob) == [("ann", 0, "serving")]
-            await ann.withdraw()
+            assert await seconds_to_withdraw(ann) < 1.0
         await asyncio.sleep(5.0)
         assert seen(bob) == []
+
+
+@virtual
+async def test_who_leaves_while_its_p2pd_stands_still_is_heard_when_that_goes_on() -> None:
+    """No call that set out before is answered; one that sets out afterwards is."""
+    world = World()
+    ann = world.presence(ANN)
+    async with running(ann):
+        await announced(world, ann)
+        world.table.unplug(ANN)
+        asyncio.get_running_loop().call_later(4.2, world.table.plug, ANN)
+        assert 4.2 < await seconds_to_withdraw(ann) < 6.0
+        assert world.table.serving(ANN, 1) == 0
+
+
+@virtual
+async def test_who_stands_still_while_it_leaves_is_heard_when_it_goes_on() -> None:
+    """Long as it was, it has lost one try: what it waits for is told in its own seconds."""
+    world, clock = World(), asyncio.get_running_loop()
+    ann = world.presence(ANN)
+    assert isinstance(clock, VirtualTimeLoop)
+    async with running(ann):
+        await announced(world, ann)
+        world.table.unplug(ANN)
+        its_own = contextvars.copy_context()
+        its_own.run(owner.set, "ann")
+        leaving = clock.create_task(ann.withdraw(), context=its_own)
+        for _ in range(2):
+            await asyncio.sleep(1.5)
+            clock.freeze("ann")
+            await asyncio.sleep(10.0)
+            clock.thaw("ann")
+        assert world.table.serving(ANN, 1) == 2
+        world.table.plug(ANN)
+        await leaving
+        assert world.table.serving(ANN, 1) == 0
+
+
+class Poor:
+    """A directory that takes ``seconds`` more to store, and fails at once before ``up_at``."""
+
+    def __init__(self, directory: SimDirectory, *, seconds: float = 0.0) -> None:
+        self.up_at = 0.0
+        self._directory, self._seconds = directory, seconds
+        self.read = directory.read
+
+    async def store(self, key: str, value: bytes, *, lifetime: float) -> bool:
+        if asyncio.get_running_loop().time() < self.up_at:
+            raise DirectoryError("p2pd is restarting")
+        await asyncio.sleep(self._seconds)
+        return await self._directory.store(key, value, lifetime=lifetime)
+
+
+@virtual
+async def test_who_leaves_while_its_p2pd_restarts_is_heard_when_that_is_up() -> None:
+    world = World()
+    poor = Poor(world.directory(ANN))
+    ann = world.presence(ANN, directory=poor)
+    async with running(ann):
+        await announced(world, ann)
+        poor.up_at = asyncio.get_running_loop().time() + 2.5
+        assert 2.5 < await seconds_to_withdraw(ann) < 4.0
+        assert world.table.serving(ANN, 1) == 0
+
+
+@virtual
+async def test_a_slow_directory_is_not_cut_short() -> None:
+    world = World()
+    ann = world.presence(ANN, directory=Poor(world.directory(ANN), seconds=2.0))
+    async with running(ann):
+        ann.announce([status(0), status(2)])
+        await asyncio.sleep(30.0)
+        assert 4.0 < await seconds_to_withdraw(ann) < 5.0  # one after the other
+        assert world.table.serving(ANN, 1) == 0
+
+
+@virtual
+async def test_nobody_stays_for_a_directory_that_is_dead() -> None:
+    world = World()
+    ann = world.presence(ANN)
+    async with running(ann):
+        await announced(world, ann)
         world.table.down = True
-        await bob.withdraw()  # gives up quietly
+        assert await seconds_to_withdraw(ann) == WITHDRAW_TRIES * WITHDRAW_GAP_SECONDS
+    assert len(asyncio.all_tasks()) == 1  # this test: every call has been given up
+
+
+@virtual
+async def test_who_is_to_leave_at_once_does() -> None:
+    world = World()
+    ann = world.presence(ANN)
+    async with running(ann):
+        await announced(world, ann)
+        world.table.down = True
+        async with asyncio.TaskGroup() as tasks:
+            leaving = tasks.create_task(ann.withdraw())
+            await asyncio.sleep(2.5)
+            leaving.cancel()
+    assert len(asyncio.all_tasks()) == 1
 
 
 @virtual
@@ -222,26 +343,6 @@ async def test_a_restarted_peer_does_not_meet_its_own_ghost() -> None:
     async with running(again):
         await asyncio.sleep(5.0)
         assert seen(again) == []
-
-
-@virtual
-async def test_records_that_are_not_in_order_are_as_if_not_there() -> None:
-    world = World()
-    ann = world.presence(ANN)
-    good = SeatRecord(state="serving", version=Step(0), rate=1.0, queue=0, incarnation=1)
-    bad = SeatRecord(state="serving", version=Step(0), rate=float("nan"), queue=0, incarnation=1)
-    await world.directory(BOB).store(stage_key(RUN, Stage(0)), b"\xc1", lifetime=60.0)
-    await world.directory(PeerId("dan")).store(
-        stage_key(RUN, Stage(0)), encode_record(bad), lifetime=60.0
-    )
-    far = SeatRecord(state="serving", version=Step(2**62), rate=1.0, queue=0, incarnation=1)
-    await world.directory(PeerId("far")).store(
-        stage_key(RUN, Stage(0)), encode_record(far), lifetime=60.0
-    )
-    await world.directory(EVE).store(stage_key(RUN, Stage(0)), encode_record(good), lifetime=60.0)
-    async with running(ann):
-        await asyncio.sleep(3.0)
-        assert seen(ann) == [("eve", 0, "serving")]
 
 
 @virtual

@@ -7,7 +7,7 @@ import pytest
 
 from p2ptrain.errors import DirectoryError
 from p2ptrain.sim import loop
-from p2ptrain.sim.directory import SimDirectory, SimTable
+from p2ptrain.sim.directory import HEARING_SECONDS, SimDirectory, SimTable
 from p2ptrain.sim.signer import SimSigner
 from p2ptrain.units import PeerId
 
@@ -95,7 +95,7 @@ def test_a_directory_that_is_down_says_so_after_its_deadline() -> None:
     async def main() -> None:
         table = SimTable()
         a, b = seats(table, A, B)
-        table.unplugged.add(A)
+        table.unplug(A)
         with pytest.raises(DirectoryError):
             await a.read("key")
         assert 5 < now() < 6
@@ -103,6 +103,27 @@ def test_a_directory_that_is_down_says_so_after_its_deadline() -> None:
         table.down = True
         with pytest.raises(DirectoryError):
             await b.store("key", b"", lifetime=1)
+
+    loop.run(main())
+
+
+def test_who_was_unplugged_has_been_listened_to_once_there_was_time_to_say_it() -> None:
+    async def main() -> None:
+        table = SimTable()
+        (a,) = seats(table, A)
+        assert table.has_listened(A)
+        table.unplug(A)
+        await asyncio.sleep(20.0)
+        assert not table.has_listened(A)
+        assert table.has_listened(B)
+        table.plug(A)
+        assert await a.store("key", b"", lifetime=60)
+        assert not table.has_listened(A)  # but who calls only every second may not have been
+        await asyncio.sleep(HEARING_SECONDS)
+        table.plug(A)  # it is
+        assert table.has_listened(A)
+        table.down = True
+        assert not table.has_listened(A)
 
     loop.run(main())
 
