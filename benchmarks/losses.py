@@ -47,12 +47,14 @@ from benchmarks.rows import (
     steps_of,
 )
 from benchmarks.trainings import Progress, resume
+from p2ptrain.compute.device import arithmetic_class, choose_device
 from p2ptrain.data import load_corpus, pin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 NOT_REACHED = 1
+CURVE_POINTS = 100
 
 Key = str
 """``row/seed``."""
@@ -61,8 +63,8 @@ Key = str
 class Table:
     """Rows that have ended, in a file that is whole after each."""
 
-    def __init__(self, name: str, path: Path | None, commit: str) -> None:
-        self._name, self._commit = name, commit
+    def __init__(self, name: str, path: Path | None, commit: str, device: str = "cpu") -> None:
+        self._name, self._commit, self._device = name, commit, device
         self._path = path or record.RESULTS / f"{name}.json"
         self.ended: dict[Key, Progress] = {}
         self._read()
@@ -71,8 +73,12 @@ class Table:
         """Keep a row's end, and what others have written meanwhile."""
         with self._alone():
             self._read()
-            self.ended[key] = progress
-            result = {"runs": msgspec.to_builtins(self.ended), "table": summary(size, self.ended)}
+            self.ended[key] = thinned(progress)
+            result: dict[str, object] = {
+                "device": self._device,
+                "runs": msgspec.to_builtins(self.ended),
+                "table": summary(size, self.ended),
+            }
             return record.write(self._name, result, commit=self._commit, path=self._path)
 
     def _read(self) -> None:
@@ -86,6 +92,12 @@ class Table:
         with self._path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def thinned(progress: Progress) -> Progress:
+    """With CURVE_POINTS of its training losses, evenly taken: a result is read by people."""
+    every = max(1, -(-len(progress.loss) // CURVE_POINTS))
+    return msgspec.structs.replace(progress, loss=progress.loss[::every])
 
 
 def summary(size: Size, ended: Mapping[Key, Progress]) -> dict[str, dict[str, float | None]]:
@@ -185,7 +197,9 @@ def cli(  # noqa: PLR0913 -- click hands over every option
             raise click.BadParameter(f"no row {row}; there are: {known} and such") from None
     steps = steps or steps_of(size)
     whole = f"losses-{name}" if steps == steps_of(size) else f"losses-{name}-{steps}"
-    table = Table(whole, out, record.source_commit())
+    plain = spec_of(size, rows_of(size)["none"], seed=0, steps=steps)
+    kind = arithmetic_class(plain, choose_device(device, plain), plain.arithmetic.threads)
+    table = Table(whole, out, record.source_commit(), kind)
     until = time.perf_counter() + (60 * minutes if minutes else float("inf"))
     for seed, row in product(sorted(map(int, seeds.split(","))), rows.split(",")):
         key = f"{row}/{seed}"

@@ -58,6 +58,15 @@ def test_rows_are_kept_as_they_end_and_taken_up_again(tmp_path: Path) -> None:
     assert msgspec.json.decode(path.read_bytes())["table"]["cut"]["val_loss"] == 2.0
 
 
+def test_a_curve_is_thinned_and_its_end_is_not(tmp_path: Path) -> None:
+    whole = Progress(loss=[(step, 1.0) for step in range(801)], val_loss=1.0)
+    table = Table("losses", tmp_path / "table.json", "c0ffee", "cuda")
+    table.add("none/0", whole, SIZE)
+    kept = table.ended["none/0"]
+    assert kept.val_loss == 1.0
+    assert [step for step, _ in kept.loss] == list(range(0, 801, 9))
+
+
 def test_two_commands_write_one_table(tmp_path: Path) -> None:
     one, other = (Table("losses", tmp_path / "table.json", "c0ffee") for _ in range(2))
     one.add("none/0", Progress(val_loss=1.0), SIZE)
