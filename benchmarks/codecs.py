@@ -94,7 +94,9 @@ def spec_of(name: str, *, width: int, tokens: int, vocabulary: int) -> RunSpec:
     return validate(resolved(spec))
 
 
-def measure(spec: RunSpec, direction: Direction, device: torch.device = CPU) -> Row:
+def measure(
+    spec: RunSpec, direction: Direction, device: torch.device = CPU, *, repeats: int = REPEATS
+) -> Row:
     """Bytes, time and error of what crosses the last boundary in one direction."""
     composition = composition_of(spec, BOUNDARY)
     codec = codec_at(composition, direction, STEP)
@@ -104,8 +106,10 @@ def measure(spec: RunSpec, direction: Direction, device: torch.device = CPU) -> 
     )
     x_rk = values(rows, width).to(device)
     blob = codec.encode(x_rk, context)
-    encoding = best_seconds(lambda: codec.encode(x_rk, context), device)
-    decoding = best_seconds(lambda: codec.decode(blob, rows, width, device), device)
+    encoding = best_seconds(lambda: codec.encode(x_rk, context), device, repeats=repeats)
+    decoding = best_seconds(
+        lambda: codec.decode(blob, rows, width, device), device, repeats=repeats
+    )
     off_rk = codec.decode(blob, rows, width, device) - x_rk
     sent = frame(spec, direction, blob).frame_bytes
     megabytes = x_rk.numel() * x_rk.element_size() / 2**20
