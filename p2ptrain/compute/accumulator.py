@@ -14,10 +14,6 @@ the sums committed so far: room for 2^headroom times the largest element of the 
 sum, growing finer by at most one bit a step; a skipped step coarsens all of them, because
 an overflow may be why it was skipped. Exponents are part of a stage's saved state.
 
-Norms are taken from the whole sum in float64 over blocks of 2^16 elements by a tree of
-pairwise additions: elementwise operations only, which IEEE 754 fixes to the bit on any
-device and with any number of threads, unlike a library's own reduction.
-
 Alternative refused: float64 sums. Exact far longer, but not exactly exact.
 """
 
@@ -27,13 +23,13 @@ import math
 from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from p2ptrain.compute.norms import squared_norm, squared_norms
 from p2ptrain.errors import InternalError, MisbehaviourError
 from p2ptrain.units import DIGEST_BYTES, Digest
 
@@ -42,9 +38,6 @@ if TYPE_CHECKING:
 
     from p2ptrain.ports import Buffer
     from p2ptrain.run import Accumulator, RunSpec
-
-NORM_BLOCK_ELEMENTS = 1 << 16
-"""Large enough that block sums are few, small enough to stay in cache (512 kB of float64)."""
 
 FIRST_EXPONENT_RANGE_BITS = 4
 """int32, before any sum is known: elements up to 2^4. Gradients of a mean loss start below 1."""
@@ -182,14 +175,10 @@ class GradientSum:
         """A copy of what was added here: the whole sum where nobody else adds."""
         return self._sum.to(self._home, copy=True)
 
-    def bring_home(self, whole: Tensor) -> Tensor:
-        """A whole sum from elsewhere, to where its norms and means are computed."""
-        return whole.to(self._home)
-
     def norms(self, whole: Tensor) -> tuple[float, ...]:
-        """Squared norm of every parameter's part of a whole sum at home."""
-        if whole.device.type != "cpu":
-            return squared_norms(whole, self._layout, self.format.exponents)
+        """Squared norm of every parameter's part of a whole sum."""
+        if self._home.type != "cpu":
+            return squared_norms(whole, self._layout, self.format.exponents, self._home)
         parts = zip(self._layout.slices(), self.format.exponents, strict=True)
         return tuple(squared_norm(whole[part], exponent) for part, exponent in parts)
 
@@ -199,7 +188,8 @@ class GradientSum:
         for name, part, exponent in zip(
             layout.names, layout.slices(), self.format.exponents, strict=True
         ):
-            decoded = whole[part].to(torch.float64).mul_(2.0**-exponent).div_(divisor).mul_(clip)
+            decoded = whole[part].to(self._home).to(torch.float64)
+            decoded = decoded.mul_(2.0**-exponent).div_(divisor).mul_(clip)
             yield name, decoded.float()
 
     def clear(self) -> None:
@@ -250,50 +240,3 @@ def assemble(
 def sum_digest(whole: Tensor) -> Digest:
     """BLAKE2b-256 of the integers, little-endian."""
     return Digest(blake2b(whole.numpy().data, digest_size=DIGEST_BYTES).digest())
-
-
-def squared_norm(integers: Tensor, exponent: int) -> float:
-    """Squared norm of one parameter's decoded sum: the same float64 on every machine."""
-    total: list[float] = []
-    # 16 blocks at a time: 8 MB of float64, so that no copy of a large tensor is made.
-    for chunk in torch.split(integers, 16 * NORM_BLOCK_ELEMENTS):
-        squares = _squares(chunk, exponent)
-        blocks = -(-squares.numel() // NORM_BLOCK_ELEMENTS)
-        width = NORM_BLOCK_ELEMENTS
-        if blocks == 1:  # zeros change no sum: pad to a power of two only
-            width = 1 << (squares.numel() - 1).bit_length()
-        tree = torch.zeros(blocks * width, dtype=torch.float64)
-        tree[: squares.numel()] = squares
-        total.extend(_block_sums(tree.view(blocks, width)))
-    return math.fsum(total)
-
-
-def squared_norms(whole: Tensor, layout: Layout, exponents: Sequence[int]) -> tuple[float, ...]:
-    """:func:`squared_norm` of all parameters at once, to the bit.
-
-    For a GPU, where a launch costs more than the additions of a block of zeros, and one look at
-    results more than either.
-    """
-    parts = list(layout.slices())
-    blocks = [-(-(part.stop - part.start) // NORM_BLOCK_ELEMENTS) for part in parts]
-    tree = torch.zeros(sum(blocks), NORM_BLOCK_ELEMENTS, dtype=torch.float64, device=whole.device)
-    flat, start = tree.view(-1), 0
-    for part, exponent, count in zip(parts, exponents, blocks, strict=True):
-        flat[start : start + part.stop - part.start] = _squares(whole[part], exponent)
-        start += count * NORM_BLOCK_ELEMENTS
-    sums = iter(_block_sums(tree))
-    return tuple(math.fsum(islice(sums, count)) for count in blocks)
-
-
-def _squares(integers: Tensor, exponent: int) -> Tensor:
-    return integers.to(torch.float64).mul_(2.0**-exponent).square_()
-
-
-def _block_sums(tree: Tensor) -> list[float]:
-    """Sum of every row (a power of two wide) by pairs: one order on every machine."""
-    width = tree.shape[1]
-    while width > 1:
-        width //= 2
-        tree = tree[:, :width] + tree[:, width:]
-    sums: list[float] = tree.flatten().tolist()
-    return sums

@@ -207,7 +207,7 @@ class StageState:
     def finish(self, pieces: Sequence[tuple[int, Buffer]]) -> Whole:
         """Take the whole sum; its digest and norms are the same on every holder."""
         whole = assemble(pieces, self.elements, self._own.format.numpy_dtype)
-        norms = self._take(self._own.bring_home(whole))
+        norms = self._take(whole)
         finite = all(math.isfinite(norm) for norm in norms)
         return Whole(digest=sum_digest(whole), norms=norms, finite=finite)
 

@@ -9,13 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2ptrain.compute.accumulator import (
-    NORM_BLOCK_ELEMENTS,
     FixedPoint,
     GradientSum,
     Layout,
     assemble,
-    squared_norm,
-    squared_norms,
     sum_digest,
     sum_parts,
 )
@@ -176,40 +173,6 @@ def test_parts_of_different_lengths_are_refused() -> None:
     for parts in ([], [bytes(8), bytes(16)]):
         with pytest.raises(MisbehaviourError):
             sum_parts(parts, I64)
-
-
-@pytest.mark.parametrize(
-    "elements",
-    [1, 2, 7, NORM_BLOCK_ELEMENTS - 1, NORM_BLOCK_ELEMENTS + 1, 20 * NORM_BLOCK_ELEMENTS],
-)
-def test_a_norm_is_close_to_the_true_one(elements: int) -> None:
-    integers = torch.arange(elements, dtype=torch.int64) - elements // 3
-    exact = math.fsum((integers.double() / 1024).square().tolist())
-    assert squared_norm(integers, 10) == pytest.approx(exact, rel=1e-14)
-
-
-def test_a_norm_is_the_same_with_any_number_of_threads() -> None:
-    integers = torch.randint(-(2**40), 2**40, (3 * NORM_BLOCK_ELEMENTS + 17,))
-    threads = torch.get_num_threads()
-    norms = set()
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        norms.add(squared_norm(integers, 40))
-    torch.set_num_threads(threads)
-    assert len(norms) == 1
-
-
-@pytest.mark.parametrize("exponent", [0, 40])
-def test_norms_taken_all_at_once_are_those_taken_one_by_one(exponent: int) -> None:
-    sizes = (1, 6, 1000, NORM_BLOCK_ELEMENTS, 3 * NORM_BLOCK_ELEMENTS + 17)
-    layout = Layout.of({f"{size}": (size,) for size in sizes})
-    whole = torch.randint(-(2**45), 2**45, (layout.elements,))
-    exponents = [exponent + place for place in range(len(sizes))]
-    one_by_one = [
-        squared_norm(whole[part], each)
-        for part, each in zip(layout.slices(), exponents, strict=True)
-    ]
-    assert list(squared_norms(whole, layout, exponents)) == one_by_one
 
 
 def test_a_digest_is_of_the_little_endian_integers() -> None:
