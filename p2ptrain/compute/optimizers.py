@@ -4,7 +4,10 @@ Muon (Jordan 2024) takes the momentum of a matrix and replaces it by the nearest
 orthogonal matrix, found by five Newton-Schulz iterations: all directions of a layer
 then learn at one rate, which small batches and one step of delay both like. Embedding,
 head and norms are no maps between hidden spaces and take AdamW, as is usual. So does
-all of a bottleneck: its encoder and decoder learnt worse under Muon.
+all of a bottleneck: its encoder and decoder learnt worse under Muon. These two are short maps
+whose rows begin orthonormal, and AdamW moves every element by its rate: at the rate of an embedding
+they turned by a tenth and more a step, and the stages above learnt from what kept moving. So
+they take ``bottleneck_ratio`` of it.
 
 Invariants:
     * a step is a function of (weights, state, gradients, t) and runs parameter by
@@ -23,6 +26,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from p2ptrain.core.bottleneck import is_map
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,6 +119,8 @@ class StageOptimizer:
         config = self._config
         mean, square = self._state[f"mean/{name}"], self._state[f"square/{name}"]
         rate = config.adamw_learning_rate * factor
+        if is_map(name):
+            rate *= config.bottleneck_ratio
         if weight.ndim > 1:  # norms are scales: nothing pulls them to zero
             weight.mul_(1.0 - rate * config.weight_decay)
         mean.lerp_(gradient, 1.0 - config.beta1)

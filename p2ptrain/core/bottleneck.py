@@ -36,6 +36,15 @@ if TYPE_CHECKING:
     from p2ptrain.units import Stage
 
 
+MAPS = ("encoder.weight", "decoder.weight")
+"""What the names of E and D end with."""
+
+
+def is_map(name: str) -> bool:
+    """Whether this parameter is a bottleneck's encoder or decoder."""
+    return name.startswith("bottleneck.") and name.endswith(MAPS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bottleneck:
     """One boundary's. ``boundary`` b lies between stage b and stage b + 1.

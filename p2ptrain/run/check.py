@@ -66,6 +66,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "batch.microbatches": (1, 4096),
     "optimizer.learning_rate": (1e-12, 100.0),
     "optimizer.adamw_learning_rate": (1e-12, 100.0),
+    "optimizer.bottleneck_ratio": (0.0, 100.0),
     "optimizer.momentum": (0.0, 0.999_999),
     "optimizer.beta1": (0.0, 0.999_999),
     "optimizer.beta2": (0.0, 0.999_999_9),

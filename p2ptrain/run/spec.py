@@ -69,11 +69,16 @@ class Batch(Part, frozen=True, kw_only=True):
 
 
 class Optimizer(Part, frozen=True, kw_only=True):
-    """Muon for matrices with AdamW for the rest, or AdamW alone; warm-up, then cosine."""
+    """Muon for matrices with AdamW for the rest, or AdamW alone; warm-up, then cosine.
+
+    ``bottleneck_ratio``: share of ``adamw_learning_rate`` that the encoders and decoders of
+    bottlenecks take.
+    """
 
     name: Literal["muon", "adamw"] = "muon"
     learning_rate: float = 0.02
     adamw_learning_rate: float = 3e-3
+    bottleneck_ratio: float = 0.1
     momentum: float = 0.95
     beta1: float = 0.9
     beta2: float = 0.95

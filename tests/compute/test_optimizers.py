@@ -49,6 +49,15 @@ def test_adamw_is_that_of_torch() -> None:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-7)
 
 
+def test_the_maps_of_a_bottleneck_learn_at_their_share_of_the_rate() -> None:
+    names = {"bottleneck.0.encoder.weight": 0.1, "bottleneck.0.anchor.0.weight": 1.0, HEAD: 1.0}
+    weights = {name: torch.zeros(2, 2) for name in names}
+    config = constant(adamw_learning_rate=0.01, bottleneck_ratio=0.1, eps=1e-12)
+    StageOptimizer(config, weights).step({name: torch.ones(2, 2) for name in names}, 0)
+    for name, share in names.items():
+        torch.testing.assert_close(weights[name], torch.full((2, 2), -0.01 * share))
+
+
 def test_muon_is_jordans() -> None:
     config = constant(learning_rate=0.05, momentum=0.9, weight_decay=0.1)
     ours = tensors(0)

@@ -3,7 +3,13 @@ import math
 import msgspec
 import pytest
 
-from p2ptrain.core.bottleneck import Bottleneck, bottleneck_at, stage_bottlenecks, stage_elements
+from p2ptrain.core.bottleneck import (
+    Bottleneck,
+    bottleneck_at,
+    is_map,
+    stage_bottlenecks,
+    stage_elements,
+)
 from p2ptrain.core.partition import cut_layers, stage_parameters
 from p2ptrain.run import Codec, Composition, Cut, Model, RunSpec
 from p2ptrain.units import Stage
@@ -102,3 +108,10 @@ def test_the_layers_are_cut_as_if_there_were_none() -> None:
         4 * 16 + 16 + 16 * 4 + 2 * 256 * 16,
         16 * 4 + 2 * 256 * 16,
     ]
+
+
+def test_encoders_and_decoders_are_told_from_all_else() -> None:
+    found = Bottleneck(boundary=1, width=4, order=2, rank=3)
+    shapes = {**found.sender_shapes(MODEL), **found.receiver_shapes(MODEL)}
+    assert {name for name in shapes if is_map(name)} == {found.encoder, found.decoder}
+    assert not is_map("model.encoder.weight")
