@@ -20,14 +20,21 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import msgspec
 
 from p2ptrain.sim.blows import Blow, BlowKind
-from p2ptrain.sim.points import IN_TRANSFER, IN_TROUBLE, POINTS
+from p2ptrain.sim.points import (
+    IN_COPYING,
+    IN_LOSS,
+    IN_SHARING,
+    IN_TRANSFER,
+    IN_TROUBLE,
+    POINTS,
+)
 from p2ptrain.sim.spill import MEMORIES
 from p2ptrain.sim.swarms import SwarmPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
-Family: TypeAlias = Literal["plain", "kept", "mixed"]
+Family: TypeAlias = Literal["plain", "kept", "mixed", "rare"]
 """A seed draws a plan in each."""
 
 FAILPOINT_SHARE = 0.8
@@ -35,6 +42,20 @@ FAILPOINT_SHARE = 0.8
 
 KEPT_STEPS = (1, 1, 2)
 """Runs are short: in these every loss of a stage can be mended while its guard lives."""
+
+FALLS: Final = {3: (2, 5), 4: (2, 3)}
+"""By how often states are kept: the steps in which a stage that is lost is of no use any more,
+neither as it was kept nor as the seed gives it, so that the run falls back. In one of them it
+does so to a later step than the first."""
+
+RARE_STEPS = 6
+"""All of those come before the last step has committed."""
+
+RARE: Final = IN_SHARING | IN_COPYING | IN_LOSS
+"""Points that the family "rare" is about."""
+
+PLAIN: Final = (POINTS.keys() - RARE) | IN_TRANSFER
+"""Those of all others: to some of both a newcomer comes as well as the keeper of a copy."""
 
 FAULTS_MOST = 4
 """More than that at once in so short a run leave nobody to recover."""
@@ -51,7 +72,7 @@ def draw(seed: int) -> SwarmPlan:
         microbatches=microbatches,
         steps=steps,
         replicas=rng.randint(1, max(1, peers // stages)),
-        speeds=tuple(round(math.exp(rng.gauss(-1.2, 0.7)), 3) for _ in range(peers)),
+        speeds=_speeds(rng, peers),
         interval_seconds=rng.choice((0.0, 0.1, 0.5)),
         latency_seconds=rng.choice((0.005, 0.02, 0.05, 0.15)),
         jitter_seconds=rng.choice((0.0, 0.01, 0.05)),
@@ -78,18 +99,56 @@ def draw_mixed(seed: int) -> SwarmPlan:
     return msgspec.structs.replace(draw(seed), canonical_steps=every)
 
 
+def draw_rare(seed: int) -> SwarmPlan:
+    """A plan of ``seed`` with faults where the other families have none.
+
+    While seats of stage 0 share what is left of a step, while states are copied, or while the
+    run falls back, after the loss of a stage.
+    """
+    rng = Random(f"p2ptrain rare points/{seed}")
+    stages, every = rng.randint(2, 3), rng.choice(KEPT_STEPS)
+    peers, microbatches = _few(rng, 2 * stages, 10), rng.randint(6, 12)
+    points = rng.choice((IN_SHARING, IN_COPYING, IN_COPYING, IN_LOSS))
+    causes: tuple[Blow, ...] = ()
+    if points is IN_LOSS:
+        every = rng.choice(sorted(FALLS))
+        counts = stages * microbatches  # of a step
+        nth = rng.choice(FALLS[every]) * counts + rng.randint(1, counts)
+        causes = (Blow(kind="stage-loss", point="counting", nth=nth, seconds=0.0),)
+    return msgspec.structs.replace(
+        draw(seed),
+        stages=stages,
+        microbatches=microbatches,
+        steps=RARE_STEPS,
+        replicas=rng.randint(1, peers // stages),
+        speeds=_speeds(rng, peers),
+        blows=(*causes, *(_strike(rng, points) for _ in range(FAULTS_MOST))),
+        checkpoint_steps=every,
+    )
+
+
+def _strike(rng: Random, points: Collection[str]) -> Blow:
+    kind: BlowKind = rng.choice(("kill", "kill", "freeze"))
+    seconds = rng.choice((2.0, 6.0, 12.0, 20.0))
+    return Blow(kind=kind, point=rng.choice(sorted(points)), nth=rng.randint(1, 4), seconds=seconds)
+
+
 FAMILIES: Final[Mapping[Family, Callable[[int], SwarmPlan]]] = {
     "plain": draw,
     "kept": draw_kept,
     "mixed": draw_mixed,
+    "rare": draw_rare,
 }
 
 
 def family(plan: SwarmPlan) -> Family:
-    """Which of the families draws such plans as ``plan``."""
-    if plan.canonical_steps:
-        return "mixed"
-    return "kept" if plan.checkpoint_steps else "plain"
+    """Which of the families draws ``plan``; plain, if it was not drawn."""
+    drawn = (name for name, draws in FAMILIES.items() if draws(plan.seed) == plan)
+    return next(drawn, "plain")
+
+
+def _speeds(rng: Random, peers: int) -> tuple[float, ...]:
+    return tuple(round(math.exp(rng.gauss(-1.2, 0.7)), 3) for _ in range(peers))
 
 
 def _few(rng: Random, least: int, most: int) -> int:
@@ -106,7 +165,7 @@ _RARE: tuple[BlowKind, ...] = (
 _SELDOM = 8 * ["nack sent"] + 8 * ["nack arrived"] + ["round", "subtracted", "ack arrived"]
 _READILY = {"chunk arrived", "repath sent", "manifest asked sent", "manifest arrived"}
 _POINTS = [
-    *sorted(POINTS),
+    *sorted(PLAIN),
     *sorted((IN_TROUBLE | IN_TRANSFER) - _READILY),
     *_SELDOM,
     "summed part arrived",

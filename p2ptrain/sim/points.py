@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from p2ptrain.core import agreement as a
+from p2ptrain.core.lineage import Rollback
 from p2ptrain.errors import WireError
 from p2ptrain.observe import events as ev
 from p2ptrain.wire import framing
@@ -100,6 +101,16 @@ POINTS: Final[dict[str, Point]] = {
     **_both("chunk", m.Chunk),
     "state loaded": InLog(event=ev.StateLoaded),
     "seat opened later": InLog(event=ev.SeatOpened, later=True),
+    # a seat of stage 0 has nothing left to begin, and is handed some
+    **_both("slots wanted", m.WantSlots),
+    **_both("slots given", m.GiveSlots),
+    # a peer beside each stage has a copy; it is asked for as a newcomer asks for a state
+    "copy kept": InLog(event=ev.StateKept),
+    # a stage is lost: who holds what, and where the run falls back to
+    **_both("holdings asked", m.WantHeld),
+    **_both("holdings told", m.Held),
+    **_both("rollback", Rollback),
+    "rolled back": InLog(event=ev.RolledBack),
 }
 """All failpoints by name."""
 
@@ -115,6 +126,20 @@ IN_TRANSFER: Final = frozenset(
     | {"state loaded", "seat opened later"}
 )
 """Points that only a newcomer to a run that has taken steps brings about."""
+
+IN_SHARING: Final = frozenset(
+    f"slots {what} {side}" for what in ("wanted", "given") for side in ("sent", "arrived")
+)
+"""Points that the seats of stage 0 come to near the end of a step, once they know their speeds."""
+
+IN_COPYING: Final = IN_TRANSFER - {"state loaded", "seat opened later"} | {"copy kept"}
+"""Points that the peer beside a stage comes to, where states are kept: no newcomer is needed."""
+
+IN_LOSS: Final = frozenset(
+    {f"holdings {what} {side}" for what in ("asked", "told") for side in ("sent", "arrived")}
+    | {"rollback sent", "rollback arrived", "rolled back"}
+)
+"""Points that a swarm comes to only when a stage is lost, and falls back."""
 
 PHASES: Final[dict[str, tuple[str, ...]]] = {
     "counting": ("counting",),

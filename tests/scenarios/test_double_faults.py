@@ -16,6 +16,7 @@ import pytest
 
 from p2ptrain.compute import reference as one_process
 from p2ptrain.compute.executor import TorchCompute
+from p2ptrain.compute.stage import StageState
 from p2ptrain.core.digest import combine_digests
 from p2ptrain.core.schedule import last_step, leaders
 from p2ptrain.data import load_corpus, pin
@@ -32,6 +33,8 @@ from p2ptrain.run import (
     digest,
     validate,
 )
+from p2ptrain.sim.arithmetic import ToyState
+from p2ptrain.sim.loop import StalledError
 from p2ptrain.sim.pipes import Link
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult
 from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
@@ -83,6 +86,22 @@ def real(seed: int) -> RunSpec:
 def on_torch(spec: RunSpec, _: PeerPlan) -> TorchCompute:
     return TorchCompute(
         spec, device="cpu", inline=True, cost=lambda _stage, _kind: 0.05, memory_bytes=1 << 30
+    )
+
+
+def toy_scenario(spec: RunSpec) -> Scenario:
+    return Scenario(spec=spec, peers=PEERS, link=SLOW, stall_seconds=120.0)
+
+
+def torch_scenario(spec: RunSpec) -> Scenario:
+    return Scenario(
+        spec=spec,
+        peers=PEERS,
+        link=SLOW,
+        compute=on_torch,
+        corpus=load_corpus(spec, Path(__file__).parent),
+        verify=False,
+        stall_seconds=120.0,
     )
 
 
@@ -167,8 +186,7 @@ def test_frames_that_died_with_their_keepers_are_made_again_after_the_step(
 ) -> None:
     spec = alone_with_the_sum(step)
     assert last_step(spec) == STEPS - 1
-    scenario = Scenario(spec=spec, peers=PEERS, link=SLOW)
-    result = struck(play, cue, scenario, lost, keepers, step)
+    result = struck(play, cue, toy_scenario(spec), lost, keepers, step)
     assert result.weights_digest == reference(spec, ToyCorpus(spec)).weights_digest
 
 
@@ -178,19 +196,40 @@ def test_on_real_tensors_they_are_made_again_to_the_bit(
 ) -> None:
     step = STEPS - 1
     spec = alone_with_the_sum(step, real)
+    result = struck(play, cue, torch_scenario(spec), lost, keepers, step)
     corpus = load_corpus(spec, Path(__file__).parent)
-    scenario = Scenario(
-        spec=spec,
-        peers=PEERS,
-        link=SLOW,
-        compute=on_torch,
-        corpus=corpus,
-        verify=False,
-        stall_seconds=120.0,
-    )
-    result = struck(play, cue, scenario, lost, keepers, step)
     alone = one_process.train(spec, corpus, device="cpu").weights_digest
     assert combine_digests(dict(result.tensors)) == alone
+
+
+def with_present_weights(self: Any, kind: str, work: Any, *inputs: Any) -> bytes:
+    """In the place of ``ToyState._seed``."""
+    self._before = self._weights
+    return toy_seed(self, kind, work, *inputs)
+
+
+toy_seed = ToyState._seed
+
+
+def test_made_again_with_the_weights_after_the_step_they_are_seen(
+    play: Play, cue: MakeCue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deliberate bug: what the mate adds up then is another sum than all others stepped with."""
+    monkeypatch.setattr(ToyState, "_seed", with_present_weights)
+    step = STEPS - 1
+    scenario = toy_scenario(alone_with_the_sum(step))
+    with pytest.raises(AssertionError, match=r"'I2'.*another chain in the same epoch"):
+        struck(play, cue, scenario, 0, (1, 2), step)
+
+
+def test_on_real_tensors_they_are_seen_too(
+    play: Play, cue: MakeCue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without weights of its own for what is past: nobody takes part in such a sum."""
+    monkeypatch.setattr(StageState, "_passes_of", lambda self, _work: self._passes)
+    step = STEPS - 1
+    with pytest.raises(StalledError):
+        struck(play, cue, torch_scenario(alone_with_the_sum(step, real)), 0, (1, 2), step)
 
 
 def struck(

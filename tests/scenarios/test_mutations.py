@@ -11,24 +11,28 @@ whose slots have leaked say BUSY and one stays; tests/core/test_offers has it.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
-from p2ptrain.core import duties
+from p2ptrain.core import duties, lineage
 from p2ptrain.core.accumulation import Accumulation
 from p2ptrain.core.custody import Custody
 from p2ptrain.core.ledger import Ledger, bytes_to_mask
 from p2ptrain.core.offers import OfferBook
 from p2ptrain.core.rounds import Commit, Phase
 from p2ptrain.core.step import StepMachine
-from p2ptrain.engine import reduction, worker
+from p2ptrain.engine import falling, holdings, reduction, worker
+from p2ptrain.engine.frames import Frames
 from p2ptrain.engine.gossip import Gossip
+from p2ptrain.engine.lifecycle import Node
 from p2ptrain.engine.pipeline import Pipeline
 from p2ptrain.engine.presence import Presence
 from p2ptrain.engine.reduction import Reducer
+from p2ptrain.engine.roster import Roster
 from p2ptrain.sim import swarms
 from p2ptrain.sim.blows import Blow, BlowKind
 from p2ptrain.sim.swarms import Outcome, SwarmPlan
@@ -43,13 +47,24 @@ def blow(kind: BlowKind, point: str, nth: int = 1, seconds: float = 8.0) -> Blow
     return Blow(kind=kind, point=point, nth=nth, seconds=seconds)
 
 
-def plan(seed: int, *blows: Blow, stages: int = 2, replicas: int = 2, ids: int = 8) -> SwarmPlan:
+def plan(  # noqa: PLR0913 - what the plans differ in
+    seed: int,
+    *blows: Blow,
+    stages: int = 2,
+    replicas: int = 2,
+    ids: int = 8,
+    steps: int = 3,
+    kept: int = 0,
+    retained: int | None = None,
+) -> SwarmPlan:
     return SwarmPlan(
         seed=seed,
         stages=stages,
         microbatches=ids,
-        steps=3,
+        steps=steps,
         replicas=replicas,
+        checkpoint_steps=kept,
+        retained=retained,
         speeds=(0.3, 0.2, 0.4) * 4 if stages * replicas > 6 else (0.3, 0.2) * replicas,
         interval_seconds=0.1,
         latency_seconds=0.02,
@@ -72,6 +87,11 @@ PLANS = {
     "left": plan(9, blow("leave", "counting", 9), replicas=3),
     "busy": plan(10, ids=48),
     "reducing": plan(11, blow("kill", "go arrived", 1), blow("kill", "go arrived", 4), replicas=3),
+    "spilled": plan(12, blow("kill", "counting", 20, 2.0), replicas=3, retained=2),
+    # a stage is lost: it is restored alone, or the run begins again, at step 3 or at the first
+    "restored": plan(13, blow("stage-loss", "counting", 40), steps=5, kept=1),
+    "fallen": plan(14, blow("stage-loss", "counting", 90), steps=7, kept=3),
+    "anew": plan(15, blow("stage-loss", "counting", 40), steps=4, kept=4),
     # found among random ones: overlaps come up and are taken out; a forger says bitmaps again
     **msgspec.json.decode(FOUND.read_bytes(), type=dict[str, SwarmPlan]),
 }
@@ -238,6 +258,62 @@ def who_leaves_stays_listed(patch: Patch) -> None:
     patch.setattr(Presence, "withdraw", withdraw)
 
 
+def another_frame_comes_back_from_the_disk(patch: Patch) -> None:
+    good = Frames._fetch
+
+    async def fetch(self: Any, key: Any, kept: Any) -> Any:
+        same = [k for k in self._kept.values() if k.handle is not None]
+        others = [k for k in same if k is not kept and k.size_bytes == kept.size_bytes]
+        return await good(self, key, (others or [kept])[0])
+
+    patch.setattr(Frames, "_fetch", fetch)
+
+
+def what_is_spilled_is_not_on_the_disk(patch: Patch) -> None:
+    good = Frames.put_out
+
+    async def put_out(self: Any, key: Any) -> bool:
+        done = await good(self, key)
+        if done:
+            self._drop(self._kept[key].handle)
+        return done
+
+    patch.setattr(Frames, "put_out", put_out)
+
+
+def a_rollback_leaves_the_seats_where_they_are(patch: Patch) -> None:
+    def begin_anew(self: Any) -> None:
+        self.roster.begin_anew(self.lineage.root.epoch)
+        self.admission.begin_anew(())
+
+    patch.setattr(Node, "begin_anew", begin_anew)
+
+
+def a_rollback_does_not_raise_the_epoch(patch: Patch) -> None:
+    good = falling.fall
+
+    def fall(root: Any, *given: Any, **named: Any) -> Any:
+        found = good(root, *given, **named)
+        if found.to is None:
+            return found
+        return replace(found, to=msgspec.structs.replace(found.to, epoch=root.epoch))
+
+    patch.setattr(falling, "fall", fall)
+
+
+def seats_of_every_epoch_are_seen(patch: Patch) -> None:
+    patch.setattr(Roster, "_ours", lambda *_: True)
+
+
+def a_lost_stage_is_restored_from_any_step(patch: Patch) -> None:
+    def fitting(root: Any, version: int, held: Any) -> list[Any]:
+        fit = {at for at in held if at.step <= version and lineage.admits(root, at)}
+        return sorted(fit, key=lambda at: (at.step, at.epoch, at.chain), reverse=True)
+
+    patch.setattr(holdings, "fitting", fitting)
+    patch.setattr(lineage, "fitting", fitting)
+
+
 MUTATIONS: dict[Callable[[Patch], None], tuple[str, ...]] = {
     signatures_are_not_checked: ("I6",),
     an_old_sequence_is_accepted: ("I2", "I6"),
@@ -256,6 +332,12 @@ MUTATIONS: dict[Callable[[Patch], None], tuple[str, ...]] = {
     slots_are_counted_in_another_step: ("I1", "I2"),
     a_task_outlives_its_peer: ("I5",),
     who_leaves_stays_listed: ("I5",),
+    another_frame_comes_back_from_the_disk: ("I2",),
+    what_is_spilled_is_not_on_the_disk: ("stalled",),
+    a_rollback_leaves_the_seats_where_they_are: ("stalled",),
+    a_rollback_does_not_raise_the_epoch: ("stalled",),
+    seats_of_every_epoch_are_seen: ("stalled",),
+    a_lost_stage_is_restored_from_any_step: ("stalled",),
 }
 
 

@@ -1,7 +1,20 @@
 """A seed draws one plan, within the sizes, and everything is drawn by some."""
 
-from p2ptrain.sim.drawing import FAMILIES, draw, draw_kept, draw_mixed, family
-from p2ptrain.sim.points import POINTS
+import msgspec
+
+from p2ptrain.sim.drawing import (
+    FALLS,
+    FAMILIES,
+    KEPT_STEPS,
+    PLAIN,
+    RARE,
+    draw,
+    draw_kept,
+    draw_mixed,
+    draw_rare,
+    family,
+)
+from p2ptrain.sim.points import IN_COPYING, IN_LOSS, IN_SHARING, POINTS
 
 
 def test_a_seed_draws_one_plan_within_the_sizes() -> None:
@@ -12,7 +25,7 @@ def test_a_seed_draws_one_plan_within_the_sizes() -> None:
     assert {plan.microbatches for plan in plans} == set(range(4, 17))
     assert {plan.steps for plan in plans} == {3, 4, 5, 6}
     assert {len(plan.blows) for plan in plans} >= {0, 1, 2, 3, 4, 5}
-    assert {blow.point for plan in plans for blow in plan.blows} == set(POINTS)
+    assert {blow.point for plan in plans for blow in plan.blows} == PLAIN
 
 
 def test_the_other_families_differ_in_one_thing_alone() -> None:
@@ -21,6 +34,27 @@ def test_the_other_families_differ_in_one_thing_alone() -> None:
     assert [draw_kept(seed).blows for seed in range(50)] == [draw(seed).blows for seed in range(50)]
 
 
+def test_rare_ones_are_struck_where_the_others_are_not() -> None:
+    plans = [draw_rare(seed) for seed in range(200)]
+    assert plans == [draw_rare(seed) for seed in range(200)]
+    lost = [plan for plan in plans if plan.blows[0].kind == "stage-loss"]
+    whole = [plan for plan in plans if plan not in lost]
+    assert {blow.point for plan in lost for blow in plan.blows[1:]} == IN_LOSS
+    assert {blow.point for plan in whole for blow in plan.blows} == IN_SHARING | IN_COPYING
+    assert {blow.kind for plan in whole for blow in plan.blows} == {"kill", "freeze"}
+    assert {plan.checkpoint_steps for plan in whole} == set(KEPT_STEPS)
+    assert all(len(plan.speeds) >= 2 * plan.stages for plan in plans)
+    for plan in lost:
+        step, _ = divmod(plan.blows[0].nth - 1, plan.stages * plan.microbatches)
+        assert step in FALLS[plan.checkpoint_steps]
+        assert step < plan.steps
+
+
+def test_every_point_is_of_some_family() -> None:
+    assert set(POINTS) == PLAIN | RARE
+
+
 def test_a_plan_shows_its_family() -> None:
     for name, drawn in FAMILIES.items():
         assert {family(drawn(seed)) for seed in range(50)} == {name}
+    assert family(msgspec.structs.replace(draw_kept(1), seed=2)) == "plain"  # nobody drew that

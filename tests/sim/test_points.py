@@ -3,8 +3,19 @@
 import pytest
 
 from p2ptrain.core.agreement import Position
+from p2ptrain.core.lineage import Rollback
 from p2ptrain.observe import events as ev
-from p2ptrain.sim.points import IN_TRANSFER, IN_TROUBLE, PHASES, POINTS, Watch, read_frames
+from p2ptrain.sim.points import (
+    IN_COPYING,
+    IN_LOSS,
+    IN_SHARING,
+    IN_TRANSFER,
+    IN_TROUBLE,
+    PHASES,
+    POINTS,
+    Watch,
+    read_frames,
+)
 from p2ptrain.units import Chain, PeerId, Slot, Stage, Step
 from p2ptrain.wire import framing
 from p2ptrain.wire import messages as m
@@ -63,6 +74,25 @@ def test_events_are_points_too() -> None:
     assert seen == [("counting", B), ("seat opened later", A)]
 
 
+def test_a_rollback_is_told_and_taken_over() -> None:
+    watch, seen = reached("rollback arrived", "rolled back", "slots wanted sent", "copy kept")
+    watch.heard("arrived", (A, B), framing.encode(Rollback(at=AT, peer=A, signature=b"")))
+    watch.heard("sent", (A, B), framing.encode(m.WantSlots(at=AT, room=2)))
+    watch.happened(A, ev.StateKept(stage=Stage(0), version=Step(2), size_bytes=9))
+    fell = ev.RolledBack(
+        epoch=1,
+        version=Step(2),
+        chain=AT.chain,
+        discarded_epoch=0,
+        discarded_version=Step(3),
+        discarded_chain=AT.chain,
+        reason="a stage is lost",
+    )
+    watch.happened(B, fell)
+    names = ["rollback arrived", "slots wanted sent", "copy kept", "rolled back"]
+    assert seen == list(zip(names, [B, A, A, B], strict=True))
+
+
 @pytest.mark.parametrize(
     "damaged", [b"", b"noise" * 20, forward()[:30], accepted("forward")[:-1], b"\0" + forward()]
 )
@@ -73,6 +103,8 @@ def test_damaged_bytes_hold_no_message(damaged: bytes) -> None:
 def test_rare_points_are_points() -> None:
     assert set(POINTS) > IN_TROUBLE | IN_TRANSFER
     assert not IN_TROUBLE & IN_TRANSFER
+    assert set(POINTS) > IN_SHARING | IN_COPYING | IN_LOSS
+    assert {"copy kept"} == IN_COPYING - IN_TRANSFER
 
 
 def test_every_phase_has_its_points() -> None:
