@@ -30,7 +30,17 @@ from rich.table import Table
 from benchmarks import record
 from p2ptrain.data import pin
 from p2ptrain.errors import P2PTrainError
-from p2ptrain.run import Batch, Checkpoint, Cut, Evaluation, Optimizer, RunSpec, preset, validate
+from p2ptrain.run import (
+    Batch,
+    Checkpoint,
+    Cut,
+    Evaluation,
+    Optimizer,
+    RunSpec,
+    Sync,
+    preset,
+    validate,
+)
 from p2ptrain.sim.faults import parse
 from p2ptrain.sim.spill import short_of_memory
 from peers.display import Display
@@ -121,6 +131,7 @@ def spec_of(seed: int, retained: int | None = None) -> RunSpec:
         cut=Cut(stages=STAGES),
         batch=Batch(sequences=2, microbatches=16),
         optimizer=Optimizer(steps=STEPS, warmup_steps=5),
+        sync=Sync(start_replicas=PEERS // STAGES),  # a fault meets a swarm that is complete
         evaluation=Evaluation(every_steps=0, microbatches=0),
         checkpoint=Checkpoint(every_steps=CHECKPOINT_STEPS),
     )
