@@ -86,6 +86,7 @@ class Admission:
             node.beginning.look()
             node.parting.look()
             node.adoption.look()
+            node.forks.look(asyncio.get_running_loop().time())
             node.lineage.look()
             node.snapshots.expire(asyncio.get_running_loop().time())
             self._look_down(asyncio.get_running_loop().time())

@@ -121,6 +121,19 @@ class Committer:
         self._record(self.last, asyncio.get_running_loop().time())
         self._committed(self.last)
 
+    async def stand_on(self, done: Done) -> None:
+        """Take ``done`` for the last step, of which it is another name, and forget the present.
+
+        Cancelled here, the seat is closing.
+        """
+        pipeline = self._pipeline
+        pipeline.frozen = True
+        while not pipeline.quiet:  # what is being computed is wasted
+            self._became_quiet.clear()
+            await self._became_quiet.wait()
+        await self._compute.clear()
+        self.last = done
+
     def _record(self, done: Done, now: Seconds) -> None:
         at, outcome, stage = done.at, done.outcome, self._compute.stage
         own = done.sums[stage]

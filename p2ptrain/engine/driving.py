@@ -85,7 +85,12 @@ class Driver:
         self._events.clear()
 
     def feed(self, event: r.Event | None, now: Seconds) -> None:
-        """Feed one event (None: a deadline); what its actions cause waits until all are done."""
+        """Feed one event (None: a deadline); what its actions cause waits until all are done.
+
+        Between two steps, and when the seat is closed, nobody listens.
+        """
+        if self.machine is None:
+            return
         self._events.append(event)
         if len(self._events) > 1:
             return

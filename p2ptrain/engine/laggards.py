@@ -52,7 +52,7 @@ class Laggards:
         """
         node, closed = self._node, False
         for stage, seat in list(node.seats.items()):
-            if seat.position is None or seat.finished or seat.parting:
+            if seat.stepper.machine is None or seat.finished or seat.parting:
                 continue
             mates = self._ahead(seat)
             if not mates:

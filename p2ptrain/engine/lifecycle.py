@@ -29,6 +29,7 @@ from p2ptrain.engine.buddies import Buddies
 from p2ptrain.engine.dispatch import Dispatcher
 from p2ptrain.engine.distrust import Distrust
 from p2ptrain.engine.farewell import finish
+from p2ptrain.engine.forks import Forks
 from p2ptrain.engine.holdings import Holdings
 from p2ptrain.engine.lineage import Lineage
 from p2ptrain.engine.link import LinkSettings
@@ -120,7 +121,7 @@ class Node:
         self._buddies = Buddies(self, self.holdings.memory)
         reception.lineage = self.lineage = Lineage(self)
         self.beginning, self.parting, self.adoption = Beginning(self), Parting(self), Adoption(self)
-        self.admission = Admission(self)
+        self.admission, self.forks = Admission(self), Forks(self)
 
     # --- life -------------------------------------------------------------------------------
 
@@ -270,6 +271,7 @@ class Node:
         self.statuses_changed()  # how far those behind us are, or they are asked for it again
         seat = self.seats.pop(stage)
         self.adoption.closed(stage)
+        self.forks.closed(stage)
         seat.close()
         self.admission.closed(stage, reason)
         self.emit(ev.SeatClosed(stage=stage, reason=reason))

@@ -2,6 +2,7 @@
 
     a SUM of the next step   -> kept until that step is taken up
     a SUM of the last step   -> who tells another than the one we stepped with is told ours
+    ... from who stepped so  -> kept: the run may have come in two (engine/forks)
     a Plan of the last step  -> answered with its SUM: the adopt rule, one step late
     any SUM                  -> looked at only with the signature of a seat of its stage; two
                                 under one signature are a lie, and the liar is told (distrust)
@@ -9,8 +10,9 @@
 Invariants: of the next step one SUM for each stage is kept, the one that counts (core/choice);
 the integers of a sum are given only while compute holds exactly those that the SUM names.
 
-Bounds: signed SUMs of three steps, one for each seat that publishes; a peer is given the sum
-of a step at most PULLS_MOST times (beyond, it is told that there is none).
+Bounds: signed SUMs of three steps, one for each seat that publishes; of each peer that tells
+what it stepped with, one SUM for each stage of one step; a peer is given the sum of a step at
+most PULLS_MOST times (beyond, it is told that there is none).
 
 Refused: the machine keeping what belongs to other steps. It is drawn for one.
 """
@@ -24,6 +26,7 @@ import msgspec
 
 from p2ptrain.core.chain import sum_bytes, sum_digest
 from p2ptrain.core.choice import precedes
+from p2ptrain.core.rounds import Phase
 from p2ptrain.errors import MisbehaviourError
 from p2ptrain.units import Step
 
@@ -64,6 +67,7 @@ class Sums:
         self._signed: dict[Account, Sum] = {}
         self._pulls: Counter[tuple[Position, PeerId]] = Counter()
         self._early: dict[Stage, tuple[PeerId, Sum]] = {}
+        self._others: dict[PeerId, dict[Stage, Sum]] = {}  # what they took the last step with
         self._last_held = False  # the whole sum of the last step is still in compute
         self._canonical = False
 
@@ -75,7 +79,7 @@ class Sums:
         recent = Step(at.step - 1)
         self._signed = {key: one for key, one in self._signed.items() if key[0].step >= recent}
         self._pulls = Counter({key: n for key, n in self._pulls.items() if key[0].step >= recent})
-        early, self._early = self._early, {}
+        early, self._early, self._others = self._early, {}, {}
         return [heard for _, heard in sorted(early.items())]
 
     def seal(self, whole: Sum) -> Sum:
@@ -135,10 +139,28 @@ class Sums:
             known = self._early.get(whole.stage)
             if known is None or not (self._canonical and precedes(known[1], whole)):
                 self._early[whole.stage] = (peer, whole)
-        elif self._canonical and last is not None and whole.at == last.at and not whole.final:
+        elif self._canonical and last is not None and whole.at == last.at:
             taken = self._taken(last)[whole.stage]
-            if sum_digest(taken) != sum_digest(whole):
+            if whole.final:
+                self._others.setdefault(peer, {})[whole.stage] = whole
+            elif sum_digest(taken) != sum_digest(whole):
                 self._post.tell(peer, taken)
+
+    def of_others(self) -> tuple[dict[Stage, Sum], ...]:
+        """What others say that they took the last step with, by stage, each peer's apart."""
+        return tuple(self._others.values())
+
+    async def stand_on(self, done: Done) -> bool:
+        """Take ``done`` for the last step; False: too late, the present one is being taken.
+
+        The present step is over with that: the seat must begin it anew, after ``done``.
+        """
+        machine = self._driver.machine
+        if machine is None or machine.phase is Phase.COMMITTED:
+            return False
+        self._driver.close()
+        await self._committer.stand_on(done)
+        return True
 
     def late(self, peer: PeerId, plan: Plan) -> None:
         """``peer`` plans at a position that is not the present one."""

@@ -119,6 +119,38 @@ def test_a_sum_that_is_not_finite_skips_the_update_and_says_so() -> None:
     assert [e.skipped for e in bench.events if isinstance(e, ev.StepCommitted)] == [True]
 
 
+def test_another_name_of_the_last_step_is_stood_on_when_nothing_computes() -> None:
+    """What was counted after it goes; its own weights, and what is past, stay as they are."""
+    bench = Bench()
+    cleared: list[float] = []
+
+    async def clear() -> None:
+        cleared.append(now())
+
+    async def scene() -> None:
+        bench.compute.clear = clear
+        bench.committer.begin(now())
+        await bench.committer.commit(AT, sums())
+        assert bench.committer.last is not None
+        other = replace(bench.committer.last, chain=NEXT.chain)
+        bench.pipeline.frozen, bench.pipeline.quiet, bench.pipeline.past = False, False, "kept"
+        async with asyncio.TaskGroup() as group:
+            group.create_task(bench.committer.stand_on(other))
+            await asyncio.sleep(1.0)
+            bench.committer.quiet()
+            await asyncio.sleep(1.0)
+            assert bench.pipeline.frozen
+            assert bench.committer.last is not other
+            bench.pipeline.quiet = True
+            bench.committer.quiet()
+        assert bench.committer.last is other
+        assert cleared == [now()]
+        assert bench.pipeline.past == "kept"
+
+    bench.play(scene)
+    assert len(bench.updates) == 1
+
+
 def test_it_waits_until_nothing_computes_however_often_it_is_woken() -> None:
     bench = Bench()
 

@@ -277,6 +277,19 @@ def test_a_seat_that_closes_in_the_midst_hears_and_does_nothing_more(play: Any) 
     play(scene, (r.Unfreeze(),))
 
 
+def test_what_was_fed_while_nobody_listened_is_no_matter_later(play: Any) -> None:
+    async def scene(rig: Rig) -> None:
+        machine = rig.driver.machine
+        rig.driver.close()
+        rig.feed()
+        assert machine is not None
+        rig.driver.begin(machine, frozenset({ME, MATE}))
+        rig.feed()
+        assert rig.log == [LIVE]
+
+    play(scene)
+
+
 def test_a_larger_stage_gets_longer_for_its_sum_and_no_longer_for_its_plan() -> None:
     small, large = step_limits(1 << 20), step_limits(1 << 30)
     assert large.reduce_seconds > 100 * (small.reduce_seconds - 15.0)

@@ -27,10 +27,9 @@ class Node:
         self.seat = SimpleNamespace(
             stage=STAGE,
             version=5,
-            position="somewhere",
             finished=False,
             parting=False,
-            stepper=SimpleNamespace(ask_sums=self.asked.append),
+            stepper=SimpleNamespace(machine="counting", ask_sums=self.asked.append),
         )
         self.seats: dict[Stage, Any] = {STAGE: self.seat}
 
@@ -103,7 +102,10 @@ def test_with_one_mate_a_step_ahead_it_waits_as_long_as_for_that_alone(
     assert laggards.look(BEHIND_SECONDS)
 
 
-@pytest.mark.parametrize("state", [{"parting": True}, {"finished": True}, {"position": None}])
+@pytest.mark.parametrize(
+    "state",
+    [{"parting": True}, {"finished": True}, {"stepper": SimpleNamespace(machine=None)}],
+)
 def test_a_seat_that_leaves_has_ended_or_loads_is_not_judged(
     node: Node, laggards: Laggards, state: dict[str, Any]
 ) -> None:

@@ -11,9 +11,11 @@ import pytest
 from p2ptrain.core.agreement import Position, Sum, Tallies
 from p2ptrain.core.chain import step_outcome
 from p2ptrain.core.plans import make_plan
+from p2ptrain.core.rounds import Phase
 from p2ptrain.engine.committing import Done
 from p2ptrain.engine.distrust import Distrust
 from p2ptrain.engine.sums import Sums
+from p2ptrain.sim import loop
 from p2ptrain.sim.signer import SimSigner
 from p2ptrain.units import Chain, Digest, PeerId, Stage, Step
 
@@ -58,7 +60,13 @@ def sums(machine: Machine, post: Any) -> Sums:
     whole = (total(LAST),)
     last = Done(at=LAST, sums=whole, outcome=step_outcome(whole, 4), chain=AT.chain)
     kept: Any = SimpleNamespace(last=last)
+
+    async def stand_on(done: Done) -> None:
+        kept.last = done
+
+    kept.stand_on = stand_on
     driver: Any = SimpleNamespace(machine=machine)
+    driver.close = lambda: setattr(driver, "machine", None)
     made = Sums(
         Stage(0),
         driver,
@@ -90,6 +98,30 @@ def test_who_tells_another_sum_of_the_last_step_is_told_what_was_stepped_with(
     assert (peer, told.digest, told.final) == (MATE, total(LAST).digest, True)
     sums.elsewhere(MATE, msgspec.structs.replace(total(LAST, b"b"), final=True))
     assert len(post.told) == 1  # a fork: no name gives way
+
+
+def test_what_others_stepped_with_is_kept_until_the_next_step(sums: Sums, post: Any) -> None:
+    final = msgspec.structs.replace(total(LAST, b"z"), final=True)
+    sums.elsewhere(MATE, final)
+    sums.elsewhere(PeerId("other"), msgspec.structs.replace(total(LAST), final=True))
+    assert sums.of_others()[0] == {Stage(0): final}
+    assert len(sums.of_others()) == 2
+    assert post.told == []
+    sums.begin(NEXT, canonical=True)
+    assert sums.of_others() == ()
+
+
+def test_another_name_is_stood_on_unless_the_step_after_it_is_being_taken(
+    sums: Sums, machine: Any
+) -> None:
+    other = (total(LAST, b"z"),)
+    done = Done(at=LAST, sums=other, outcome=step_outcome(other, 4), chain=NEXT.chain)
+    machine.phase = Phase.COMMITTED
+    assert not loop.run(sums.stand_on(done))
+    machine.phase = Phase.COUNTING
+    assert loop.run(sums.stand_on(done))
+    assert sums.known(LAST)[Stage(0)].digest == other[0].digest
+    assert not loop.run(sums.stand_on(done))  # the round is over: there is none to leave
 
 
 def test_in_one_arithmetic_nobody_is_contradicted(sums: Sums, post: Any) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
+from p2ptrain.engine.presence import WITHDRAW_GAP_SECONDS, WITHDRAW_TRIES
 from p2ptrain.observe import events as ev
+from p2ptrain.sim.directory import HEARING_SECONDS
 from p2ptrain.sim.leftovers import NOTICE_SECONDS, check_leftovers
 from p2ptrain.sim.scenario import Scenario, crowd
 from p2ptrain.sim.toy import toy_spec
@@ -74,7 +76,9 @@ class Careless(SimWorld):
     """Leaves something in the house of the first that has opened a seat."""
 
     def __init__(self, leave: Callable[[SimWorld, PeerId], None]) -> None:
-        super().__init__(Scenario(spec=toy_spec(stages=1, microbatches=4, steps=2), peers=crowd(2)))
+        super().__init__(
+            Scenario(spec=toy_spec(stages=1, microbatches=4, steps=20), peers=crowd(2))
+        )
         self.leave: Callable[[SimWorld, PeerId], None] | None = leave
 
     def emit(self, peer: PeerId, event: ev.AnyEvent) -> None:
@@ -103,3 +107,37 @@ def test_a_task_outside_every_group_is_left() -> None:
         world.clock.call_later(100.0, kept[0].cancel, context=world.network.context)
 
     assert remains(leave) == [ev.Remains(tasks=1, streams=0, records=0)]
+
+
+STAYS = WITHDRAW_TRIES * WITHDRAW_GAP_SECONDS
+
+
+def unplugged(seconds: float, *, silent: bool = False) -> Callable[[SimWorld, PeerId], None]:
+    """When it leaves, its calls are lost for so long; ``silent``: it makes none."""
+
+    def leave(world: SimWorld, peer: PeerId) -> None:
+        node, context = world.hosts[peer].node, world.network.context
+        assert node is not None
+        good = node.presence.withdraw
+
+        async def withdraw() -> None:
+            assert world.table.serving(peer, 1) == 1
+            world.table.unplug(peer)
+            world.clock.call_later(seconds, world.table.plug, peer, context=context)
+            await (asyncio.sleep(STAYS) if silent else good())
+
+        node.presence.withdraw = withdraw  # type: ignore[method-assign]
+
+    return leave
+
+
+@pytest.mark.parametrize("seconds", [0.0, STAYS - HEARING_SECONDS, STAYS - 0.5, STAYS + 9.0])
+def test_who_could_not_say_so_leaves_no_record_that_it_is_blamed_for(seconds: float) -> None:
+    assert remains(unplugged(seconds)) == []
+
+
+@pytest.mark.parametrize("seconds", [0.0, STAYS - HEARING_SECONDS - 0.1])
+def test_who_had_time_to_say_so_and_did_not_is_blamed(seconds: float) -> None:
+    left = ev.Remains(tasks=0, streams=0, records=1)
+    assert remains(unplugged(seconds, silent=True)) == [left]
+    assert remains(unplugged(STAYS - HEARING_SECONDS + 0.1, silent=True)) == []

@@ -1,0 +1,107 @@
+"""A run of mixed hardware that has come in two, at one step: found and made one (core/forks).
+
+    nothing is counted in our stage for STILL_SECONDS --> ask all what they stepped with
+    a name that holds against ours                    --> stand still --> take it over
+                                                      --> begin the present step anew
+
+Two seats that each heard another name of a sum, for one of them was frozen or cut off, may both
+have stepped. Each side then takes the other's microbatches for foreign, and where neither has
+a seat of every stage both wait for ever.
+
+Invariants:
+    * the weights stay: under either name they are right, and differ by rounding;
+    * what was counted of the present step is forgotten: it was counted at another position;
+    * a step that is being taken is taken; what others say of it is compared then.
+
+Refused: loading the other side's state. Where it lacks a stage there is none, and where it has
+one the next adoption makes both equal anyway.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from p2ptrain.core.agreement import Position
+from p2ptrain.core.chain import step_outcome
+from p2ptrain.core.forks import other_name
+from p2ptrain.observe import events as ev
+from p2ptrain.units import Stage
+from p2ptrain.wire import messages as m
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from p2ptrain.core.agreement import Sum
+    from p2ptrain.engine.committing import Done
+    from p2ptrain.engine.lifecycle import Node
+    from p2ptrain.engine.seat import SeatRuntime
+    from p2ptrain.units import Chain, Seconds
+
+STILL_SECONDS = 10.0
+"""Twice the time in which a silent peer is suspected, and its microbatches computed again."""
+
+
+class Forks:
+    """Watches the seats of one node. Call :meth:`look` every second or so."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._mixed = node.spec.sync.agreement == "canonical"
+        self._since: dict[Stage, tuple[Position, int, Seconds]] = {}
+        self._jobs: dict[Stage, asyncio.Task[None]] = {}
+
+    def look(self, now: Seconds) -> None:
+        """See whether a seat stands apart, or may."""
+        for stage, seat in self._node.seats.items() if self._mixed else ():
+            last, busy = seat.stepper.last, seat.finished or seat.parting or seat.adopting
+            if busy or last is None or seat.stepper.machine is None or stage in self._jobs:
+                continue
+            sums, nominal = seat.stepper.sums, self._nominal
+            found = other_name(last.at, last.sums, sums.of_others(), nominal_tokens=nominal)
+            if found is not None:
+                self._jobs[stage] = self._node.spawn(self._turn(seat, last, *found))
+            elif self._stands_still(seat, now):
+                stages = tuple(Stage(stage) for stage in range(self._node.spec.cut.stages))
+                wanted = m.WantSums(at=last.at, stages=stages)
+                self._node.mail.tell_all(self._node.roster.everyone(), wanted)
+
+    def closed(self, stage: Stage) -> None:
+        """The seat is given up."""
+        job = self._jobs.pop(stage, None)
+        if job is not None:
+            job.cancel()
+
+    @property
+    def _nominal(self) -> int:
+        spec = self._node.spec
+        return spec.batch.sequences * spec.model.context
+
+    def _stands_still(self, seat: SeatRuntime, now: Seconds) -> bool:
+        """Whether to ask now: once for every STILL_SECONDS without anything counted."""
+        assert seat.stepper.machine is not None
+        machine = seat.stepper.machine
+        at, counted = machine.at, machine.ledger.union()
+        known = self._since.get(seat.stage)
+        if known is None or known[:2] != (at, counted):
+            self._since[seat.stage] = (at, counted, now)
+            return False
+        if now - known[2] < STILL_SECONDS:
+            return False
+        self._since[seat.stage] = (at, counted, now)
+        return True
+
+    async def _turn(
+        self, seat: SeatRuntime, last: Done, chain: Chain, sums: tuple[Sum, ...]
+    ) -> None:
+        """Cancelled, the seat is closing: under which name is no matter."""
+        node, stage = self._node, seat.stage
+        done = replace(last, sums=sums, chain=chain, outcome=step_outcome(sums, self._nominal))
+        if await seat.stepper.sums.stand_on(done):
+            at = Position(epoch=last.at.epoch, step=seat.version, chain=chain)
+            reason = "another name of the last step holds"
+            node.emit(ev.SeatOpened(stage=stage, version=at.step, reason=reason))
+            seat.begin(at, tuple(tuple(whole.members) for whole in sums))
+            node.presence.committed(stage, done.record())
+            node.statuses_changed()
+        self._jobs.pop(stage, None)

@@ -1,0 +1,181 @@
+"""A seat that stands apart under another name of the last step finds out, and comes over."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from p2ptrain.core.agreement import Position, Sum, Tallies
+from p2ptrain.core.chain import next_chain, step_outcome
+from p2ptrain.engine.committing import Done
+from p2ptrain.engine.forks import STILL_SECONDS, Forks
+from p2ptrain.observe import events as ev
+from p2ptrain.sim import loop
+from p2ptrain.sim.toy import mixed_spec, toy_spec
+from p2ptrain.units import Chain, Digest, PeerId, Stage, Step
+from p2ptrain.wire import messages as m
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+SPEC = mixed_spec(toy_spec(stages=1, microbatches=4, steps=5), canonical_steps=3)
+LAST = Position(epoch=0, step=Step(3), chain=Chain(b"c" * 32))
+STAGE, MATE = Stage(0), PeerId("mate")
+
+
+def total(name: bytes) -> Sum:
+    return Sum(
+        at=LAST,
+        stage=STAGE,
+        digest=Digest(name * 32),
+        norms=(1.0,),
+        finite=True,
+        tallies=Tallies(tokens=64),
+        cover=(),
+        members=(MATE,),
+        round=0,
+    )
+
+
+def chain_of(whole: Sum) -> Chain:
+    return next_chain(LAST.chain, LAST.epoch, LAST.step, (whole,))
+
+
+SMALLER, LARGER = sorted((total(name) for name in (b"x", b"y")), key=chain_of)
+
+
+class Node:
+    """A peer with one seat, which has stepped with ``mine`` and counts in the step after."""
+
+    def __init__(self, mine: Sum, *, spec: Any = SPEC) -> None:
+        self.spec, self.done = spec, list[Any]()
+        self.roster = SimpleNamespace(everyone=lambda: (MATE,))
+        self.mail = SimpleNamespace(tell_all=lambda *told: self.done.append(told))
+        self.emit = self.done.append
+        self.presence = SimpleNamespace(committed=lambda *told: self.done.append(told))
+        self.told: tuple[dict[Stage, Sum], ...] = ()
+        self.counted, self.too_late = 0, False
+        self.tasks: list[asyncio.Task[None]] = []
+        outcome = step_outcome((mine,), 4)
+        last = Done(at=LAST, sums=(mine,), outcome=outcome, chain=chain_of(mine), kept=True)
+        ledger = SimpleNamespace(union=lambda: self.counted)
+        at = Position(epoch=0, step=Step(4), chain=last.chain)
+        self.seat = SimpleNamespace(
+            stage=STAGE,
+            version=Step(4),
+            finished=False,
+            parting=False,
+            adopting=False,
+            begin=lambda *given: self.done.append(("begin", *given)),
+            stepper=SimpleNamespace(
+                last=last,
+                machine=SimpleNamespace(at=at, ledger=ledger),
+                sums=SimpleNamespace(of_others=lambda: self.told, stand_on=self.stand_on),
+            ),
+        )
+        self.seats: dict[Stage, Any] = {STAGE: self.seat}
+        self.forks = Forks(self)  # type: ignore[arg-type]  # what it looks at is here
+
+    async def stand_on(self, done: Done) -> bool:
+        await asyncio.sleep(2.0)  # a microbatch is being computed
+        if not self.too_late:
+            self.seat.stepper.last = done
+        return not self.too_late
+
+    def spawn(self, job: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        self.tasks.append(asyncio.get_running_loop().create_task(job))
+        return self.tasks[-1]
+
+    def statuses_changed(self) -> None:
+        self.done.append("told all")
+
+    async def turns(self) -> list[Any]:
+        """What has come of one look, in the end."""
+        self.forks.look(0.0)
+        self.forks.look(1.0)  # once is enough
+        assert len(self.tasks) <= 1
+        await asyncio.wait(self.tasks) if self.tasks else None
+        return self.done
+
+
+def run(node: Node) -> list[Any]:
+    return loop.run(node.turns())
+
+
+def test_who_hears_of_the_name_that_holds_begins_its_step_anew_under_it() -> None:
+    node = Node(LARGER)
+    node.told = ({STAGE: SMALLER},)
+    opened, begun, committed, told = run(node)
+    assert opened == ev.SeatOpened(
+        stage=STAGE, version=Step(4), reason="another name of the last step holds"
+    )
+    at = Position(epoch=0, step=Step(4), chain=chain_of(SMALLER))
+    assert begun == ("begin", at, ((MATE,),))
+    assert committed == (STAGE, node.seat.stepper.last.record())
+    assert told == "told all"
+    last = node.seat.stepper.last
+    assert (last.sums, last.chain, last.kept) == ((SMALLER,), chain_of(SMALLER), True)
+
+
+def test_who_stands_on_it_stays() -> None:
+    node = Node(SMALLER)
+    node.told = ({STAGE: LARGER},)
+    assert run(node) == []
+
+
+def test_a_step_that_is_being_taken_is_taken() -> None:
+    node = Node(LARGER)
+    node.told, node.too_late = ({STAGE: SMALLER},), True
+    assert run(node) == []
+    node.too_late = False
+    node.tasks.clear()
+    assert run(node)  # it is looked at again
+
+
+@pytest.mark.parametrize("busy", ["finished", "parting", "adopting"])
+def test_who_is_between_two_steps_is_left_alone(busy: str) -> None:
+    node = Node(LARGER)
+    node.told = ({STAGE: SMALLER},)
+    setattr(node.seat, busy, True)
+    assert run(node) == []
+
+
+def test_a_seat_that_closes_does_not_come_over() -> None:
+    async def scene() -> None:
+        node = Node(LARGER)
+        node.told = ({STAGE: SMALLER},)
+        node.forks.look(0.0)
+        node.forks.closed(STAGE)
+        node.forks.closed(STAGE)
+        await asyncio.wait(node.tasks)
+        assert node.done == []
+
+    loop.run(scene())
+
+
+def test_where_nothing_is_counted_all_are_asked_what_they_stepped_with() -> None:
+    node = Node(LARGER)
+    for now in (0.0, STILL_SECONDS - 0.1):
+        node.forks.look(now)
+        assert node.done == []
+    node.counted = 1  # not yet: something moves
+    for now in (STILL_SECONDS, 2 * STILL_SECONDS - 0.1):
+        node.forks.look(now)
+        assert node.done == []
+    for now in (2 * STILL_SECONDS, 2 * STILL_SECONDS + 1.0, 3 * STILL_SECONDS):
+        node.forks.look(now)
+    assert node.done == [((MATE,), m.WantSums(at=LAST, stages=(STAGE,)))] * 2
+
+
+def test_in_one_arithmetic_there_is_one_name() -> None:
+    sync = msgspec.structs.replace(SPEC.sync, agreement="bitwise")
+    node = Node(LARGER, spec=msgspec.structs.replace(SPEC, sync=sync))
+    node.told = ({STAGE: SMALLER},)
+    node.forks.look(0.0)
+    node.forks.look(100.0)
+    assert node.done == []
+    assert node.tasks == []
