@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -169,7 +170,11 @@ def _problems(row: Row, report: Report, troubles: Sequence[str]) -> Iterator[str
 
 
 def play(row: Row, seed: int) -> Result:
-    """One row on real processes."""
+    """One row on real processes.
+
+    Raises:
+        KeyboardInterrupt: somebody pressed Ctrl-C; the swarm has drained.
+    """
     with Display(as_json=True) as display, tempfile.TemporaryDirectory() as folder:
         options = SimulationOptions(
             swarm=SwarmOptions(spec=spec_of(seed, row.retained), peers=PEERS, halt_at=row.halt_at),
@@ -178,7 +183,10 @@ def play(row: Row, seed: int) -> Result:
             report=Path(folder),
         )
         try:
-            report, troubles = tell(options, asyncio.run(simulate(options, display)), display)
+            simulated = asyncio.run(simulate(options, display))
+            if simulated.interrupted:
+                raise KeyboardInterrupt
+            report, troubles = tell(options, simulated, display)
         except P2PTrainError as error:
             return Result(name=row.name, problem=str(error))
     return judged(row, report, troubles)
@@ -204,17 +212,19 @@ def main(only: Sequence[str], seed: int, output: Path | None) -> None:
     """Each fault alone on real processes, verified against one process."""
     commit, before = record.source_commit(), record.load()
     results = []
-    for row in ROWS:
-        if not only or row.name in only:
-            click.echo(f"{row.name} ...", err=True)
-            results.append(play(row, seed))
+    with suppress(KeyboardInterrupt):  # what has been found is told all the same
+        for row in ROWS:
+            if not only or row.name in only:
+                click.echo(f"{row.name} ...", err=True)
+                results.append(play(row, seed))
     Console(width=160).print(table(results))
     figures: dict[str, object] = {
         "seed": seed, "peers": PEERS, "stages": STAGES, "steps": STEPS,
         "rows": results, "load_before": before, "load_after": record.load(),
     }  # fmt: skip
     click.echo(f"kept in {record.write('faults', figures, commit=commit, path=output)}")
-    sys.exit(any(result.problem for result in results))
+    wanted = len(set(only)) or len(ROWS)
+    sys.exit(len(results) < wanted or any(result.problem for result in results))
 
 
 if __name__ == "__main__":

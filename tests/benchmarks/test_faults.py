@@ -1,9 +1,13 @@
 """The fault matrix judges by what fired, what was promised, and how long it took."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
+from click.testing import CliRunner
 
-from benchmarks.faults import ROWS, Result, judged, spec_of, table
+from benchmarks import faults
+from benchmarks.faults import ROWS, Result, Row, judged, spec_of, table
 from p2ptrain.observe.report import Facts, Report, Spread, build_report
 from p2ptrain.sim.faults import parse
 from p2ptrain.sim.points import POINTS, OnWire
@@ -66,3 +70,19 @@ def test_every_row_can_be_played() -> None:
 
 def test_the_table_has_a_row_each() -> None:
     assert table([judged(ROW, report(), []), Result(name="p2pd", problem="stuck")]).row_count == 2
+
+
+def test_a_matrix_that_is_interrupted_tells_what_it_has_and_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def play(row: Row, seed: int) -> Result:
+        if row is ROWS[1]:
+            raise KeyboardInterrupt
+        return Result(name=row.name, fired=1, problem="")
+
+    monkeypatch.setattr(faults, "play", play)
+    path = tmp_path / "faults.json"
+    told = CliRunner().invoke(faults.main, ["--output", str(path)])
+    assert told.exit_code == 1
+    kept = msgspec.json.decode(path.read_bytes())
+    assert [each["name"] for each in kept["rows"]] == [ROWS[0].name]
