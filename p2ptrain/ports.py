@@ -12,9 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+import msgspec
+
+from p2ptrain.units import PeerId
+
 if TYPE_CHECKING:
     from p2ptrain.core.health import BoundaryReading
-    from p2ptrain.units import Bytes, Digest, Microbatch, PeerId, Seconds, Stage, Step
+    from p2ptrain.units import Bytes, Digest, Microbatch, Seconds, Stage, Step
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -84,8 +88,7 @@ class Transport(Protocol):
 # --- Directory ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A record as read: the directory has verified owner, signature, age and sequence."""
 
     owner: PeerId

@@ -7,7 +7,7 @@ they cost nothing at run time. Lengths of time are seconds, sizes are bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NewType, TypeAlias
+from typing import NamedTuple, NewType, TypeAlias
 
 PeerId = NewType("PeerId", str)
 """A libp2p peer id in base58 (``12D3Koo...``); it contains the peer's public key."""
@@ -36,9 +36,11 @@ Bytes: TypeAlias = int
 DIGEST_BYTES = 32
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Microbatch:
-    """The unit that flows: slot ``slot`` of step ``step``. Orders oldest first."""
+class Microbatch(NamedTuple):
+    """The unit that flows: slot ``slot`` of step ``step``. Orders oldest first.
+
+    A tuple: it is the key of everything, and a dataclass is hashed and compared in Python.
+    """
 
     step: Step
     slot: Slot

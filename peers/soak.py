@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
     from p2ptrain.sim.drawing import Family
 
-COLLECT_SEEDS = 16
-"""A child collects garbage once in so many seeds: some MB each, mostly cycles of what has ended."""
-
 LINE_BYTES = 1 << 20
 """Of an outcome; a plan takes some hundred bytes and a reason some hundred more."""
 
@@ -174,9 +171,8 @@ def _serve(seeds: range, kind: Family) -> None:
     """The child: an outcome a line."""
     gc.disable()
     gc.freeze()  # what was imported need not be walked each time
-    for count, seed in enumerate(seeds):
-        if count % COLLECT_SEEDS == 0:
-            gc.collect()
+    for seed in seeds:
+        gc.collect()  # what the last one left, mostly in cycles, while the cache still holds it
         sys.stdout.buffer.write(msgspec.json.encode(run(FAMILIES[kind](seed))) + b"\n")
         sys.stdout.buffer.flush()
 

@@ -28,14 +28,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import msgspec
+
 from p2ptrain.errors import UserError
-from p2ptrain.units import Stage, Step
+from p2ptrain.units import PeerId, Stage, Step
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Collection, Iterable, Sequence
 
-    from p2ptrain.units import PeerId, Seconds
+    from p2ptrain.units import Seconds
 
 SeatState: TypeAlias = Literal["joining", "serving", "draining"]
 
@@ -49,9 +51,8 @@ MIGRATION_JITTER_SECONDS = 5.0  # keeps equal ranks of differing views apart
 BEGINNING = Step(0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeatView:
-    """A seat as we know it.
+class SeatView(msgspec.Struct, frozen=True, kw_only=True):
+    """A seat as we know it; a Struct, for one is made of every seat in every heartbeat.
 
     ``rate``: microbatches per second if the peer had no other seat; 0 while unmeasured.
     ``least_above``, ``least_below``: see wire/messages.

@@ -15,12 +15,19 @@ from hashlib import blake2b
 
 from p2ptrain.units import DIGEST_BYTES, Digest
 
-_LENGTH = struct.Struct("<I")
+_LENGTH = struct.Struct("<I").pack
 
 
 def canonical(domain: str, *fields: bytes | str | float) -> bytes:
     """The bytes that stand for ``fields`` in ``domain``. A bool counts as 0 or 1."""
-    return b"".join([_field(value) for value in (domain, *fields)])
+    parts = [_field(domain)]
+    for value in fields:
+        if type(value) is int:  # as most are
+            body = b"%d" % value
+            parts.append(b"i" + _LENGTH(len(body)) + body)
+        else:
+            parts.append(_field(value))
+    return b"".join(parts)
 
 
 def digest(domain: str, *fields: bytes | str | float) -> Digest:
@@ -37,4 +44,4 @@ def _field(value: bytes | str | float) -> bytes:
         kind, body = b"i", str(int(value)).encode()
     else:
         kind, body = b"f", struct.pack("<d", value)
-    return kind + _LENGTH.pack(len(body)) + body
+    return kind + _LENGTH(len(body)) + body

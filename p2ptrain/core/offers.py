@@ -232,7 +232,7 @@ class OfferBook:
 
     def expire(self, *, now: Seconds) -> tuple[Microbatch, ...]:
         """Free the reservations whose lease has lapsed, and name them."""
-        lapsed = sorted(work for work, place in self._places.items() if place.expires_at <= now)
+        lapsed = sorted([work for work, place in self._places.items() if place.expires_at <= now])
         for work in lapsed:
             del self._places[work]
         return tuple(lapsed)
@@ -240,7 +240,7 @@ class OfferBook:
     @property
     def due_at(self) -> Seconds | None:
         """When the next lease lapses; None: none is out."""
-        first = min((place.expires_at for place in self._places.values()), default=math.inf)
+        first = min([place.expires_at for place in self._places.values()], default=math.inf)
         return None if first == math.inf else first
 
     def state(self, work: Microbatch) -> State:

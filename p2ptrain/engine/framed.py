@@ -85,7 +85,11 @@ async def receive_control(
     while True:
         await stream.receive_into(view)
         header = framing.decode_header(head, Kind.CONTROL)
-        body = await _read_body(stream, header.message_bytes)
+        if header.message_bytes <= SHORT_BYTES:
+            body = bytearray(header.message_bytes)
+            await stream.receive_into(memoryview(body))
+        else:
+            body = await _read_body(stream, header.message_bytes)
         message = framing.decode_control(header, body)
         limits.check(message)
         deliver(message)

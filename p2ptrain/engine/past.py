@@ -130,8 +130,10 @@ class Past:
     @property
     def due_at(self) -> Seconds | None:
         """When :meth:`tick` must run next."""
-        times = (self.custodian.due_at, self.pipeline.book.due_at)
-        return min((time for time in times if time is not None), default=None)
+        first, second = self.custodian.due_at, self.pipeline.book.due_at
+        if first is None or (second is not None and second < first):
+            return second
+        return first
 
     def tick(self, now: Seconds) -> None:
         """Act on every deadline that has passed."""

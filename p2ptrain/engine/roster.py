@@ -75,12 +75,13 @@ class Roster:
             )
             after[status.stage] = known if known == view else view
         was_dead = peer in self._dead  # who speaks is alive, whatever was thought of it
-        if after != before or was_dead:
-            self._heard[peer] = after
-            self._dead.discard(peer)
-            self._views = None
-            for stage in (*before, *after):
-                self._refresh(stage, before.get(stage), after.get(stage), back=was_dead)
+        if after == before and not was_dead:
+            return "nothing"
+        self._heard[peer] = after
+        self._dead.discard(peer)
+        self._views = None
+        for stage in (*before, *after):
+            self._refresh(stage, before.get(stage), after.get(stage), back=was_dead)
         if was_dead or {(s.stage, s.state, s.epoch) for s in before.values()} != {
             (s.stage, s.state, s.epoch) for s in after.values()
         }:
@@ -216,11 +217,8 @@ class Roster:
 
     def of_all_epochs(self) -> tuple[SeatView, ...]:
         """Everything known of the living, whatever lineage they are of."""
-        merged = {
-            (seat.stage, seat.peer): seat
-            for seat in self._listed
-            if not any(seat.peer in known for known in (self._heard, self._dead, self._unreached))
-        }
+        known = self._heard.keys() | self._dead | self._unreached
+        merged = {(seat.stage, seat.peer): seat for seat in self._listed if seat.peer not in known}
         for peer, views in self._heard.items():
             if peer not in self._dead:
                 merged.update({(stage, peer): seat for stage, seat in views.items()})

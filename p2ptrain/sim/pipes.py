@@ -261,8 +261,8 @@ class Pipe:
 
     async def receive_into(self, buffer: memoryview) -> None:
         """Fill ``buffer``; bytes are taken as they come, which makes room for the writer."""
-        filled = 0
-        while filled < len(buffer):
+        filled, wanted = 0, len(buffer)
+        while filled < wanted:
             if not self._chunks:
                 if self._ended:
                     raise LinkError(self._ended, peer=self._from)
@@ -273,12 +273,15 @@ class Pipe:
                     self._reader = None
                 continue
             chunk, start = self._chunks[0], self._offset
-            stop = min(start + len(buffer) - filled, len(chunk))
-            buffer[filled : filled + stop - start] = chunk[start:stop]
-            filled += stop - start
-            self._offset = stop
-            self._unread -= stop - start
-            if stop == len(chunk):
+            size = min(wanted - filled, len(chunk) - start)
+            if size == wanted:
+                buffer[:] = chunk[start : start + size]
+            else:
+                buffer[filled : filled + size] = chunk[start : start + size]
+            filled += size
+            self._offset += size
+            self._unread -= size
+            if self._offset == len(chunk):
                 self._chunks.popleft()
                 self._offset = 0
             if self._writers:

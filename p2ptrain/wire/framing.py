@@ -76,11 +76,7 @@ class Kind(enum.IntEnum):
     DATA = 2
 
 
-_MOST_BYTES = {
-    Kind.HANDSHAKE: HANDSHAKE_BYTES,
-    Kind.CONTROL: CONTROL_BYTES,
-    Kind.DATA: DATA_BYTES,
-}
+_MOST_BYTES = (HANDSHAKE_BYTES, CONTROL_BYTES, DATA_BYTES)  # by Kind: an Enum's hash is slow
 _KINDS: dict[type, Kind] = {
     **dict.fromkeys(get_args(Handshake), Kind.HANDSHAKE),
     **dict.fromkeys(get_args(Control), Kind.CONTROL),
