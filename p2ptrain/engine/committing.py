@@ -127,7 +127,7 @@ class Committer:
         Cancelled here, the seat is closing.
         """
         pipeline = self._pipeline
-        pipeline.frozen = True
+        pipeline.frozen, pipeline.passing = True, False  # nothing begins, whatever comes
         while not pipeline.quiet:  # what is being computed is wasted
             self._became_quiet.clear()
             await self._became_quiet.wait()

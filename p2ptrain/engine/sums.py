@@ -159,6 +159,7 @@ class Sums:
         if machine is None or machine.phase is Phase.COMMITTED:
             return False
         self._driver.close()
+        self._last_held = False  # compute forgets it, and its name is not ours any more
         await self._committer.stand_on(done)
         return True
 

@@ -134,12 +134,13 @@ def test_another_name_of_the_last_step_is_stood_on_when_nothing_computes() -> No
         assert bench.committer.last is not None
         other = replace(bench.committer.last, chain=NEXT.chain)
         bench.pipeline.frozen, bench.pipeline.quiet, bench.pipeline.past = False, False, "kept"
+        bench.pipeline.passing = True  # its own sum was known, and it computed for those beside
         async with asyncio.TaskGroup() as group:
             group.create_task(bench.committer.stand_on(other))
             await asyncio.sleep(1.0)
             bench.committer.quiet()
             await asyncio.sleep(1.0)
-            assert bench.pipeline.frozen
+            assert (bench.pipeline.frozen, bench.pipeline.passing) == (True, False)
             assert bench.committer.last is not other
             bench.pipeline.quiet = True
             bench.committer.quiet()

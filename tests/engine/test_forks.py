@@ -45,6 +45,7 @@ def chain_of(whole: Sum) -> Chain:
     return next_chain(LAST.chain, LAST.epoch, LAST.step, (whole,))
 
 
+ASKED = ((MATE,), m.WantSums(at=LAST, stages=(STAGE,)))
 SMALLER, LARGER = sorted((total(name) for name in (b"x", b"y")), key=chain_of)
 
 
@@ -67,10 +68,11 @@ class Node:
         self.seat = SimpleNamespace(
             stage=STAGE,
             version=Step(4),
+            state="serving",
             finished=False,
             parting=False,
             adopting=False,
-            begin=lambda *given: self.done.append(("begin", *given)),
+            begin=self.begin,
             stepper=SimpleNamespace(
                 last=last,
                 machine=SimpleNamespace(at=at, ledger=ledger),
@@ -79,6 +81,10 @@ class Node:
         )
         self.seats: dict[Stage, Any] = {STAGE: self.seat}
         self.forks = Forks(self)  # type: ignore[arg-type]  # what it looks at is here
+
+    def begin(self, *given: Any) -> None:
+        self.seat.state = "serving"
+        self.done.append(("begin", *given))
 
     async def stand_on(self, done: Done) -> bool:
         await asyncio.sleep(2.0)  # a microbatch is being computed
@@ -94,9 +100,9 @@ class Node:
         self.done.append("told all")
 
     async def turns(self) -> list[Any]:
-        """What has come of one look, in the end."""
-        self.forks.look(0.0)
-        self.forks.look(1.0)  # once is enough
+        """What has come of looks at a seat that stands still, in the end."""
+        for now in (0.0, STILL_SECONDS, STILL_SECONDS + 1.0):  # one is enough
+            self.forks.look(now)
         assert len(self.tasks) <= 1
         await asyncio.wait(self.tasks) if self.tasks else None
         return self.done
@@ -121,10 +127,29 @@ def test_who_hears_of_the_name_that_holds_begins_its_step_anew_under_it() -> Non
     assert (last.sums, last.chain, last.kept) == ((SMALLER,), chain_of(SMALLER), True)
 
 
+@pytest.mark.parametrize("state", ["serving", "draining"])
+def test_who_comes_over_leaves_as_it_was_about_to(state: str) -> None:
+    node = Node(LARGER)
+    node.told, node.seat.state = ({STAGE: SMALLER},), state
+    assert run(node)
+    assert node.seat.state == state
+
+
 def test_who_stands_on_it_stays() -> None:
     node = Node(SMALLER)
     node.told = ({STAGE: LARGER},)
-    assert run(node) == []
+    assert run(node) == [ASKED]
+
+
+def test_where_something_is_counted_nobody_is_listened_to() -> None:
+    """Or one who signs a new name every second would keep the step from ending."""
+    node = Node(LARGER)
+    node.told = ({STAGE: SMALLER},)
+    for second in range(100):
+        node.counted = second // 5
+        node.forks.look(float(second))
+    assert node.tasks == []
+    assert node.done == []
 
 
 def test_a_step_that_is_being_taken_is_taken() -> None:
@@ -149,6 +174,7 @@ def test_a_seat_that_closes_does_not_come_over() -> None:
         node = Node(LARGER)
         node.told = ({STAGE: SMALLER},)
         node.forks.look(0.0)
+        node.forks.look(STILL_SECONDS)
         node.forks.closed(STAGE)
         node.forks.closed(STAGE)
         await asyncio.wait(node.tasks)
@@ -168,7 +194,7 @@ def test_where_nothing_is_counted_all_are_asked_what_they_stepped_with() -> None
         assert node.done == []
     for now in (2 * STILL_SECONDS, 2 * STILL_SECONDS + 1.0, 3 * STILL_SECONDS):
         node.forks.look(now)
-    assert node.done == [((MATE,), m.WantSums(at=LAST, stages=(STAGE,)))] * 2
+    assert node.done == [ASKED] * 2
 
 
 def test_in_one_arithmetic_there_is_one_name() -> None:

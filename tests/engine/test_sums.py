@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,6 +63,7 @@ def sums(machine: Machine, post: Any) -> Sums:
     kept: Any = SimpleNamespace(last=last)
 
     async def stand_on(done: Done) -> None:
+        await asyncio.sleep(1.0)  # all that compute holds goes meanwhile
         kept.last = done
 
     kept.stand_on = stand_on
@@ -122,6 +124,23 @@ def test_another_name_is_stood_on_unless_the_step_after_it_is_being_taken(
     assert loop.run(sums.stand_on(done))
     assert sums.known(LAST)[Stage(0)].digest == other[0].digest
     assert not loop.run(sums.stand_on(done))  # the round is over: there is none to leave
+
+
+def test_who_comes_over_to_another_name_gives_no_sum_meanwhile(sums: Sums, machine: Any) -> None:
+    """Compute forgets it, and would be asked for what it has no more."""
+    other = (total(LAST, b"z"),)
+    done = Done(at=LAST, sums=other, outcome=step_outcome(other, 4), chain=NEXT.chain)
+    machine.phase = Phase.COUNTING
+
+    async def scene() -> None:
+        assert sums.held(LAST) == total(LAST)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sums.stand_on(done))
+            await asyncio.sleep(0.5)
+            assert sums.held(LAST) is None
+        assert sums.held(LAST) is None
+
+    loop.run(scene())
 
 
 def test_in_one_arithmetic_nobody_is_contradicted(sums: Sums, post: Any) -> None:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 SPEC = mixed_spec(toy_spec(stages=2, microbatches=6, steps=12, replicas=2), canonical_steps=2)
 
 SEEDS = (*range(40), 43, 169, 235, 20113)
-"""Of those at the end three come in two at one step, where seats were frozen or cut off, and one
-has a line break twice while a state comes over it."""
+"""Of those at the end three stood still once where seats were frozen or cut off (169 does until
+one asks all what they have stepped with), and one has a line break twice while a state comes
+over it."""
 
 
 def mixed(*, late: bool = False) -> Scenario:
