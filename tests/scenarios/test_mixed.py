@@ -7,21 +7,27 @@ whatever is not agreed upon differs at once.
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
+from p2ptrain.core.chain import next_chain, sum_bytes
+from p2ptrain.engine.committing import Committer
 from p2ptrain.observe import events as ev
 from p2ptrain.sim.drawing import draw_mixed
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult
+from p2ptrain.sim.signer import SimSigner
 from p2ptrain.sim.swarms import run
 from p2ptrain.sim.toy import mixed_spec, toy_spec
-from p2ptrain.units import PeerId, Stage
+from p2ptrain.units import Digest, PeerId, Stage
 from peers.soak import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from p2ptrain.core.agreement import Position, Sum
     from p2ptrain.sim.world import SimWorld
 
 SPEC = mixed_spec(toy_spec(stages=2, microbatches=6, steps=12, replicas=2), canonical_steps=2)
@@ -111,6 +117,39 @@ def test_a_joiner_takes_one_owners_word_and_the_next_adoption_makes_it_equal(
     last = adoptions(result)[12, 1]
     assert PeerId("late") in {entry.peer for entry in last}
     assert len(roots(last)) == 1
+
+
+@pytest.mark.parametrize("over", [0, 1], ids=["the lower stage comes over", "the upper does"])
+def test_a_run_that_has_come_in_two_becomes_one(
+    play: Callable[..., SwarmResult], monkeypatch: pytest.MonkeyPatch, over: int
+) -> None:
+    """Stage 1 takes the fifth step with another name of the sum of stage 0 than stage 0 does."""
+    good, teller = Committer.commit, PeerId("c0")
+
+    def other(whole: Sum, name: int) -> Sum:
+        digest = Digest(bytes([name]) * 32)
+        named = msgspec.structs.replace(whole, digest=digest, publisher=teller, incarnation=2)
+        signature = SimSigner(teller).sign(sum_bytes(named))
+        return msgspec.structs.replace(named, signature=signature)
+
+    async def commit(self: Any, at: Position, sums: tuple[Sum, ...]) -> None:
+        if at.step == 4 and self._compute.stage == 1:
+            names = [(other(sums[0], name), sums[1]) for name in range(16)]
+            ranked = sorted([sums, *names], key=partial(next_chain, at.chain, at.epoch, at.step))
+            sums = ranked[-over]  # of the smallest chain, or of the largest
+        await good(self, at, sums)
+
+    monkeypatch.setattr(Committer, "commit", commit)
+    result = play(mixed())
+    chains: defaultdict[int, set[bytes]] = defaultdict(set)
+    opened = set()
+    for entry in result.entries:
+        if isinstance(entry.event, ev.StepCommitted):
+            chains[entry.event.step].add(entry.event.chain)
+        elif isinstance(entry.event, ev.SeatOpened) and entry.event.version == 5:
+            opened.add((entry.peer, entry.event.reason))
+    assert opened == {(f"{n}{over}", "another name of the last step holds") for n in "abc"}
+    assert {step for step, found in chains.items() if len(found) > 1} == {4}
 
 
 @pytest.mark.slow
