@@ -49,6 +49,7 @@ from benchmarks.rows import (
 from benchmarks.trainings import Progress, resume
 from p2ptrain.compute.device import arithmetic_class, choose_device
 from p2ptrain.data import load_corpus, pin
+from p2ptrain.errors import RunSpecError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -164,10 +165,27 @@ def line(name: str, row: Mapping[str, float | None]) -> str:
     )
 
 
+def _numbers(_context: click.Context, _parameter: click.Parameter, given: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(each) for each in given.split(",")}))
+    except ValueError:
+        raise click.BadParameter(f"{given}: not numbers with commas between") from None
+
+
+def _check(size: Size, name: str) -> None:
+    try:
+        spec_of(size, row_named(size, name), seed=0, steps=1)
+    except KeyError:
+        known = ", ".join([*rows_of(size), "k18 int3"])
+        raise click.BadParameter(f"no row {name}; there are: {known} and such") from None
+    except RunSpecError as error:
+        raise click.BadParameter(f"{name}: {error}") from None
+
+
 @click.command(help=__doc__)
 @click.option("--size", "name", type=click.Choice(list(SIZES)), default="28x", show_default=True)
 @click.option("--rows", default=NAMES, show_default=True)
-@click.option("--seeds", default="0,1", show_default=True)
+@click.option("--seeds", default="0,1", show_default=True, callback=_numbers)
 @click.option("--steps", type=click.IntRange(1), default=None, help="Fewer: no figures to quote.")
 @click.option("--minutes", type=float, default=None, help="Stop after so many; run again to go on.")
 @click.option("--device", default="auto", show_default=True)
@@ -179,7 +197,7 @@ def cli(  # noqa: PLR0913 -- click hands over every option
     *,
     name: str,
     rows: str,
-    seeds: str,
+    seeds: tuple[int, ...],
     steps: int | None,
     minutes: float | None,
     device: str,
@@ -190,18 +208,14 @@ def cli(  # noqa: PLR0913 -- click hands over every option
 ) -> None:
     size = SIZES[name]
     for row in rows.split(","):
-        try:
-            row_named(size, row)
-        except KeyError:
-            known = ", ".join([*rows_of(size), "k18 int3"])
-            raise click.BadParameter(f"no row {row}; there are: {known} and such") from None
+        _check(size, row)
     steps = steps or steps_of(size)
     whole = f"losses-{name}" if steps == steps_of(size) else f"losses-{name}-{steps}"
     plain = spec_of(size, rows_of(size)["none"], seed=0, steps=steps)
     kind = arithmetic_class(plain, choose_device(device, plain), plain.arithmetic.threads)
     table = Table(whole, out, record.source_commit(), kind)
     until = time.perf_counter() + (60 * minutes if minutes else float("inf"))
-    for seed, row in product(sorted(map(int, seeds.split(","))), rows.split(",")):
+    for seed, row in product(seeds, rows.split(",")):
         key = f"{row}/{seed}"
         if key in table.ended:
             continue

@@ -42,7 +42,7 @@ def load() -> float:
 
 
 def write(name: str, result: dict[str, object], *, commit: str, path: Path | None = None) -> Path:
-    """Write ``result`` to ``path``, or to results/NAME-COMMIT.json.
+    """Write ``result`` to ``path``, or to results/NAME-COMMIT.json: all of it, or nothing.
 
     ``commit``: ``source_commit()`` when the benchmark began; the tree may have moved on since.
     """
@@ -55,8 +55,9 @@ def write(name: str, result: dict[str, object], *, commit: str, path: Path | Non
     }
     target = path or RESULTS / f"{name}-{commit.removesuffix('+')}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n")
-    return target
+    written = target.with_suffix(".tmp")
+    written.write_bytes(msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n")
+    return written.replace(target)
 
 
 def _processor() -> str:

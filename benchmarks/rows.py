@@ -121,7 +121,7 @@ def row_named(size: Size, name: str) -> Row:
     Raises:
         KeyError: it is neither.
     """
-    asked = re.fullmatch(r"k(\d+) int([2348])", name)
+    asked = re.fullmatch(r"k([1-9]\d*) int([2348])", name)
     return latent(int(asked[2]), int(asked[1])) if asked else rows_of(size)[name]
 
 

@@ -75,6 +75,39 @@ def test_two_commands_write_one_table(tmp_path: Path) -> None:
     assert set(other.ended) == {"none/0", "cut/0"}
 
 
+def test_who_reads_while_another_writes_reads_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "table.json"
+    Table("losses", path, "c0ffee").add("none/0", Progress(val_loss=1.0), SIZE)
+    good = Path.write_bytes
+
+    def halfway(self: Path, data: bytes) -> int:
+        good(self, data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", halfway)
+    with pytest.raises(KeyboardInterrupt):
+        Table("losses", path, "c0ffee").add("cut/0", Progress(val_loss=2.0), SIZE)
+    assert set(Table("losses", path, "c0ffee").ended) == {"none/0"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(["--rows", "k0 int4"], id="no values"),
+        pytest.param(["--rows", "k900 int4"], id="wider than the model"),
+        pytest.param(["--rows", "nothing"], id="no row"),
+        pytest.param(["--seeds", "0,one"], id="no seed"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_a_line(tmp_path: Path, asked: list[str]) -> None:
+    told = CliRunner().invoke(cli, [*asked, "--out", str(tmp_path / "table.json")])
+    assert told.exit_code == 2
+    assert "Invalid value" in told.output
+    assert not (tmp_path / "table.json").exists()
+
+
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plot(summary(SIZE, ended(none=1.0, codec=1.1, cut=1.3)), tmp_path / "loss.png")
