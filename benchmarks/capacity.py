@@ -15,13 +15,16 @@ and slowing down unannounced.
 ``mend``: a stage loses every second replica, and peers that choose for themselves mend it;
 ``join``: many come at once (benchmarks/rebalance).
 
-Short, it is 4 stages x 4 and a minute or two; ``--long`` is the record's 16 stages x 8.
+Short, it is 4 stages x 4 and a minute or two; ``--long`` is the record's 16 stages x 8, and ten
+minutes of an idle core for each case. How far it is comes on standard error; what has been found is
+written after every case.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +36,7 @@ from benchmarks.uneven import Swarm, Trouble, Watch
 from p2ptrain.units import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from p2ptrain.units import Seconds
 
@@ -192,17 +195,19 @@ def joining(*, long: bool, seed: int) -> dict[str, object]:
 @click.option("--only", multiple=True, help="names of cases; all without")
 @click.option("--out", type=click.Path(path_type=Path), default=None)
 def cli(*, long: bool, seed: int, only: tuple[str, ...], out: Path | None) -> None:
-    commit = record.source_commit()
-    rows = []
+    commit, rows = record.source_commit(), []
+    cases: dict[str, Callable[[], dict[str, object]]] = {
+        **{name: partial(flow, name, swarm) for name, swarm in flows(long=long, seed=seed)},
+        "mend": partial(mending, long=long, seed=seed),
+        "join": partial(joining, long=long, seed=seed),
+    }
     click.echo(HEAD)
-    for name, swarm in flows(long=long, seed=seed):
+    for name, case in cases.items():
         if not only or name in only:
-            rows.append(flow(name, swarm))
-    if not only or "mend" in only:
-        rows.append(mending(long=long, seed=seed))
-    if not only or "join" in only:
-        rows.append(joining(long=long, seed=seed))
-    click.echo(f"written: {record.write('capacity', {'cases': rows}, commit=commit, path=out)}")
+            rows.append(case())
+            written = record.write("capacity", {"cases": rows}, commit=commit, path=out)
+    if rows:
+        click.echo(f"written: {written}")
 
 
 if __name__ == "__main__":

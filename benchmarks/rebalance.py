@@ -68,6 +68,7 @@ class Shaken(Watch):
 
     def began(self) -> None:
         """Set the clock."""
+        super().began()
         self.harm.later(self.strikes_at, self._strike)
         self.harm.later(self._stops_at, self.abandon)
 
@@ -122,6 +123,7 @@ class Crowded(Watch):
 
     def began(self) -> None:
         """Set the clock."""
+        super().began()
         self.harm.later(self._joins_at, self._join)
         self.harm.later(self._stops_at, self.abandon)
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import click
 import msgspec
 
 from p2ptrain.observe import events as ev
@@ -53,6 +55,9 @@ LINE_BYTES_PER_SECOND = 1e8
 ARRIVAL_SECONDS = 0.05
 HEARTBEAT_SECONDS = 2.0
 """Half the messages of the default, and the machine's time; a broken link is noticed in two."""
+
+TELL_SECONDS = 30.0
+"""Of virtual time between two lines that say how far a run is: seconds of ours to a minute."""
 
 QUIET_SECONDS = 1e6
 """For watchdogs, which know nothing of steps of ten minutes."""
@@ -193,6 +198,7 @@ class Watch(SimWorld):
         self._until_counted = until_counted
         self._seats: dict[PeerId, set[Stage]] = defaultdict(set)
         self._begun = False
+        self._since = time.perf_counter()
 
     def emit(self, peer: PeerId, event: ev.AnyEvent) -> None:  # noqa: C901, PLR0912 - one arm per event
         """Count instead of keeping: such a run has millions of events."""
@@ -224,6 +230,7 @@ class Watch(SimWorld):
 
     def began(self) -> None:
         """The first peer is there: set going what comes by the clock."""
+        self.harm.later(TELL_SECONDS, self._tell)
         trouble = self.swarm.trouble
         if trouble.mtbf_seconds is not None:
             self.spawn(self._die(trouble.mtbf_seconds))
@@ -247,6 +254,18 @@ class Watch(SimWorld):
 
     def _note_live(self, now: Seconds) -> None:
         self.live.append((now, min(self.rates().values())))
+
+    def _tell(self) -> None:
+        """How far it is, for who waits; nothing in the run depends on it."""
+        counts = [len(self.counted[Stage(stage)]) for stage in range(self.swarm.stages)]
+        wall = time.perf_counter() - self._since
+        click.echo(
+            f"  {self.clock.time():6.0f} s of virtual time in {wall:.0f} s: "
+            f"counted {counts[0]} at the first stage, {counts[-1]} at the last; "
+            f"{len(self.commits)} steps",
+            err=True,
+        )
+        self.harm.later(TELL_SECONDS, self._tell)
 
     async def _die(self, mtbf_seconds: Seconds) -> None:
         """Peers die, each once in so long; a stage's last replica is spared."""

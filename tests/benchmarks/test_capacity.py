@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import msgspec
+from click.testing import CliRunner
+
+import benchmarks.capacity as module
 from benchmarks.capacity import EACH, SUM_SECONDS, steps, stream
 from benchmarks.rebalance import Phases, crowd, mend
 from benchmarks.uneven import Swarm, capacity, draw_speeds, lay_out
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
 
 
 def test_the_bound_is_the_weakest_stage() -> None:
@@ -21,9 +32,24 @@ def test_whole_steps_of_unequal_peers_use_most_of_the_capacity() -> None:
     assert found.of_bound <= found.work / found.bound < 1.1 * found.of_bound
 
 
-def test_a_stream_uses_nearly_all() -> None:
+def test_a_stream_uses_nearly_all(capsys: pytest.CaptureFixture[str]) -> None:
     found = stream(Swarm(stages=2, replicas=2, microbatches=160), "stream")
     assert 0.9 < found.of_bound < 1.1
+    told = capsys.readouterr().err.splitlines()  # nobody waits in the dark
+    assert [line.split()[0] for line in told[:2]] == ["30", "60"]
+
+
+def test_what_has_been_found_is_written_after_every_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> dict[str, object]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "mending", lambda **_: {"name": "mend"})
+    monkeypatch.setattr(module, "joining", fail)
+    out = tmp_path / "out.json"
+    CliRunner().invoke(module.cli, ["--only", "mend", "--only", "join", "--out", str(out)])
+    assert msgspec.json.decode(out.read_bytes())["cases"] == [{"name": "mend"}]
 
 
 def test_a_stage_that_lost_half_is_mended_and_nobody_moves_in_calm() -> None:
