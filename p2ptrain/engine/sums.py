@@ -10,9 +10,10 @@
 Invariants: of the next step one SUM for each stage is kept, the one that counts (core/choice);
 the integers of a sum are given only while compute holds exactly those that the SUM names.
 
-Bounds: signed SUMs of three steps, one for each seat that publishes; of each peer that tells
-what it stepped with, one SUM for each stage of one step; a peer is given the sum of a step at
-most PULLS_MOST times (beyond, it is told that there is none).
+Bounds: signed SUMs of three steps, of each at most STARTS_MOST of a seat that publishes (what is
+beyond, or of other steps, is not looked at); of each peer that tells what it stepped with, one
+SUM for each stage of one step; a peer is given the sum of a step at most PULLS_MOST times
+(beyond, it is told that there is none).
 
 Refused: the machine keeping what belongs to other steps. It is drawn for one.
 """
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 PULLS_MOST = 8
 """Once is enough; links break, and each round may begin the fetch anew."""
 
+STARTS_MOST = 8
+"""Each start of a peer may sign a SUM of its own; nobody starts more often within a step."""
+
 Account: TypeAlias = "tuple[Position, Stage, PeerId, int]"  # who can sign one SUM only
 
 
@@ -64,6 +68,7 @@ class Sums:
     ) -> None:
         self._stage, self._driver, self._committer, self._post = stage, driver, committer, post
         self._signer, self._incarnation, self._distrust = signer, incarnation, distrust
+        self._recent = Step(0)  # signed SUMs of it and of two steps after are remembered
         self._signed: dict[Account, Sum] = {}
         self._pulls: Counter[tuple[Position, PeerId]] = Counter()
         self._early: dict[Stage, tuple[PeerId, Sum]] = {}
@@ -76,7 +81,7 @@ class Sums:
         machine, last = self._driver.machine, self._committer.last
         self._canonical = canonical
         self._last_held = bool(machine and last and machine.holds(last.sums[self._stage]))
-        recent = Step(at.step - 1)
+        self._recent = recent = Step(at.step - 1)
         self._signed = {key: one for key, one in self._signed.items() if key[0].step >= recent}
         self._pulls = Counter({key: n for key, n in self._pulls.items() if key[0].step >= recent})
         early, self._early, self._others = self._early, {}, {}
@@ -103,13 +108,16 @@ class Sums:
         """
         recorded = any(whole.publisher in seats for seats in members[whole.stage :][:1])
         seated = recorded or self._post.serves(whole.publisher, whole.stage)
-        if not seated or whole.publisher in self._distrust:
+        near = self._recent <= whole.at.step <= self._recent + 2
+        if not (seated and near) or whole.publisher in self._distrust:
             return False
         plain = msgspec.structs.replace(whole, final=False)
         account = (whole.at, whole.stage, whole.publisher, whole.incarnation)
         known = self._signed.get(account)
         if known == plain:
             return True
+        if known is None and self._starts(whole) >= STARTS_MOST:
+            return False
         if not self._signer.verify(whole.publisher, sum_bytes(whole), whole.signature):
             raise MisbehaviourError("a SUM with a wrong signature", peer=peer)
         if known is not None and sum_digest(known) != sum_digest(plain):
@@ -118,6 +126,11 @@ class Sums:
             return False
         self._signed[account] = plain
         return True
+
+    def _starts(self, whole: Sum) -> int:
+        """How many such SUMs its signer has signed: of how many starts and histories."""
+        of = (whole.at.step, whole.stage, whole.publisher)
+        return sum((at.step, stage, who) == of for at, stage, who, _ in self._signed)
 
     def gives(self, peer: PeerId, at: Position) -> Sum | None:
         """The SUM of our stage whose integers ``peer`` gets now; None: it gets none."""

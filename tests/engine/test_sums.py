@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from p2ptrain.core.agreement import Position, Sum, Tallies
-from p2ptrain.core.chain import step_outcome
+from p2ptrain.core.chain import step_outcome, sum_bytes
 from p2ptrain.core.plans import make_plan
 from p2ptrain.core.rounds import Phase
 from p2ptrain.engine.committing import Done
 from p2ptrain.engine.distrust import Distrust
-from p2ptrain.engine.sums import Sums
+from p2ptrain.engine.sums import STARTS_MOST, Sums
 from p2ptrain.sim import loop
 from p2ptrain.sim.signer import SimSigner
 from p2ptrain.units import Chain, Digest, PeerId, Stage, Step
@@ -181,3 +181,31 @@ def test_what_is_sealed_is_admitted_by_others_whatever_its_teller_adds(
     assert sums.admits(MATE, msgspec.structs.replace(whole, final=True), ((ME,),))
     post.serving = {}
     assert not sums.admits(MATE, whole, ((MATE,),))
+
+
+def signed(at: Position, incarnation: int) -> Sum:
+    """By a mate, as its start number ``incarnation``."""
+    named = msgspec.structs.replace(total(at), publisher=MATE, incarnation=incarnation)
+    signature = SimSigner(MATE).sign(sum_bytes(named))
+    return msgspec.structs.replace(named, signature=signature)
+
+
+@pytest.mark.parametrize("at", [LAST, AT, NEXT])
+def test_of_one_peer_no_more_sums_are_remembered_than_it_can_have_started(
+    sums: Sums, at: Position
+) -> None:
+    """Each start may sign one sum: who lies of it would fill the memory, name after name."""
+    chains = [Chain(bytes([n]) * 32) for n in range(STARTS_MOST)]
+    known = [signed(msgspec.structs.replace(at, chain=chain), 1) for chain in chains]
+    assert all(sums.admits(MATE, whole, ((MATE,),)) for whole in known)
+    assert not sums.admits(MATE, signed(at, 2), ((MATE,),))
+    assert not sums.admits(MATE, signed(at, 1), ((MATE,),))
+    assert all(sums.admits(MATE, whole, ((MATE,),)) for whole in known)
+    assert not sums.distrusts(MATE)
+
+
+@pytest.mark.parametrize("steps", [-2, 2, 1 << 40])
+def test_a_sum_of_a_step_that_nobody_here_is_near_is_not_looked_at(sums: Sums, steps: int) -> None:
+    far = msgspec.structs.replace(AT, step=Step(max(0, AT.step + steps)))
+    assert not sums.admits(MATE, signed(far, 1), ((MATE,),))
+    assert sums.admits(MATE, signed(AT, 1), ((MATE,),))
