@@ -62,12 +62,16 @@ Key = str
 
 
 class Table:
-    """Rows that have ended, in a file that is whole after each."""
+    """Rows that have ended, in a file that is whole after each.
+
+    ``origins`` there: which commit and device trained each, for the next command may have others.
+    """
 
     def __init__(self, name: str, path: Path | None, commit: str, device: str = "cpu") -> None:
         self._name, self._commit, self._device = name, commit, device
         self._path = path or record.RESULTS / f"{name}.json"
         self.ended: dict[Key, Progress] = {}
+        self._origins: dict[Key, tuple[str, str]] = {}
         self._read()
 
     def add(self, key: Key, progress: Progress, size: Size) -> Path:
@@ -75,8 +79,10 @@ class Table:
         with self._alone():
             self._read()
             self.ended[key] = thinned(progress)
+            self._origins[key] = self._commit, self._device
             result: dict[str, object] = {
                 "device": self._device,
+                "origins": self._origins,
                 "runs": msgspec.to_builtins(self.ended),
                 "table": summary(size, self.ended),
             }
@@ -86,6 +92,8 @@ class Table:
         if self._path.exists():
             held = msgspec.json.decode(self._path.read_bytes())
             self.ended |= msgspec.convert(held["runs"], dict[Key, Progress])
+            whole = dict.fromkeys(held["runs"], (held["commit"], held.get("device", "")))
+            self._origins |= held.get("origins", whole)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

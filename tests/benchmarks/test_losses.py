@@ -108,6 +108,17 @@ def test_what_cannot_be_trained_is_refused_in_a_line(tmp_path: Path, asked: list
     assert not (tmp_path / "table.json").exists()
 
 
+def test_a_row_that_another_commit_or_machine_has_trained_stays_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    Table("losses", path, "c0ffee", "cuda").add("none/0", Progress(val_loss=1.0), SIZE)
+    held = msgspec.json.decode(path.read_bytes())
+    del held["origins"]  # as it was written before there were any
+    path.write_bytes(msgspec.json.encode(held))
+    Table("losses", path, "decade").add("cut/0", Progress(val_loss=2.0), SIZE)
+    origins = msgspec.json.decode(path.read_bytes())["origins"]
+    assert origins == {"none/0": ["c0ffee", "cuda"], "cut/0": ["decade", "cpu"]}
+
+
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plot(summary(SIZE, ended(none=1.0, codec=1.1, cut=1.3)), tmp_path / "loss.png")
