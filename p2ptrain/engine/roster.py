@@ -48,6 +48,8 @@ class Roster:
         self._incarnations: dict[PeerId, int] = {}
         self._present: dict[Stage, tuple[SeatView, ...]] = {}  # as asked since the last change
         self._views: tuple[SeatView, ...] | None = None  # likewise
+        self._order: list[tuple[Stage, PeerId]] | None = None  # of all seats, whatever their rates
+        self._hints: dict[tuple[Stage, PeerId], SeatView] = {}  # of those, who is only listed
         self._beyond: dict[tuple[Stage, Way], Step] = {}  # the most that seats of a stage said
 
     def hear(self, peer: PeerId, statuses: Iterable[SeatStatus]) -> News:
@@ -55,7 +57,7 @@ class Roster:
 
         Rates change all the time and alone are no news.
         """
-        self._unreached.discard(peer)
+        self._reached(peer)
         before = self._heard.get(peer, {})
         after: dict[Stage, SeatView] = {}
         for status in statuses:
@@ -80,6 +82,7 @@ class Roster:
         self._heard[peer] = after
         self._dead.discard(peer)
         self._views = None
+        self._order = None if was_dead or before.keys() != after.keys() else self._order
         for stage in (*before, *after):
             self._refresh(stage, before.get(stage), after.get(stage), back=was_dead)
         if was_dead or {(s.stage, s.state, s.epoch) for s in before.values()} != {
@@ -148,7 +151,7 @@ class Roster:
         """
         if peer not in self._heard and peer not in self._unreached:
             self._unreached.add(peer)
-            self._views = None
+            self._views = self._order = None
 
     def left(self, peer: PeerId) -> None:
         """``peer`` went in an orderly way."""
@@ -216,13 +219,16 @@ class Roster:
         return self._views
 
     def of_all_epochs(self) -> tuple[SeatView, ...]:
-        """Everything known of the living, whatever lineage they are of."""
-        known = self._heard.keys() | self._dead | self._unreached
-        merged = {(seat.stage, seat.peer): seat for seat in self._listed if seat.peer not in known}
-        for peer, views in self._heard.items():
-            if peer not in self._dead:
-                merged.update({(stage, peer): seat for stage, seat in views.items()})
-        return tuple(merged[key] for key in sorted(merged))
+        """Everything known of the living, whatever lineage they are of; by stage and peer."""
+        hints, heard, order = self._hints, self._heard, self._order
+        if order is None:
+            known = heard.keys() | self._dead | self._unreached
+            listed = (seat for seat in self._listed if seat.peer not in known)
+            hints = self._hints = {(seat.stage, seat.peer): seat for seat in listed}
+            living = [(peer, views) for peer, views in heard.items() if peer not in self._dead]
+            told = [(stage, peer) for peer, views in living for stage in views]
+            order = self._order = sorted([*hints, *told])
+        return tuple([hints[key] if key in hints else heard[key[1]][key[0]] for key in order])
 
     def furthest(self) -> Step:
         """The highest version that a peer has told us itself; the directory's word is a hint."""
@@ -280,6 +286,11 @@ class Roster:
         elif before is not after:
             self._present[stage] = tuple(after if view is before else view for view in listed)
 
+    def _reached(self, peer: PeerId) -> None:
+        if peer in self._unreached:
+            self._unreached.discard(peer)
+            self._order = None
+
     def _prune(self) -> None:
         """A mark on who is not known and not listed says nothing."""
         listed = {seat.peer for seat in self._listed}
@@ -292,7 +303,7 @@ class Roster:
 
     def _forget(self) -> None:
         self._present.clear()
-        self._views = None
+        self._views = self._order = None
 
 
 def reach_of(seat: SeatView) -> tuple[Step, Step]:

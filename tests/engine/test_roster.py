@@ -112,6 +112,23 @@ def test_covered_wants_serving_seats_of_every_stage() -> None:
     assert not roster.covered(2, 2)
 
 
+def test_all_seats_are_shown_in_order_as_they_were_last_told_of() -> None:
+    roster = Roster(ME)
+    roster.list([view(B, 1), view(A, 0)])
+    assert [(v.peer, v.rate) for v in roster.of_all_epochs()] == [(A, 1.0), (B, 1.0)]
+    roster.hear(A, [status(0, rate=2.0)])
+    assert [(v.peer, v.rate) for v in roster.of_all_epochs()] == [(A, 2.0), (B, 1.0)]
+    roster.hear(A, [status(0, rate=3.0)])
+    assert [(v.peer, v.rate) for v in roster.of_all_epochs()] == [(A, 3.0), (B, 1.0)]
+    roster.hear(A, [status(2, rate=3.0)])
+    roster.unreached(B)
+    assert [(v.peer, v.stage) for v in roster.of_all_epochs()] == [(A, 2)]
+    roster.hear(B, [])
+    assert [(v.peer, v.stage) for v in roster.of_all_epochs()] == [(B, 1), (A, 2)]
+    roster.left(A)
+    assert [(v.peer, v.stage) for v in roster.of_all_epochs()] == [(B, 1)]
+
+
 def test_who_is_forgotten_is_no_seat_and_no_mark_until_it_speaks_again() -> None:
     roster = Roster(ME)
     roster.hear(A, [status(0)])
