@@ -122,11 +122,13 @@ class PeerFlags:
 @data_option
 @option("--max-memory", type=Size(), help="For seats, like 8GB; default: half of what is free.")
 @option(
-    "--threads", type=click.IntRange(1, 1024), help="That compute, if the run lets peers differ."
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Of this peer; needs sync.agreement = canonical.",
 )
 @option("--max-spill", type=Size(), default=MOST_SPILL, help="Frames on disk; default: 16GB.")
 @identity_option
-@option("--port", type=click.IntRange(0, 65535), default=0, help="Where to listen, if simple.")
+@option("--port", type=click.IntRange(0, 65535), default=0, help="To listen on, of all addresses.")
 @host_option
 @announce_option
 @relay_option

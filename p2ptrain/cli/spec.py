@@ -85,7 +85,9 @@ def config() -> None:
 @preset_option
 @set_option
 @click.option("--origin", is_flag=True, help="Say where each value comes from.")
-@click.option("--replicas", default=2, type=click.IntRange(1), help="For the efficiency.")
+@click.option(
+    "--replicas", default=2, type=click.IntRange(1), help="Of each stage, for the estimate."
+)
 def show(
     *, run_file: Path | None, preset: str | None, sets: tuple[str, ...], origin: bool, replicas: int
 ) -> None:

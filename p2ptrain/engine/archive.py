@@ -74,6 +74,14 @@ class Archive:
         """``seat`` stands at a step boundary: save it, if that is due. Returns at once."""
         if not self._every_steps or (seat.version % self._every_steps and not seat.finished):
             return
+        self._begin(seat)
+
+    def leave(self, seat: SeatRuntime) -> None:
+        """Save what was not due: nobody stays who would hold what the last steps have made."""
+        if self._every_steps and seat.version % self._every_steps and not seat.finished:
+            self._begin(seat)
+
+    def _begin(self, seat: SeatRuntime) -> None:
         if seat.stage in self._saving:
             self._alarm(seat.stage, seat.version, "the one before is still being written")
             return

@@ -56,6 +56,17 @@ class Holdings:
     def stepped(self, seat: SeatRuntime) -> None:
         """``seat`` stands at a step boundary: its own state is kept, if that is due."""
         (self._disk or self.memory).stepped(seat)
+        if self._node.draining and seat.parting and not self._node.parting.heirs():
+            self.leave(seat)
+
+    def leave(self, seat: SeatRuntime) -> None:
+        """``seat`` is left and all others go as well: what is on the disk is all that is left.
+
+        Not while anybody stays: a save that others have no match for would push one out that
+        they have.
+        """
+        if self._disk is not None:
+            self._disk.leave(seat)
 
     # --- what there is ----------------------------------------------------------------------
 

@@ -76,6 +76,8 @@ class Parting:
         elif not self.heirs():
             gone = set(range(node.spec.cut.stages)) - {view.stage for view in node.roster.views()}
             if gone:  # the step cannot end
+                for seat in node.seats.values():
+                    node.holdings.leave(seat)
                 node.ended.set()
         elif not self._told:
             alone = [str(stage) for stage in sorted(node.seats) if not self._served(stage)]

@@ -47,6 +47,38 @@ def marks(store: MemoryStore) -> dict[int, list[int]]:
     }
 
 
+@pytest.mark.parametrize("peers", [PEERS, [PeerPlan(peer=PeerId("p0"))]])
+def test_when_all_leave_nothing_that_was_done_is_lost(
+    play: Play, cue: MakeCue, peers: list[PeerPlan]
+) -> None:
+    """Nobody stays who would hold it: what stands at the boundary is saved, due or not."""
+
+    def at_step_4(entry: ev.Entry) -> bool:
+        return isinstance(entry.event, ev.StepCommitted) and entry.event.step == 4
+
+    def drain_all(world: SimWorld, _: ev.Entry) -> PeerId:
+        for plan in peers:
+            node = world.hosts[plan.peer].node
+            assert node is not None
+            node.drain()
+        return peers[0].peer
+
+    changes = {"optimizer": Optimizer(steps=400), "checkpoint": Checkpoint(every_steps=4)}
+    spec = msgspec.structs.replace(SPEC, **changes)
+    disks = {plan.peer: MemoryStore() for plan in peers}
+    scenario = Scenario(spec=spec, peers=peers, stores=disks)
+    result = play(scenario, cue("drain", at_step_4, drain_all), holds=False)
+    assert any(isinstance(e.event, ev.FaultFired) for e in result.entries)
+    for plan in peers:
+        newest = {}
+        for event in found(result, ev.StepCommitted, plan.peer):
+            newest[int(event.stage)] = event.step + 1
+        names = asyncio.run(disks[plan.peer].names())
+        kept = listed(names, digest(spec))
+        assert {stage: marks[0].step for stage, marks in kept.items()} == newest
+        assert set(newest.values()) <= {5, 6}
+
+
 def test_every_peer_saves_its_stage_every_third_step_and_keeps_two(play: Play) -> None:
     disks = {plan.peer: MemoryStore() for plan in PEERS}
     result = play(Scenario(spec=SPEC, peers=PEERS, stores=disks))
