@@ -86,7 +86,7 @@ PLANS = {
     "asked": plan(8, blow("kill", "offer arrived", 6, 2.0), blow("reset", "counting", 9)),
     "left": plan(9, blow("leave", "counting", 9), replicas=3),
     "busy": plan(10, ids=48),
-    "reducing": plan(11, blow("kill", "go arrived", 1), blow("kill", "go arrived", 4), replicas=3),
+    "reducing": plan(2000, *(blow("kill", "go arrived", nth) for nth in (1, 4)), replicas=3),
     "spilled": plan(12, blow("kill", "counting", 20, 2.0), replicas=3, retained=2),
     # a stage is lost: it is restored alone, or the run begins again, at step 3 or at the first
     "restored": plan(13, blow("stage-loss", "counting", 40), steps=5, kept=1),
