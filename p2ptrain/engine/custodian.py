@@ -130,7 +130,7 @@ class Custodian:
             work,
             self._limits,
             way=Way(router=self._router, delays=self.delays),
-            replay=replay,
+            replay=replay or self._duties.counted_there("forward", work),  # who has it is asked
             returns=returns,
         )
         self._open(duty, now)

@@ -36,6 +36,7 @@ class Docket:
         self._deadlines: dict[Key, Seconds] = {}
         self._slots: dict[c.What, int] = dict.fromkeys(WAYS, 0)
         self._counted: dict[c.What, int] = dict.fromkeys(WAYS, 0)  # who know that they are
+        self._unions: dict[c.What, int] = dict.fromkeys(WAYS, 0)  # as told last
 
     def __contains__(self, key: Key) -> bool:
         return key in self._duties
@@ -75,7 +76,12 @@ class Docket:
 
     def news(self, what: c.What, union: int) -> int:
         """Slots of which it is new to their duties whether they stand in ``union``."""
+        self._unions[what] = union
         return self._slots[what] & (union ^ self._counted[what])
+
+    def counted_there(self, what: c.What, work: Microbatch) -> bool:
+        """Whether somebody had counted it where it goes, as far as was told."""
+        return bool(self._unions[what] >> work.slot & 1)
 
     def drop(self, what: c.What) -> list[Key]:
         """Forget all of one direction, and say which."""
@@ -83,5 +89,5 @@ class Docket:
         for key in dropped:
             del self._duties[key]
             self._deadlines.pop(key, None)
-        self._slots[what] = self._counted[what] = 0
+        self._slots[what] = self._counted[what] = self._unions[what] = 0
         return dropped

@@ -150,8 +150,8 @@ class Pipeline:
         return self.shelf.get(work) is not None
 
     def counted_elsewhere(self, union: int) -> None:
-        """Other live seats of this stage have counted ``union``: let go of our copies."""
-        self.shelf.drop_waiting(union & ~self.counted)
+        """Live mates have counted ``union``: drop our copies, unless a neighbour waits for them."""
+        self.shelf.drop_waiting(0 if self.passing else union & ~self.counted)
         self.on_change()
 
     # --- messages ---------------------------------------------------------------------------

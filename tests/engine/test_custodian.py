@@ -151,6 +151,23 @@ def test_a_replay_asks_every_seat_what_it_has_and_tells_the_counter_its_path(
     assert seat.post.last(m.Repath).stage == 1
 
 
+def test_what_was_counted_above_already_is_looked_for_before_anybody_is_asked_to_compute_it(
+    bench: MakeBench,
+) -> None:
+    """Whoever took it first is dead, and who takes it now is its next owner: to it, it is new."""
+    seat = bench()
+    seat.post.serving[2] = (ABOVE, NEW)
+    seat.custodian.tallied("forward", 1 << WORK.slot, 0.0)
+    opened(seat)
+    assert seat.post.last(m.Where).slot == WORK.slot
+    assert not [told for told in seat.post.told if isinstance(told[1], m.Ask)]
+    seat.custodian.hear(NEW, word(seat, m.Whereabouts, state="counted"), 0.1)
+    assert seat.post.last(m.Repath).slot == WORK.slot
+    seat.custodian.begin(msgspec.structs.replace(seat.at, step=Step(1)))
+    opened(seat)
+    assert seat.post.last(m.Ask).slot == WORK.slot  # what is said of a step holds for it alone
+
+
 def test_what_is_computed_a_second_time_asks_for_its_gradient_again(bench: MakeBench) -> None:
     seat = sent(bench())
     seat.custodian.hear(ABOVE, word(seat, m.Computed, service_seconds=0.1), 0.1)

@@ -246,6 +246,16 @@ def test_what_others_counted_is_dropped_and_what_is_ours_stays(bench: MakeBench)
     assert seat.pipeline.book.queue == 0
 
 
+def test_who_only_passes_computes_for_a_dead_neighbour_what_mates_have_counted(
+    bench: MakeBench,
+) -> None:
+    seat = bench()
+    seat.pipeline.frozen = seat.pipeline.passing = True
+    arrive(seat, 0, replay=True)
+    seat.pipeline.counted_elsewhere(0b1)
+    assert seat.pipeline.next_job().work.slot == 0
+
+
 def test_counting_and_taking_back(bench: MakeBench) -> None:
     seat = bench()
     arrive(seat, 2)
