@@ -49,10 +49,13 @@ from benchmarks.rows import (
 from benchmarks.trainings import Progress, resume
 from p2ptrain.compute.device import arithmetic_class, choose_device
 from p2ptrain.data import load_corpus, pin
-from p2ptrain.errors import RunSpecError
+from p2ptrain.errors import RunSpecError, UserError
+from p2ptrain.run import digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from p2ptrain.units import RunId
 
 NOT_REACHED = 1
 CURVE_POINTS = 100
@@ -87,6 +90,17 @@ class Table:
                 "table": summary(size, self.ended),
             }
             return record.write(self._name, result, commit=self._commit, path=self._path)
+
+    def holds(self, key: Key, run: RunId) -> bool:
+        """Whether the row has ended; those of old files do not say of which run.
+
+        Raises:
+            UserError: it has, with other settings.
+        """
+        known = self.ended.get(key)
+        if known is not None and known.run not in ("", run):
+            raise UserError(f"{self._path}: {key} is of a run with other settings: give --out")
+        return known is not None
 
     def _read(self) -> None:
         if self._path.exists():
@@ -225,18 +239,21 @@ def cli(  # noqa: PLR0913 -- click hands over every option
     until = time.perf_counter() + (60 * minutes if minutes else float("inf"))
     for seed, row in product(seeds, rows.split(",")):
         key = f"{row}/{seed}"
-        if key in table.ended:
-            continue
         spec = pin(spec_of(size, row_named(size, row), seed=seed, steps=steps), data)
-        ended = resume(
-            spec,
-            load_corpus(spec, data),
-            state / whole / key.replace(" ", "-").replace("/", "-"),
-            severed=row_named(size, row).severed,
-            device=device,
-            until=until,
-            tell=lambda at, key=key: click.echo(f"{key}: step {at.step}, {_recent(at):.4f}"),
-        )
+        try:
+            if table.holds(key, digest(spec)):
+                continue
+            ended = resume(
+                spec,
+                load_corpus(spec, data),
+                state / whole / key.replace(" ", "-").replace("/", "-"),
+                severed=row_named(size, row).severed,
+                device=device,
+                until=until,
+                tell=lambda at, key=key: click.echo(f"{key}: step {at.step}, {_recent(at):.4f}"),
+            )
+        except UserError as error:
+            raise click.ClickException(str(error)) from None
         if ended is None:
             click.echo(f"{key}: not at its end; the same command goes on")
             sys.exit(NOT_REACHED)

@@ -15,6 +15,9 @@ import msgspec
 
 from p2ptrain.compute.reference import Training
 from p2ptrain.core.schedule import last_step
+from p2ptrain.errors import UserError
+from p2ptrain.run import digest
+from p2ptrain.units import RunId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +35,12 @@ SAVE_SHARE = 0.02
 
 
 class Progress(msgspec.Struct, kw_only=True):
-    """Where a run stands. Losses in nats per token; ``seconds``: computed, over all slices."""
+    """Where a run stands. Losses in nats per token; ``seconds``: computed, over all slices.
 
+    ``run``: its id, so that a state of other settings is not taken for it.
+    """
+
+    run: RunId = RunId("")
     step: int = 0
     seconds: float = 0.0
     loss: list[tuple[int, float]] = []
@@ -55,10 +62,13 @@ def resume(  # noqa: PLR0913 -- what is trained, where it is kept, and when to s
     """Train until the end, or until the performance counter says ``until``: then None.
 
     ``tell`` is called at every save.
+
+    Raises:
+        UserError: ``folder`` holds the state of a run with other settings.
     """
     training = Training(spec, corpus, device=device, severed=severed)
     folder.mkdir(parents=True, exist_ok=True)
-    at = _load(training, folder)
+    at = _load(training, folder, digest(spec))
     saved_at, every = perf_counter(), SAVE_SECONDS
     while at.step <= last_step(spec):
         began = perf_counter()
@@ -96,11 +106,13 @@ def _save(training: Training, folder: Path, at: Progress) -> None:
             path.unlink()
 
 
-def _load(training: Training, folder: Path) -> Progress:
+def _load(training: Training, folder: Path, run: RunId) -> Progress:
     path = folder / "at.json"
     if not path.exists():
-        return Progress()
+        return Progress(run=run)
     at = msgspec.json.decode(path.read_bytes(), type=Progress)
+    if at.run != run:
+        raise UserError(f"{folder} holds a run with other settings: give another --state")
     stages = len(list(folder.glob(f"{at.step}-*.safetensors")))
     training.load([_blob(folder, at.step, stage).read_bytes() for stage in range(stages)])
     return at

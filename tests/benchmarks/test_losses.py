@@ -9,6 +9,8 @@ from click.testing import CliRunner
 from benchmarks.losses import Table, cli, line, plot, summary
 from benchmarks.rows import SIZES
 from benchmarks.trainings import Progress
+from p2ptrain.errors import UserError
+from p2ptrain.units import RunId
 
 SIZE = SIZES["28x"]
 
@@ -123,3 +125,14 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plot(summary(SIZE, ended(none=1.0, codec=1.1, cut=1.3)), tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 0
+
+
+def test_a_row_of_other_settings_is_refused_not_skipped(tmp_path: Path) -> None:
+    table = Table("losses", tmp_path / "table.json", "c0ffee")
+    table.add("none/0", Progress(run=RunId("feed"), val_loss=1.0), SIZE)
+    table.add("cut/0", Progress(val_loss=2.0), SIZE)
+    assert table.holds("none/0", RunId("feed"))
+    assert table.holds("cut/0", RunId("feed"))  # an old file does not say
+    assert not table.holds("codec/0", RunId("feed"))
+    with pytest.raises(UserError, match="none/0 is of a run with other settings"):
+        table.holds("none/0", RunId("beef"))

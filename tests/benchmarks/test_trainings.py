@@ -1,12 +1,15 @@
 """A run that is interrupted ends with the losses of one that is not."""
 
+import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks import trainings
 from benchmarks.trainings import Progress, resume
 from p2ptrain.data import load_corpus, pin
+from p2ptrain.errors import UserError
 from p2ptrain.run import Batch, Codec, Composition, Cut, Data, Evaluation, Model, Optimizer, RunSpec
 
 HERE = Path(__file__).parent
@@ -66,3 +69,13 @@ def test_a_save_that_was_torn_leaves_the_save_before_it(tmp_path: Path) -> None:
     ended = go_on(tmp_path)
     assert ended is not None
     assert [step for step, _ in ended.loss] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("ticks")
+def test_a_state_of_other_settings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert go_on(tmp_path, until=trainings.perf_counter() + 4.0) is None
+    monkeypatch.setattr(sys.modules[__name__], "SPEC", msgspec.structs.replace(SPEC, seed=1))
+    with pytest.raises(UserError, match="other settings: give another --state"):
+        go_on(tmp_path)

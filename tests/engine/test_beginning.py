@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 
 from p2ptrain.core.agreement import Position
@@ -125,9 +124,3 @@ def test_a_seat_that_is_opened_when_it_has_begun_sources_too(node: Node) -> None
     assert node.look()
     node.beginning.opened(node.seat, at(0))
     assert node.sourcing == 2
-
-
-def test_every_heartbeat_has_room_for_it() -> None:
-    beat = m.Heartbeat(count=1, lag_seconds=0.0, seats=())
-    assert not beat.begun
-    assert msgspec.structs.replace(beat, begun=True).begun
