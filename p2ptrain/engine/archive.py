@@ -60,6 +60,7 @@ class Archive:
         self._lasting = lasting
         self._emit, self._spawn = emit, spawn
         self._saving: set[Stage] = set()
+        self._begun: dict[Stage, Position] = {}  # which state of each was to be saved last
         self._refused: set[tuple[Stage, c.Mark]] = set()  # read in vain: held no more
 
     @classmethod
@@ -77,11 +78,16 @@ class Archive:
         self._begin(seat)
 
     def leave(self, seat: SeatRuntime) -> None:
-        """Save what was not due: nobody stays who would hold what the last steps have made."""
-        if self._every_steps and seat.version % self._every_steps and not seat.finished:
+        """Save what was not due: nobody stays who would hold what the last steps have made.
+
+        Once: leaving takes a while, and may be looked at again.
+        """
+        begun = self._begun.get(seat.stage)
+        if self._every_steps and seat.version and begun != seat.standing()[0]:
             self._begin(seat)
 
     def _begin(self, seat: SeatRuntime) -> None:
+        self._begun[seat.stage] = seat.standing()[0]
         if seat.stage in self._saving:
             self._alarm(seat.stage, seat.version, "the one before is still being written")
             return

@@ -76,6 +76,8 @@ def test_when_all_leave_nothing_that_was_done_is_lost(
         names = asyncio.run(disks[plan.peer].names())
         kept = listed(names, digest(spec))
         assert {stage: marks[0].step for stage, marks in kept.items()} == newest
+        saved = [(e.stage, e.version) for e in found(result, ev.CheckpointSaved, plan.peer)]
+        assert len(saved) == len(set(saved))  # once each, however long leaving takes
         assert set(newest.values()) <= {5, 6}
 
 
