@@ -151,10 +151,11 @@ def check_digests(
 
 
 def check_names(entries: Iterable[ev.Entry]) -> Verdict:
-    """I2 where arithmetic differs: one chain, one name of each sum, and one state adopted.
+    """I2 where arithmetic differs: under one chain one name of each sum, and one state adopted.
 
-    Whoever was struck, or cut off, is passed over by the others: it stands alone with its
-    state until the next adoption.
+    Chains may part, and come together again (engine/forks); at a last step nobody needs to,
+    for the weights differ by rounding only. Whoever was struck, or cut off, is passed over by
+    the others: it stands alone with its state until the next adoption.
     """
     facts, problems = 0, []
     digests: dict[tuple[int, Chain, Step, Stage], Digest] = {}
