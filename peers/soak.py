@@ -74,8 +74,10 @@ class Totals:
         return dict(sorted(points.items()))
 
 
-async def soak(seeds: range, *, workers: int, kind: Family = "plain") -> Totals:
+async def soak(seeds: range, *, workers: int, kind: Family = "plain", niceness: int = 0) -> Totals:
     """Run every seed of ``seeds`` in the family ``kind`` on so many processes.
+
+    ``niceness``: 0 to 19; how far they stand back for others who want the cores.
 
     Raises:
         InternalError: a child ended before it had done its seeds.
@@ -83,16 +85,17 @@ async def soak(seeds: range, *, workers: int, kind: Family = "plain") -> Totals:
     totals = Totals()
     async with asyncio.TaskGroup() as tasks:
         for worker in range(workers):
-            tasks.create_task(_child(seeds[worker::workers], kind, totals))
+            tasks.create_task(_child(seeds[worker::workers], kind, niceness, totals))
     return totals
 
 
-async def _child(seeds: range, kind: Family, totals: Totals) -> None:
+async def _child(seeds: range, kind: Family, niceness: int, totals: Totals) -> None:
     if not seeds:
         return
     numbers = [str(seeds.start), str(seeds.stop), str(seeds.step)]
+    options = ("--family", kind, "--nice", str(niceness), "--range", *numbers)
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "peers.soak", "--family", kind, "--range", *numbers),
+        *(sys.executable, "-m", "peers.soak", *options),
         stdout=asyncio.subprocess.PIPE,
         limit=LINE_BYTES,
     )
@@ -141,6 +144,9 @@ def summary(totals: Totals) -> Iterable[str]:
 @click.option("--plan", type=click.Path(path_type=Path), help="Only this plan (JSON).")
 @click.option("--shrink", "shortest", is_flag=True, help="Find the shortest failing plan.")
 @click.option("--family", "kind", type=click.Choice(list(FAMILIES)), default="plain")
+@click.option(
+    "--nice", "niceness", type=click.IntRange(0, 19), default=0, help="Stand back so far."
+)
 @click.option("--range", "span", type=(int, int, int), hidden=True)
 def main(  # noqa: PLR0913 - one per flag
     *,
@@ -151,17 +157,20 @@ def main(  # noqa: PLR0913 - one per flag
     plan: Path | None,
     shortest: bool,
     kind: Family,
+    niceness: int,
     span: tuple[int, int, int] | None,
 ) -> None:
     """Run random swarms from their seeds."""
     if span is not None:
+        os.nice(niceness)
         _serve(range(*span), kind)
     elif seed is not None or plan is not None:
         single = FAMILIES[kind](seed) if seed is not None else _read(plan)
         sys.exit(_one(single, shortest=shortest))
     else:
         count = workers or os.cpu_count() or 1
-        totals = asyncio.run(soak(range(first, first + seeds), workers=count, kind=kind))
+        chosen = range(first, first + seeds)
+        totals = asyncio.run(soak(chosen, workers=count, kind=kind, niceness=niceness))
         for line in summary(totals):
             click.echo(line)
         sys.exit(1 if totals.failures else 0)

@@ -7,7 +7,11 @@ happens to be; a run in which a cue did not fire has tested nothing and fails.
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,9 +20,60 @@ import pytest
 from p2ptrain.observe import events as ev
 from p2ptrain.sim.scenario import Scenario, SwarmResult
 from p2ptrain.sim.world import SimWorld
+from peers.soak import Totals, soak
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
     from p2ptrain.units import PeerId
+
+RANDOM_SWARMS = "test_seeds.py"
+SEEDS = range(2000)  # at most five minutes on two cores of their own
+
+STANDING_BACK = 15
+"""A tenth of the processor beside tests that want it: their deadlines stay what they were."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The random swarms are asked for last: until then they run on what is left of the cores."""
+    items.sort(key=lambda item: item.path.name == RANDOM_SWARMS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def soaking(request: pytest.FixtureRequest) -> Iterator[Future[Totals] | None]:
+    """The random swarms, begun with the first test of this folder; None: nobody asks for them."""
+    items: list[pytest.Item] = request.session.items
+    if not any(item.path.name == RANDOM_SWARMS for item in items):
+        yield None
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        soaks = Soaking()
+        yield pool.submit(soaks.run)
+        soaks.stop()
+
+
+class Soaking:
+    """A soak beside other work, which can be stopped from outside."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._going: asyncio.Task[Totals] | None = None
+
+    def run(self) -> Totals:
+        """All of it, in a thread of its own."""
+        swarms = soak(SEEDS, workers=os.cpu_count() or 1, niceness=STANDING_BACK)
+        self._going = self._loop.create_task(swarms)
+        try:
+            return self._loop.run_until_complete(self._going)
+        finally:
+            self._loop.close()
+
+    def stop(self) -> None:
+        """End it, if it goes on, with its processes."""
+        if self._going is not None:
+            with suppress(RuntimeError):  # it has just ended, and its loop with it
+                self._loop.call_soon_threadsafe(self._going.cancel)
 
 
 @dataclass(frozen=True)

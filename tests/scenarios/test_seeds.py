@@ -3,13 +3,12 @@
 Liveness stands apart from safety. A swarm that stalls is a failure as well, named with the
 seed and the commit that repeat it.
 
-`make soak` runs as many as there is time for; these are what fits beside all other tests.
+`make soak` runs as many as there is time for; these are what fits beside all other tests, and
+runs there while those do (conftest).
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,14 +16,13 @@ import pytest
 from p2ptrain.sim.blows import BLOW_KINDS
 from p2ptrain.sim.drawing import PLAIN
 from p2ptrain.sim.points import PHASES
-from peers.soak import Totals, describe, soak
+from peers.soak import Totals, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from concurrent.futures import Future
 
     from p2ptrain.sim.swarms import Outcome
-
-SEEDS = range(2000)  # at most five minutes on two cores of their own
 
 TIMES_LEAST = 20
 """How often each kind of fault must have fired, and each point and phase been struck at."""
@@ -32,9 +30,9 @@ TIMES_LEAST = 20
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # minutes on two cores
 
 
-@pytest.fixture(scope="module")
-def totals() -> Totals:
-    return asyncio.run(soak(SEEDS, workers=os.cpu_count() or 1))
+@pytest.fixture
+def totals(soaking: Future[Totals]) -> Totals:
+    return soaking.result()
 
 
 def is_liveness(outcome: Outcome) -> bool:
@@ -52,8 +50,8 @@ def seldom(times: Mapping[str, int], names: Iterable[str]) -> dict[str, int]:
 
 
 def test_every_seed_was_run(totals: Totals) -> None:
-    assert totals.ends.total() == len(SEEDS)
-    assert totals.ends["trained"] > 0.85 * len(SEEDS)  # most of the others lost a stage
+    assert totals.ends.total() == 2000
+    assert totals.ends["trained"] > 0.85 * 2000  # most of the others lost a stage
 
 
 def test_no_invariant_is_violated_and_nothing_crashes(totals: Totals) -> None:
