@@ -19,7 +19,7 @@ import msgspec
 
 from benchmarks.alone import Stopwatch
 from benchmarks.run import Run
-from p2ptrain.compute.executor import Kind, TorchCompute
+from p2ptrain.compute.executor import TorchCompute
 from p2ptrain.data import load_corpus
 from p2ptrain.observe.events import StepCommitted
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, crowd
@@ -27,6 +27,7 @@ from p2ptrain.sim.world import SimWorld
 from peers.reference import read_run
 
 if TYPE_CHECKING:
+    from p2ptrain.compute.turns import Kind
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Seconds, Stage
 

@@ -188,6 +188,47 @@ class Update:
     skip: bool
 
 
+class Difference(Protocol):
+    """One seat's state, told as its difference to the last one that all of its stage adopted.
+
+    Whoever has that (``base``) and adopts a difference to it ends with the same state, on every
+    device. Between making or adopting one and ``mark`` there is no base.
+    """
+
+    @property
+    def base(self) -> Digest | None:
+        """Name of the state that differences are to: GENESIS of core/adoption at first.
+
+        None: another state was loaded, or nobody has named the one that was adopted.
+        """
+        ...
+
+    @property
+    def size_bytes(self) -> Bytes:
+        """Of every difference of this stage."""
+        ...
+
+    async def make(self) -> bytes | None:
+        """Adopt what the difference of our own state leads to, and return that difference.
+
+        It is lossy, so this changes our state; what is lost goes into the next one. None:
+        there is none, for our state is not finite or there is no base; nothing was changed.
+        """
+        ...
+
+    async def adopt(self, blob: Buffer) -> None:
+        """Adopt what ``blob`` leads to. It clears like ``load``.
+
+        Raises:
+            MisbehaviourError: it does not fit this stage; nothing was changed.
+        """
+        ...
+
+    async def mark(self, base: Digest) -> None:
+        """The state of this seat is what all have adopted, under this name."""
+        ...
+
+
 class StageCompute(Protocol):
     """One seat's weights, optimizer state and accumulator.
 
@@ -284,6 +325,11 @@ class StageCompute(Protocol):
         Raises:
             MisbehaviourError: it does not fit this stage; nothing was changed.
         """
+        ...
+
+    @property
+    def difference(self) -> Difference | None:
+        """Where the run adopts states as differences; else None."""
         ...
 
     async def probe(self) -> None:

@@ -72,6 +72,15 @@ def test_the_id_does_not_depend_on_how_a_number_was_written() -> None:
     assert len(digest(written)) == 32
 
 
+def test_a_run_that_does_without_what_was_added_keeps_its_id() -> None:
+    """Of the release before ``sync.adoption``; each such field is encoded only where it counts."""
+    assert digest(RunSpec()) == "eca029ed42fb15fce325218b76153198"
+    lossy = RunSpec(sync=Sync(agreement="canonical", canonical_steps=25, adoption="int8"))
+    assert decode(encode(lossy)) == lossy
+    exact = msgspec.structs.replace(lossy, sync=msgspec.structs.replace(MIXED, adoption="exact"))
+    assert digest(lossy) != digest(exact) == digest(RunSpec(sync=MIXED))
+
+
 def test_presets_have_the_size_that_their_name_says_and_fit_a_directory_record() -> None:
     for name, spec in PRESETS.items():
         validate(spec)
@@ -143,6 +152,7 @@ IMPOSSIBLE = [
     (RunSpec(sync=Sync(mode="delayed")), '"delayed" is not built yet'),
     (RunSpec(sync=Sync(mode="local")), '"local" is not built yet'),
     (RunSpec(sync=Sync(agreement="canonical")), "must be a multiple of that, or 0"),
+    (RunSpec(sync=Sync(adoption="int8")), 'loses bits, and replicas of a run with .* "canonical"'),
     (
         RunSpec(sync=MIXED, evaluation=Evaluation(microbatches=0)),
         "before the evaluation at the end",

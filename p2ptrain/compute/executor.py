@@ -17,9 +17,7 @@ would take torch's threads with it.
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 from p2ptrain.compute.device import (
@@ -27,10 +25,10 @@ from p2ptrain.compute.device import (
     choose_device,
     choose_threads,
     default_memory_bytes,
-    make_deterministic,
 )
 from p2ptrain.compute.model import graph_bytes, kept_graphs, stage_slice
 from p2ptrain.compute.stage import StageState
+from p2ptrain.compute.turns import Inline, Threaded
 from p2ptrain.core.bottleneck import stage_elements
 from p2ptrain.core.sizes import integer_bytes, nominal_tokens
 from p2ptrain.errors import UserError
@@ -38,20 +36,12 @@ from p2ptrain.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import torch
-
+    from p2ptrain.compute.difference import Difference
+    from p2ptrain.compute.turns import CostModel, Kind, Turns
     from p2ptrain.core.health import BoundaryReading
     from p2ptrain.ports import Backward, Buffer, Loss, Update, Whole
     from p2ptrain.run import RunSpec
-    from p2ptrain.units import Bytes, Microbatch, Seconds, Stage, Step
-
-Kind: TypeAlias = Literal[
-    "open", "forward", "backward", "loss", "evaluate", "sum", "finish", "step", "state"
-]
-"""What a call costs by. ``sum``: reading and adding parts; ``state``: save, load, digests."""
-
-CostModel: TypeAlias = "Callable[[Stage, Kind], Seconds]"
-"""Virtual duration of a call of this kind at this stage."""
+    from p2ptrain.units import Bytes, Digest, Microbatch, Stage, Step
 
 KEPT_GRAPH_BYTES = 256 << 20
 """Per seat. A window of a few microbatches fits for small models; large ones recompute."""
@@ -61,58 +51,10 @@ FLOAT32_BYTES = 4
 _T = TypeVar("_T")
 
 
-class _Turns(Protocol):
-    """Runs calls one after the other, in the order in which they were made."""
-
-    async def run(self, stage: Stage, kind: Kind, call: Callable[[], _T]) -> _T: ...
-
-    def close(self) -> None: ...
-
-
-class _Threaded:
-    """On a thread of its own. A cancelled call that has begun runs on unobserved."""
-
-    def __init__(self, device: torch.device, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(
-            max_workers=1,
-            thread_name_prefix="compute",
-            initializer=make_deterministic,
-            initargs=(device, threads),
-        )
-
-    async def run(self, stage: Stage, kind: Kind, call: Callable[[], _T]) -> _T:  # noqa: ARG002
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)  # a product may take a minute
-
-
-class _Inline:
-    """On the caller's thread, at once; then the device stays busy for the call's virtual time.
-
-    Cancelled while it waits for its turn, a call never happens; later it has happened.
-    """
-
-    def __init__(self, device: torch.device, threads: int, cost: CostModel | None) -> None:
-        make_deterministic(device, threads)
-        self._cost = cost
-        self._turn = asyncio.Lock()
-
-    async def run(self, stage: Stage, kind: Kind, call: Callable[[], _T]) -> _T:
-        async with self._turn:
-            result = call()
-            if self._cost is not None:
-                await asyncio.sleep(self._cost(stage, kind))
-            return result
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
 class TorchStage:
     """One seat: ``ports.StageCompute`` over a :class:`StageState`. Close by dropping it."""
 
-    def __init__(self, state: StageState, turns: _Turns) -> None:
+    def __init__(self, state: StageState, turns: Turns) -> None:
         self._state = state
         self._turns = turns
 
@@ -195,6 +137,12 @@ class TorchStage:
         """Take over a blob, or raise MisbehaviourError and change nothing."""
         await self._run("state", lambda: self._state.load(blob, keep=keep))
 
+    @property
+    def difference(self) -> TorchDifference | None:
+        """Of the state to the last one adopted."""
+        own = self._state.difference
+        return None if own is None else TorchDifference(self._state, own, self._turns)
+
     async def probe(self) -> None:
         """A forward pass over fixed input, or raise MisbehaviourError."""
         await self._run("evaluate", self._state.probe)
@@ -209,6 +157,43 @@ class TorchStage:
 
     async def _run(self, kind: Kind, call: Callable[[], _T]) -> _T:
         return await self._turns.run(self._state.stage, kind, call)
+
+
+class TorchDifference:
+    """``ports.Difference`` of one seat."""
+
+    def __init__(self, state: StageState, own: Difference, turns: Turns) -> None:
+        self._state, self._own, self._turns = state, own, turns
+
+    @property
+    def base(self) -> Digest | None:
+        """Name of the state that is shared."""
+        return self._own.base
+
+    @property
+    def size_bytes(self) -> Bytes:
+        """Of every difference."""
+        return self._own.size_bytes
+
+    async def make(self) -> bytes | None:
+        """Give our own, and adopt what it leads to."""
+        return await self._run(self._own.make)
+
+    async def adopt(self, blob: Buffer) -> None:
+        """Take over what ``blob`` leads to, or raise MisbehaviourError and change nothing."""
+
+        def take() -> None:
+            self._own.adopt(blob)
+            self._state.clear()
+
+        await self._run(take)
+
+    async def mark(self, base: Digest) -> None:
+        """What is here has this name."""
+        await self._run(lambda: self._own.mark(base))
+
+    async def _run(self, call: Callable[[], _T]) -> _T:
+        return await self._turns.run(self._state.stage, "state", call)
 
 
 class TorchCompute:
@@ -246,8 +231,8 @@ class TorchCompute:
             memory_bytes = default_memory_bytes(self._device)
         self._memory_bytes = memory_bytes
         self._threads = threads = choose_threads(threads, spec)
-        self._turns: _Turns = (
-            _Inline(self._device, threads, cost) if inline else _Threaded(self._device, threads)
+        self._turns: Turns = (
+            Inline(self._device, threads, cost) if inline else Threaded(self._device, threads)
         )
         self._seats: WeakKeyDictionary[TorchStage, Bytes] = WeakKeyDictionary()
 
@@ -266,12 +251,14 @@ class TorchCompute:
 
         Per element: weight, two gradients (of a microbatch, of the step) and two values of
         optimizer state in float32, and two sums; beside other stages, the weight before the
-        last step as well. Temporaries of one tensor are not counted.
+        last step as well; where states are adopted as differences, what is shared and what is
+        owed. Temporaries of one tensor are not counted.
         """
         part = stage_slice(self._spec, stage)
         elements = stage_elements(self._spec)[stage]
         one_graph = graph_bytes(self._spec.model, part, nominal_tokens(self._spec))
         values = 5 if part.first and part.last else 6
+        values += 0 if self._spec.sync.adoption == "exact" else 2
         per_element = values * FLOAT32_BYTES + 2 * integer_bytes(self._spec)
         graphs = 1 + kept_graphs(self._spec, part, self._kept_graph_bytes)
         return elements * per_element + graphs * one_graph

@@ -23,13 +23,14 @@ import torch
 from p2ptrain.compute.codecs import CodecContext, codec_at
 from p2ptrain.compute.device import choose_device, make_deterministic
 from p2ptrain.compute.stage import LOSS_SCALE, StageState
+from p2ptrain.core.adoption import differs_at
 from p2ptrain.core.digest import combine_digests
 from p2ptrain.core.schedule import is_evaluation, last_step, step_slots
 from p2ptrain.core.sizes import boundary_width, nominal_tokens
 from p2ptrain.errors import InternalError
 from p2ptrain.ports import Update
 from p2ptrain.run.codecs import composition_of
-from p2ptrain.units import Microbatch, Slot, Stage, Step
+from p2ptrain.units import DIGEST_BYTES, Digest, Microbatch, Slot, Stage, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from p2ptrain.core.health import BoundaryReading
     from p2ptrain.ports import Corpus, Loss
     from p2ptrain.run import RunSpec
+
+ALONE = Digest(b"one process".ljust(DIGEST_BYTES))
+"""Names any state that is shared with nobody."""
 
 _KEEP_EVERY_GRAPH = 1 << 62
 """One microbatch is under way at a time, so its graphs are the only ones."""
@@ -156,6 +160,9 @@ class Training:
         skip = poisoned or not all(math.isfinite(norm) for norm in norms)
         for stage in self._stages:
             stage.step(Update(step=step, tokens=mean.tokens, norms=norms, skip=skip))
+            if stage.difference is not None and differs_at(self._spec, stage.version):
+                stage.difference.make()
+                stage.difference.mark(ALONE)
         self.tokens += mean.tokens
         return StepReport(step=step, loss=mean.value, val_loss=val_mean.value, skipped=skip)
 

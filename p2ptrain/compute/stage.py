@@ -28,13 +28,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from p2ptrain.compute.accumulator import (
-    GradientSum,
-    Layout,
-    assemble,
-    sum_digest,
-    sum_parts,
-)
+from p2ptrain.compute.accumulator import GradientSum, Layout, assemble, sum_digest, sum_parts
+from p2ptrain.compute.difference import Difference
 from p2ptrain.compute.health import BoundaryWatch
 from p2ptrain.compute.initial import initial_weights
 from p2ptrain.compute.model import kept_graphs, parameter_shapes, stage_slice
@@ -75,6 +70,7 @@ class StageState:
         self._passes = Passes(spec, stage, part, self._weights, device)
         self._optimizer = StageOptimizer(spec.optimizer, self._weights)
         self._own = GradientSum(spec, self._layout, device)
+        self.difference = Difference.of(spec, self._weights, self._optimizer)
         self._before: Before | None = None
         self._whole: Tensor | None = None
         self._finished = False
@@ -295,6 +291,8 @@ class StageState:
         self._own.format.exponents = exponents
         self._before = None if not keep or version != self.version else self._before
         self.version = Step(version)
+        if self.difference is not None:
+            self.difference.loaded()
         self.clear()
 
     def probe(self) -> None:

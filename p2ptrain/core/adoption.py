@@ -23,7 +23,9 @@ gradients, to gain what the next update rounds away.
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from p2ptrain.units import DIGEST_BYTES, Digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from p2ptrain.core.agreement import Position
     from p2ptrain.run import RunSpec
     from p2ptrain.units import PeerId, Stage, Step
+
+GENESIS: Final = Digest(bytes(DIGEST_BYTES))
+"""Names the state that the seed gives, which all replicas have before any is adopted."""
 
 _SCORE_BYTES = 8  # ties need 2^32 replicas
 
@@ -40,6 +45,15 @@ def adopts_at(spec: RunSpec, version: Step) -> bool:
     if spec.sync.agreement != "canonical" or version == 0:  # at genesis all have the seed's
         return False
     return version % spec.sync.canonical_steps == 0 or version == spec.optimizer.steps
+
+
+def differs_at(spec: RunSpec, version: Step) -> bool:
+    """Whether a state is adopted at ``version``, as its difference to the last one.
+
+    Not after the last update: nothing follows that could send what the difference left out.
+    """
+    lossy = spec.sync.adoption != "exact" and version != spec.optimizer.steps
+    return lossy and adopts_at(spec, version)
 
 
 def adoption_order(at: Position, stage: Stage, members: Iterable[PeerId]) -> tuple[PeerId, ...]:

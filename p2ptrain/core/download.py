@@ -80,18 +80,25 @@ class Download:
     """One download. Perform :meth:`begin`'s actions, then feed events and deadlines.
 
     ``donors``: who may have it. ``version``: where the run stands, as far as we know.
-    ``owners``: how many must agree (see OWNERS). ``most_bytes``: a larger state is refused.
+    ``owners``: how many must agree (see OWNERS). ``most_bytes``: a larger state is refused;
+    ``difference_bytes``: as is a difference of another size.
     When ``phase`` is DONE or FAILED there is nothing more to do; ``reason`` says why.
     """
 
     def __init__(
-        self, donors: Sequence[PeerId], *, version: Step, most_bytes: Bytes, owners: int = OWNERS
+        self,
+        donors: Sequence[PeerId],
+        *,
+        version: Step,
+        most_bytes: Bytes,
+        owners: int = OWNERS,
+        difference_bytes: Bytes = 0,
     ) -> None:
         self.phase = Phase.AGREEING
         self.reason = ""
         self.snapshot: Snapshot | None = None
         self._version = version
-        self._most_bytes = most_bytes
+        self._most_bytes, self._difference_bytes = most_bytes, difference_bytes
         self._owners = owners
         self._round = 0
         self._until: Seconds = 0.0
@@ -163,7 +170,7 @@ class Download:
 
     def _offered(self, peer: PeerId, snapshot: Snapshot, now: Seconds) -> None:
         first = self._asked[peer]
-        if not snapshot.sound or snapshot.size_bytes > self._most_bytes:
+        if not snapshot.sound or not self._fits(snapshot):
             self._out(peer, "gave a manifest that does not fit itself", lied=True)
         elif not first <= snapshot.version <= self._version + AHEAD_MOST:
             reason = f"is at step {snapshot.version}, asked for {self._version}"
@@ -173,6 +180,11 @@ class Download:
             if self.phase is Phase.FETCHING:
                 self._compare(peer)
         self._go_on(now)
+
+    def _fits(self, snapshot: Snapshot) -> bool:
+        if snapshot.base is None:
+            return snapshot.size_bytes <= self._most_bytes
+        return snapshot.size_bytes == self._difference_bytes
 
     def _settle(self, now: Seconds, *, over: bool = False) -> None:
         """Whether enough is known to begin; ``over``: nobody is waited for any more."""

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What an owner says it can give: the state at the beginning of step ``version``."""
+    """What an owner says it can give: the state at the beginning of step ``version``.
+
+    ``base``, ``result``: as the difference of the two states that have these roots.
+    """
 
     epoch: int
     version: Step
@@ -33,6 +36,8 @@ class Snapshot:
     chunk_bytes: Bytes
     leaves: tuple[Digest, ...]
     root: Digest
+    base: Digest | None = None
+    result: Digest | None = None
 
     @property
     def sound(self) -> bool:
@@ -42,6 +47,7 @@ class Snapshot:
             and self.chunk_bytes > 0
             and len(self.leaves) == -(-self.size_bytes // self.chunk_bytes)
             and merkle_root(self.leaves) == self.root
+            and (self.base is None) == (self.result is None)
         )
 
     def bytes_of(self, index: int) -> Bytes:

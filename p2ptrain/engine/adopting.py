@@ -22,6 +22,12 @@ Invariants:
     * a chosen peer that is gone, silent or behind is passed over, with the reason; who finds
       nobody keeps its own state until the next time.
 
+Where the run says so (``sync.adoption``), the chosen one sends no whole state but the difference
+to the last one adopted, which all have bit for bit (compute/difference), and adopts what that
+leads to like everybody else. It names the roots at both ends. Who stands at another base, has
+none (it came later, or missed the last adoption) or comes to another end takes the whole state,
+which is on offer beside it. After the last update all do.
+
 Bounds: TRIES attempts for each member of the stage, begun within ANSWER_SECONDS, and one more,
 each within a download's deadlines; who is found to be suspected is waited for no longer.
 
@@ -34,15 +40,19 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from p2ptrain.core.adoption import adoption_order, adopts_at, waits
+from p2ptrain.core.adoption import adoption_order, adopts_at, differs_at, waits
 from p2ptrain.core.download import ANSWER_SECONDS
-from p2ptrain.errors import LinkError, PeerError
+from p2ptrain.core.merkle import merkle_root
+from p2ptrain.engine.pulling import Base
+from p2ptrain.engine.serving import leaves_of
+from p2ptrain.errors import LinkError, MisbehaviourError, PeerError
 from p2ptrain.observe import events as ev
 
 if TYPE_CHECKING:
     from p2ptrain.engine.lifecycle import Node
     from p2ptrain.engine.pulling import Pulled
     from p2ptrain.engine.seat import SeatRuntime
+    from p2ptrain.ports import Difference
     from p2ptrain.units import Digest, PeerId, Seconds, Stage
 
 TRIES = 3
@@ -135,49 +145,94 @@ class Adoption:
         return any(view.peer == peer for view in self._node.roster.present(stage))
 
     async def _offer(self, seat: SeatRuntime) -> Digest:
+        """Offer what others are to adopt, and adopt it; returns the root of that state."""
         at, members = seat.standing()
-        blob = await seat.compute.save()
-        return await self._node.snapshots.offer(seat.stage, at, members, blob)
+        own, snapshots = self._difference(seat), self._node.snapshots
+        base = None if own is None else own.base
+        blob = None if own is None else await own.make()
+        root = await snapshots.offer(seat.stage, at, members, await seat.compute.save())
+        if blob is not None and base is not None:
+            await snapshots.offer(seat.stage, at, members, blob, leads=(base, root))
+        await _mark(seat, root)
+        return root
+
+    def _difference(self, seat: SeatRuntime) -> Difference | None:
+        """Where this state goes as one."""
+        return seat.compute.difference if differs_at(self._node.spec, seat.version) else None
 
     async def _take_from(self, seat: SeatRuntime, peer: PeerId) -> tuple[PeerId, Digest] | None:
         """What ``peer`` gives; that the line breaks is no reason to do without."""
-        until = _now() + ANSWER_SECONDS
+        until, own = _now() + ANSWER_SECONDS, self._difference(seat)
         for _ in range(TRIES):
             if _now() >= until or not self._lives(seat.stage, peer):
                 break
-            adopted = await self._take(seat, [peer])
+            adopted = await self._take(seat, [peer], own)
             if adopted is not None:
                 return adopted
+            own = None  # whatever was wrong with it, the whole state is right
         return None
 
-    async def _take(self, seat: SeatRuntime, donors: list[PeerId]) -> tuple[PeerId, Digest] | None:
+    async def _take(
+        self, seat: SeatRuntime, donors: list[PeerId], own: Difference | None = None
+    ) -> tuple[PeerId, Digest] | None:
+        """Adopt what ``donors`` give; with ``own`` the difference to its base will do."""
         self._asked[seat.stage] = donors
         self._node.admission.deny(seat)  # who waits for what now waits for them
         try:
-            pulled = await self._pull(seat, donors)
+            pulled = await self._pull(seat, donors, own)
             seat.stepper.sums.forget()
-            await seat.compute.load(pulled.blob, keep=True)
+            root = await self._load(seat, pulled)
         except PeerError as error:
             reason = f"stage {seat.stage}: no state to adopt: {error.reason}"
             self._node.emit(ev.Alarm(reason=reason))
             return None
         finally:
             del self._asked[seat.stage]
-        assert pulled.root is not None
-        return pulled.sources[0], pulled.root
+        await _mark(seat, root)
+        return pulled.sources[0], root
 
-    async def _pull(self, seat: SeatRuntime, donors: list[PeerId]) -> Pulled:
+    async def _load(self, seat: SeatRuntime, pulled: Pulled) -> Digest:
+        """Make what was pulled the state of ``seat``; returns that state's root.
+
+        Raises:
+            MisbehaviourError: it does not fit, or leads to another state than its sender's.
+        """
+        if pulled.result is None:
+            assert pulled.root is not None
+            await seat.compute.load(pulled.blob, keep=True)
+            return pulled.root
+        assert seat.compute.difference is not None
+        await seat.compute.difference.adopt(pulled.blob)
+        view = memoryview(await seat.compute.save())
+        if merkle_root(await leaves_of(view)) != pulled.result:
+            raise MisbehaviourError("a difference that leads elsewhere here than it should")
+        return pulled.result
+
+    async def _pull(
+        self, seat: SeatRuntime, donors: list[PeerId], own: Difference | None
+    ) -> Pulled:
         """The state that one of ``donors`` has where ``seat`` stands.
 
         Raises:
             LinkError: nobody can give that.
         """
         at, _ = seat.standing()
-        pulled = await self._node.snapshots.pull(seat.stage, donors, version=at.step, owners=1)
+        base = None
+        if own is not None and own.base is not None:
+            base = Base(root=own.base, size_bytes=own.size_bytes)
+        pulled = await self._node.snapshots.pull(
+            seat.stage, donors, version=at.step, owners=1, base=base
+        )
         if pulled.at != at:
             peer = pulled.sources[0]
             raise LinkError(f"{peer} is at step {pulled.at.step}, or on another chain", peer=peer)
         return pulled
+
+
+async def _mark(seat: SeatRuntime, root: Digest) -> None:
+    """What ``seat`` holds is what the next difference is to."""
+    if seat.compute.difference is not None:
+        await seat.compute.difference.mark(root)
 
 
 def _now() -> Seconds:

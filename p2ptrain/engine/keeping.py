@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from p2ptrain.engine.links import Links
     from p2ptrain.engine.seat import SeatRuntime
     from p2ptrain.engine.transfers import Snapshots
-    from p2ptrain.units import PeerId, Stage, Step
+    from p2ptrain.units import PeerId, Stage
 
 
 ADOPTING = "this peer is adopting a state itself"
@@ -46,7 +46,7 @@ class Keeper:
     ) -> None:
         self._links, self._snapshots, self._spawn = links, snapshots, spawn
         self._denies = denies  # who must not wait for what the seat is adopting
-        self._wishes: dict[Stage, dict[PeerId, Step]] = {}
+        self._wishes: dict[Stage, dict[PeerId, WantManifest]] = {}
         self._saving: set[Stage] = set()
 
     def wanted(self, seat: SeatRuntime, peer: PeerId, message: WantManifest) -> None:
@@ -62,7 +62,7 @@ class Keeper:
         elif message.version > seat.version + AHEAD_MOST:
             self._refuse(seat.stage, peer, f"this peer is at step {seat.version}")
         else:
-            self._wishes.setdefault(seat.stage, {})[peer] = message.version
+            self._wishes.setdefault(seat.stage, {})[peer] = message
             self.stepped(seat)
 
     def deny(self, seat: SeatRuntime) -> None:
@@ -89,10 +89,9 @@ class Keeper:
         """Answer what is due; cancelled or closed in between, nobody is answered."""
         try:
             while due := self._due(seat):
-                for peer, version in due:
-                    if self._snapshots.holds(seat.stage, version):
+                for peer, want in due:
+                    if self._snapshots.holds(seat.stage, want.version):
                         del self._wishes[seat.stage][peer]
-                        want = WantManifest(stage=seat.stage, version=version)
                         self._snapshots.handle(peer, want)
                 if self._due(seat):
                     await self._save(seat)
@@ -105,9 +104,9 @@ class Keeper:
         if (at, members) == seat.standing():  # no commit came between
             await self._snapshots.offer(seat.stage, at, members, blob)
 
-    def _due(self, seat: SeatRuntime) -> list[tuple[PeerId, Step]]:
+    def _due(self, seat: SeatRuntime) -> list[tuple[PeerId, WantManifest]]:
         wishes = {} if seat.adopting else self._wishes.get(seat.stage, {})  # not its own for long
-        return [(peer, version) for peer, version in wishes.items() if version <= seat.version]
+        return [(peer, want) for peer, want in wishes.items() if want.version <= seat.version]
 
     def _refuse(self, stage: Stage, peer: PeerId, reason: str) -> None:
         self._links.send(peer, NoSuch(what="snapshot", stage=stage, reason=reason))

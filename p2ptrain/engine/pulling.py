@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from p2ptrain.engine.links import Links
     from p2ptrain.observe.events import Emit
-    from p2ptrain.units import Digest, PeerId, Stage, Step
+    from p2ptrain.units import Bytes, Digest, PeerId, Stage, Step
 
 STATE_BYTES_PER_ELEMENT = 64  # weights and optimizer state take 16 in fp32; room for more
 STATE_BYTES_EXTRA = 1 << 20  # names, shapes, the schedule
@@ -45,7 +45,8 @@ STATE_BYTES_EXTRA = 1 << 20  # names, shapes, the schedule
 class Pulled:
     """A stage's state: where it stands, the last step record's peers, and who gave it.
 
-    ``root``: over its chunks; None if it comes from our own disk.
+    ``root``: over its chunks; None if it comes from our own disk. ``result``: the blob is a
+    difference to the state that was asked for, and leads to the one with this root.
     """
 
     at: Position
@@ -53,6 +54,15 @@ class Pulled:
     blob: bytes | bytearray
     sources: tuple[PeerId, ...]
     root: Digest | None = None
+    result: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The state that we hold, and the one size of a difference to it."""
+
+    root: Digest
+    size_bytes: Bytes
 
 
 class Puller:
@@ -64,12 +74,19 @@ class Puller:
         self._pulls: dict[Stage, _Pull] = {}
 
     async def pull(
-        self, stage: Stage, donors: Sequence[PeerId], *, version: Step, owners: int = OWNERS
+        self,
+        stage: Stage,
+        donors: Sequence[PeerId],
+        *,
+        version: Step,
+        owners: int = OWNERS,
+        base: Base | None = None,
     ) -> Pulled:
         """The state of ``stage`` that ``owners`` agree on, verified; see ``core/download``.
 
         ``version``: the step that the run is at, as far as we know. ``owners``: so many must
-        agree. Cancelled, it leaves nothing behind; answers on their way are ignored.
+        agree. ``base``: a difference to this is as good. Cancelled, it leaves nothing behind;
+        answers on their way are ignored.
 
         Raises:
             LinkError: there is none to be had; the reason says why, of every donor.
@@ -77,8 +94,14 @@ class Puller:
         if stage in self._pulls:
             raise InternalError(f"the state of stage {stage} is being pulled already")
         most = STATE_BYTES_PER_ELEMENT * self._links.limits.elements(stage) + STATE_BYTES_EXTRA
-        download = Download(donors, version=version, most_bytes=most, owners=owners)
-        pull = self._pulls[stage] = _Pull(stage, download, self._links, self._emit)
+        download = Download(
+            donors,
+            version=version,
+            most_bytes=most,
+            owners=owners,
+            difference_bytes=0 if base is None else base.size_bytes,
+        )
+        pull = self._pulls[stage] = _Pull(stage, download, self._links, self._emit, base)
         try:
             return await pull.run()
         finally:
@@ -104,8 +127,10 @@ class Puller:
 class _Pull:
     """One download with its buffer."""
 
-    def __init__(self, stage: Stage, download: Download, links: Links, emit: Emit) -> None:
-        self._stage, self._download = stage, download
+    def __init__(
+        self, stage: Stage, download: Download, links: Links, emit: Emit, base: Base | None
+    ) -> None:
+        self._stage, self._download, self._base = stage, download, base
         self._links, self._emit = links, emit
         self._changed = asyncio.Event()
         self._manifests: dict[PeerId, StageManifest] = {}
@@ -131,6 +156,7 @@ class _Pull:
             blob=self._blob,
             sources=download.sources,
             root=got.root,
+            result=got.result,
         )
 
     def heard(
@@ -139,8 +165,9 @@ class _Pull:
         if isinstance(message, NoSuch):
             self.feed(t.Denied(peer, message.reason))
         elif isinstance(message, StageManifest):
-            self._manifests[peer] = message
-            self.feed(t.Offered(peer, _snapshot(message)))
+            if message.base in (None, None if self._base is None else self._base.root):
+                self._manifests[peer] = message
+                self.feed(t.Offered(peer, _snapshot(message)))
         elif payload is not None:
             digest = leaf_digest(payload)
             arrived = t.Arrived(peer, message.root, message.index, len(payload), digest)
@@ -154,7 +181,9 @@ class _Pull:
         for action in actions:
             match action:
                 case t.AskSnapshot(peer, version):
-                    self._links.send(peer, WantManifest(stage=self._stage, version=version))
+                    base = None if self._base is None else self._base.root
+                    want_all = WantManifest(stage=self._stage, version=version, base=base)
+                    self._links.send(peer, want_all)
                 case t.AskChunk(peer, root, index):
                     want = WantChunk(stage=self._stage, root=root, index=index)
                     self._links.send(peer, want)
@@ -195,6 +224,8 @@ def _snapshot(manifest: StageManifest) -> t.Snapshot:
         chunk_bytes=manifest.chunk_bytes,
         leaves=manifest.leaves,
         root=manifest.root,
+        base=manifest.base,
+        result=manifest.result,
     )
 
 

@@ -60,6 +60,7 @@ class Donor:
         self.corpus: Corpus | None = None
         self._links = links
         self._held: dict[Stage, list[_Snapshot]] = {}
+        self._differences: dict[Stage, _Snapshot] = {}  # the last of each
         self._requests: deque[tuple[PeerId, WantChunk | WantCorpus]] = deque()
         self._sending = 0
 
@@ -69,17 +70,16 @@ class Donor:
         at: Position,
         members: tuple[tuple[PeerId, ...], ...],
         blob: Buffer,
+        *,
+        leads: tuple[Digest, Digest] | None = None,
     ) -> Digest:
         """Serve ``blob``, the state of ``stage`` at the beginning of step ``at.step``.
 
-        The blob must not change any more. Gives way between the chunks it hashes; returns
-        the root over them.
+        The blob must not change any more. ``leads``: it is the difference of two states, which
+        have these roots. Gives way between the chunks it hashes; returns the root over them.
         """
         view = memoryview(blob).cast("B").toreadonly()
-        chunk_bytes, leaves = chunk_size(len(view)), []
-        for chunk in chunks(view, chunk_bytes):
-            leaves.append(leaf_digest(chunk))
-            await asyncio.sleep(0)
+        leaves = await leaves_of(view)
         manifest = StageManifest(
             stage=stage,
             available=True,
@@ -87,13 +87,19 @@ class Donor:
             version=at.step,
             chain=at.chain,
             size_bytes=len(view),
-            chunk_bytes=chunk_bytes,
-            leaves=tuple(leaves),
+            chunk_bytes=chunk_size(len(view)),
+            leaves=leaves,
             root=merkle_root(leaves),
             members=members,
+            base=None if leads is None else leads[0],
+            result=None if leads is None else leads[1],
         )
+        snapshot = _Snapshot(manifest=manifest, blob=view, used_at=_now())
+        if leads is not None:
+            self._differences[stage] = snapshot
+            return manifest.root
         held = [one for one in self._held.get(stage, ()) if not _same(one.manifest, at)]
-        held.append(_Snapshot(manifest=manifest, blob=view, used_at=_now()))
+        held.append(snapshot)
         self._held[stage] = sorted(held, key=attrgetter("used_at"))[-KEPT:]
         return manifest.root
 
@@ -105,11 +111,14 @@ class Donor:
         """Drop what nobody has asked for lately."""
         for stage, held in self._held.items():
             self._held[stage] = [one for one in held if now - one.used_at < IDLE_SECONDS]
+        for stage, one in list(self._differences.items()):
+            if now - one.used_at >= IDLE_SECONDS:
+                del self._differences[stage]
 
     def asked(self, peer: PeerId, request: WantManifest | WantChunk | WantCorpus) -> None:
         """Answer now, or queue for the data lane, or refuse."""
         if isinstance(request, WantManifest):
-            snapshot = self._from(request.stage, request.version)
+            snapshot = self._difference(request) or self._from(request.stage, request.version)
             if snapshot is not None:
                 snapshot.used_at = _now()
                 self._links.send(peer, snapshot.manifest)
@@ -120,6 +129,14 @@ class Donor:
             self._serve()
         else:
             self._refuse(peer, request, "too many ask at once; try again")
+
+    def _difference(self, request: WantManifest) -> _Snapshot | None:
+        """The one that leads on from where the puller stands."""
+        found = self._differences.get(request.stage)
+        if request.base is None or found is None:
+            return None
+        fits = (found.manifest.version, found.manifest.base) == (request.version, request.base)
+        return found if fits else None
 
     def _from(self, stage: Stage, version: Step) -> _Snapshot | None:
         """The first snapshot from ``version`` on: most likely the one that others give, too."""
@@ -157,7 +174,8 @@ class Donor:
                 return CorpusChunk(offset=request.offset), (piece,)
             self._refuse(peer, request, "this peer does not hold those bytes")
             return None
-        for snapshot in self._held.get(request.stage, ()):
+        differences = [self._differences[s] for s in self._differences if s == request.stage]
+        for snapshot in (*self._held.get(request.stage, ()), *differences):
             chunk_bytes = snapshot.manifest.chunk_bytes
             start = request.index * chunk_bytes
             if snapshot.manifest.root == request.root and start < len(snapshot.blob):
@@ -176,6 +194,15 @@ class Donor:
             what = "chunk" if isinstance(request, WantChunk) else "snapshot"
             stage = request.stage
         self._links.send(peer, NoSuch(what=what, stage=stage, reason=reason))
+
+
+async def leaves_of(view: memoryview) -> tuple[Digest, ...]:
+    """Of all chunks of a state; gives way between them."""
+    leaves = []
+    for chunk in chunks(view, chunk_size(len(view))):
+        leaves.append(leaf_digest(chunk))
+        await asyncio.sleep(0)
+    return tuple(leaves)
 
 
 def _same(manifest: StageManifest, at: Position) -> bool:

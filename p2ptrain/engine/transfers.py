@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from p2ptrain.core.agreement import Position
     from p2ptrain.engine.links import Links
-    from p2ptrain.engine.pulling import Pulled
+    from p2ptrain.engine.pulling import Base, Pulled
     from p2ptrain.observe.events import Emit
     from p2ptrain.ports import Buffer, Corpus
     from p2ptrain.units import Bytes, Digest, PeerId, Seconds, Stage, Step
@@ -82,13 +82,15 @@ class Snapshots:
         at: Position,
         members: tuple[tuple[PeerId, ...], ...],
         blob: Buffer,
+        *,
+        leads: tuple[Digest, Digest] | None = None,
     ) -> Digest:
         """Serve ``blob``, the state of ``stage`` at the beginning of step ``at.step``.
 
-        The blob must not change any more. Gives way between the chunks it hashes; returns
-        the root over them.
+        The blob must not change any more. ``leads``: it is a difference, from the one state to
+        the other. Gives way between the chunks it hashes; returns the root over them.
         """
-        return await self._donor.offer(stage, at, members, blob)
+        return await self._donor.offer(stage, at, members, blob, leads=leads)
 
     def holds(self, stage: Stage, version: Step) -> bool:
         """Whether a snapshot of ``version`` or a later step can be given."""
@@ -103,17 +105,24 @@ class Snapshots:
         self._donor.corpus = corpus
 
     async def pull(
-        self, stage: Stage, donors: Sequence[PeerId], *, version: Step, owners: int = OWNERS
+        self,
+        stage: Stage,
+        donors: Sequence[PeerId],
+        *,
+        version: Step,
+        owners: int = OWNERS,
+        base: Base | None = None,
     ) -> Pulled:
         """The state of ``stage`` that ``owners`` agree on, around step ``version``, verified.
 
-        One at a time of a stage: whoever comes to serve it may guard it as well.
+        ``base``: a difference to this will do. One at a time of a stage: whoever comes to serve
+        it may guard it as well.
 
         Raises:
             LinkError: there is none to be had; the reason says why, of every donor.
         """
         async with self._pulling.setdefault(stage, asyncio.Lock()):
-            return await self._puller.pull(stage, donors, version=version, owners=owners)
+            return await self._puller.pull(stage, donors, version=version, owners=owners, base=base)
 
     async def pull_corpus(self, donors: Sequence[PeerId], size_bytes: Bytes, root: str) -> bytes:
         """The run's corpus, verified against ``spec.data.root``.

@@ -274,6 +274,11 @@ def _unbuilt(spec: RunSpec) -> Iterator[str]:
 def _canonical(spec: RunSpec) -> Iterator[str]:
     """What replicas that drift apart by rounding cannot do."""
     if spec.sync.agreement != "canonical":
+        if spec.sync.adoption != "exact":
+            yield (
+                f'sync.adoption = "{spec.sync.adoption}" loses bits, and replicas of a run with '
+                'sync.agreement = "bitwise" hold the same: use "exact", or "canonical"'
+            )
         return
     every = spec.sync.canonical_steps
     if every > 0 and spec.checkpoint.every_steps % every:

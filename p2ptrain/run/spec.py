@@ -98,12 +98,15 @@ class Sync(Part, frozen=True, kw_only=True):
     agree in every step, weights of replicas drift apart by rounding, and every
     ``canonical_steps`` (50: a copy of the state for each replica, little beside fifty steps,
     while rounding has grown no larger than the noise of a gradient) they take over one state.
+    ``adoption``: as it is, or, with ``canonical``, as its difference to the last one, by so many
+    bits; what that leaves out is sent the next time.
     """
 
     mode: Literal["exact", "delayed", "local"] = "exact"
     agreement: Literal["bitwise", "canonical"] = "bitwise"
     canonical_steps: int = 50
     start_replicas: int = 1
+    adoption: Literal["exact", "int8", "int4"] = "exact"
 
 
 class Accumulator(Part, frozen=True, kw_only=True):
@@ -227,6 +230,12 @@ class RunSpec(Part, frozen=True, kw_only=True):
     limits: Limits = Limits()
 
 
+ADDED = (("sync", "adoption"),)
+"""Fields that came when there were runs already."""
+
+_DEFAULT = RunSpec()
+
+
 def canonical(spec: RunSpec) -> RunSpec:
     """The same RunSpec with every value of its declared type (``1`` for a float is ``1.0``).
 
@@ -240,8 +249,16 @@ def canonical(spec: RunSpec) -> RunSpec:
 
 
 def encode(spec: RunSpec) -> bytes:
-    """Canonical msgpack: what the directory carries and the run id is taken from."""
-    return msgspec.msgpack.encode(canonical(spec))
+    """Canonical msgpack: what the directory carries and the run id is taken from.
+
+    A field of ADDED stands there only where it is not its default: a run that does without keeps
+    the id that it had before there was such a field.
+    """
+    values = msgspec.to_builtins(canonical(spec))
+    for section, name in ADDED:
+        if values[section][name] == getattr(getattr(_DEFAULT, section), name):
+            del values[section][name]
+    return msgspec.msgpack.encode(values)
 
 
 def digest(spec: RunSpec) -> RunId:

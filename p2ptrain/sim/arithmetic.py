@@ -67,7 +67,7 @@ class ToyState:
         self._poisoned = frozenset(poisoned)
         self._rounding = (rounding.encode(),) if rounding else ()
         self._dtype = np.dtype(f"<i{integer_bytes(spec)}")
-        self._weights = mixed("weights", f"{spec.seed}/{stage}".encode())
+        self.held = mixed("weights", f"{spec.seed}/{stage}".encode())
         self._before: bytes | None = None  # the weights that the last step began with
         self._total = np.zeros(self.elements, self._dtype)
         self._sum: NDArray[np.signedinteger] | None = None
@@ -158,12 +158,12 @@ class ToyState:
             unapplied = "a sum" if self._unapplied else "no sum"
             msg = f"step {update.step} at version {self.step_index} with {unapplied} to apply"
             raise InternalError(msg)
-        self._before = self._weights if keep else None
+        self._before = self.held if keep else None
         if not update.skip:
             numbers = struct.pack(
                 f"<qq{len(update.norms)}d", update.step, update.tokens, *update.norms
             )
-            self._weights = mixed("step", self._weights, self._sum_digest, numbers, *self._rounding)
+            self.held = mixed("step", self.held, self._sum_digest, numbers, *self._rounding)
         self.step_index = Step(update.step + 1)
         self._unapplied = False  # the sum can still be read, for a seat that missed it
         self._total = np.zeros(self.elements, self._dtype)
@@ -182,8 +182,8 @@ class ToyState:
 
     def save(self) -> bytes:
         """A snapshot about as long as the weights would be."""
-        header = _HEADER.pack(_MAGIC, self.stage, self.step_index, self._weights)
-        return header + expanded(self._weights, 4 * self.elements)
+        header = _HEADER.pack(_MAGIC, self.stage, self.step_index, self.held)
+        return header + expanded(self.held, 4 * self.elements)
 
     def load(self, blob: Buffer, *, keep: bool = False) -> None:
         """Take a snapshot over, if every byte is right."""
@@ -197,12 +197,12 @@ class ToyState:
         if blob[_HEADER.size :] != expanded(weights, 4 * self.elements):
             raise MisbehaviourError(reason)
         self._before = self._before if keep and step == self.step_index else None
-        self.step_index, self._weights = Step(step), weights
+        self.step_index, self.held = Step(step), weights
         self.clear()
 
     def weights(self) -> dict[str, bytes]:
         """The one tensor of a toy stage, by its global name."""
-        return {f"toy.stages.{self.stage}.weight": self._weights}
+        return {f"toy.stages.{self.stage}.weight": self.held}
 
     def tensor_digests(self) -> dict[str, str]:
         """Its digest."""
@@ -214,7 +214,7 @@ class ToyState:
 
     def _seed(self, kind: str, work: Microbatch, *inputs: Buffer | None) -> bytes:
         place = struct.pack("<qq", work.step, work.slot)
-        weights = self._weights if work.step == self.step_index else self._before
+        weights = self.held if work.step == self.step_index else self._before
         if weights is None or not 0 <= self.step_index - work.step <= 1:
             msg = f"a microbatch of step {work.step} at version {self.step_index}"
             raise InternalError(msg)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 from p2ptrain.core.sizes import integer_bytes
 from p2ptrain.errors import InternalError, P2PTrainError, UserError
 from p2ptrain.sim.arithmetic import ToyState
+from p2ptrain.sim.difference import ToyDifference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -161,15 +162,19 @@ class ToyCompute:
                 f"{self._memory_bytes}; raise --max-memory"
             )
         state = ToyState(self._spec, stage, poisoned=self._poisoned, rounding=self._rounding)
-        return ToyStage(state, self.device)
+        return ToyStage(state, self.device, self._spec.sync.adoption)
 
 
 class ToyStage:
-    """One seat on a simulated device: implements ``ports.StageCompute``."""
+    """One seat on a simulated device: implements ``ports.StageCompute``.
 
-    def __init__(self, state: ToyState, device: Device) -> None:
+    ``kind``: how the run adopts states.
+    """
+
+    def __init__(self, state: ToyState, device: Device, kind: str = "exact") -> None:
         self._state = state
         self._device = device
+        self._difference = None if kind == "exact" else ToyDifference(state, device, kind)
 
     @property
     def stage(self) -> Stage:
@@ -250,7 +255,12 @@ class ToyStage:
     async def load(self, blob: Buffer, *, keep: bool = False) -> None:
         """Take a snapshot over."""
         await _arrival(self._device.cost.load_seconds)
-        await self._device.run("other", lambda: self._state.load(blob, keep=keep))
+        await self._device.run("other", lambda: self._load(blob, keep=keep))
+
+    @property
+    def difference(self) -> ToyDifference | None:
+        """Of the state to the last one adopted."""
+        return self._difference
 
     async def probe(self) -> None:
         """Toy weights are as good as any."""
@@ -263,6 +273,11 @@ class ToyStage:
     async def weights(self) -> Mapping[str, bytes]:
         """Its bytes."""
         return await self._device.run("other", self._state.weights)
+
+    def _load(self, blob: Buffer, *, keep: bool) -> None:
+        self._state.load(blob, keep=keep)
+        if self._difference is not None:
+            self._difference.loaded()
 
 
 async def _arrival(seconds: Seconds) -> None:

@@ -34,7 +34,7 @@ from p2ptrain.sim.swarms import SwarmPlan
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-Family: TypeAlias = Literal["plain", "kept", "mixed", "rare"]
+Family: TypeAlias = Literal["plain", "kept", "mixed", "lossy", "rare"]
 """A seed draws a plan in each."""
 
 FAILPOINT_SHARE = 0.8
@@ -42,6 +42,9 @@ FAILPOINT_SHARE = 0.8
 
 KEPT_STEPS = (1, 1, 2)
 """Runs are short: in these every loss of a stage can be mended while its guard lives."""
+
+LOSSY: Final[tuple[Literal["int8", "int4"], ...]] = ("int8", "int4")
+"""As what a state is adopted."""
 
 FALLS: Final = {3: (2, 5), 4: (2, 3)}
 """By how often states are kept: the steps in which a stage that is lost is of no use any more,
@@ -99,6 +102,12 @@ def draw_mixed(seed: int) -> SwarmPlan:
     return msgspec.structs.replace(draw(seed), canonical_steps=every)
 
 
+def draw_lossy(seed: int) -> SwarmPlan:
+    """The plan of ``seed`` with mixed peers, whose states are adopted as differences."""
+    kind = Random(f"p2ptrain lossy swarm/{seed}").choice(LOSSY)
+    return msgspec.structs.replace(draw_mixed(seed), adoption=kind)
+
+
 def draw_rare(seed: int) -> SwarmPlan:
     """A plan of ``seed`` with faults where the other families have none.
 
@@ -137,6 +146,7 @@ FAMILIES: Final[Mapping[Family, Callable[[int], SwarmPlan]]] = {
     "plain": draw,
     "kept": draw_kept,
     "mixed": draw_mixed,
+    "lossy": draw_lossy,
     "rare": draw_rare,
 }
 

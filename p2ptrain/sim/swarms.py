@@ -66,8 +66,9 @@ it back. Where states are kept the peers decide, and the watchdog over them."""
 class SwarmPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A random swarm. ``speeds``: one per peer, multiples of the toy's; so many peers.
 
-    ``canonical_steps``: not 0, every peer rounds in its own way, and states are adopted so often.
-    ``checkpoint_steps``: states are kept so often, and the peers find out what can be restored.
+    ``canonical_steps``: not 0, every peer rounds in its own way, and states are adopted so often;
+    ``adoption``: as what (see Sync). ``checkpoint_steps``: states are kept so often, and the
+    peers find out what can be restored.
     ``retained``: of so many microbatches the frames have room in memory (None: of all).
     """
 
@@ -86,6 +87,7 @@ class SwarmPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     blows: tuple[Blow, ...] = ()
     canonical_steps: int = 0
     checkpoint_steps: int = 0
+    adoption: Literal["exact", "int8", "int4"] = "exact"
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -197,7 +199,7 @@ def _scenario(plan: SwarmPlan) -> Scenario:
         replicas=plan.replicas,
     )
     if mixed:
-        spec = mixed_spec(spec, canonical_steps=plan.canonical_steps)
+        spec = mixed_spec(spec, canonical_steps=plan.canonical_steps, adoption=plan.adoption)
     spec = short_of_memory(spec, plan.retained)
     kept = Checkpoint(every_steps=plan.checkpoint_steps)
     spec = msgspec.structs.replace(spec, checkpoint=kept)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
@@ -73,10 +73,12 @@ def toy_spec(
     )
 
 
-def mixed_spec(spec: RunSpec, *, canonical_steps: int) -> RunSpec:
+def mixed_spec(
+    spec: RunSpec, *, canonical_steps: int, adoption: Literal["exact", "int8", "int4"] = "exact"
+) -> RunSpec:
     """``spec`` for peers that round each in its own way, with states adopted so often."""
     sync = msgspec.structs.replace(
-        spec.sync, agreement="canonical", canonical_steps=canonical_steps
+        spec.sync, agreement="canonical", canonical_steps=canonical_steps, adoption=adoption
     )
     evaluation = spec.evaluation
     if not evaluation.microbatches:  # states are adopted before the last evaluation

@@ -224,8 +224,7 @@ class FrameLimits:
         seconds = finite(0.0, SECONDS_MOST)
         element = Between(0, max(self._elements))
         digest = sized(DIGEST_BYTES, DIGEST_BYTES)
-        peer = sized(1, PEER_TEXT)
-        text = sized(0, TEXT_BYTES)
+        peer, text = sized(1, PEER_TEXT), sized(0, TEXT_BYTES)
         stage, few = Between(0, self._stages - 1), sized(0, self._stages)
         return {
             "stage": stage,
@@ -247,6 +246,7 @@ class FrameLimits:
             "norms": each(finite(0.0, math.inf)),
             **dict.fromkeys(("chain", "digest", "root"), digest),
             "leaves": each(digest),
+            **dict.fromkeys(("base", "result"), lambda one: one and digest(one)),
             "signature": sized(0, SIGNATURE_BYTES),
             "peer": peer,
             **dict.fromkeys(("holder", "publisher"), sized(0, PEER_TEXT)),

@@ -257,20 +257,24 @@ class WantSums(Message, frozen=True, tag=True):
 # --- state and corpus transfer (DESIGN 6) --------------------------------------------
 
 
-class WantManifest(Message, frozen=True, tag=True):
+class WantManifest(Message, frozen=True, tag=True, omit_defaults=True):
     """Give me the snapshot of ``stage`` at the beginning of step ``version``, or the next.
 
-    Who has not got so far answers when it has.
+    Who has not got so far answers when it has. ``base``: the difference to this one does, of
+    that very version.
     """
 
     stage: Stage
     version: Step
+    base: Digest | None = None
 
 
-class StageManifest(Message, frozen=True, tag=True):
+class StageManifest(Message, frozen=True, tag=True, omit_defaults=True):
     """A snapshot after a commit. ``root``: Merkle root over its chunks.
 
     ``members``: the step record's peers per stage, so that a joiner hashes like the others.
+    ``base``, ``result``: the chunks are a difference, that leads from the one state to the other
+    (these are roots, too).
     """
 
     stage: Stage
@@ -283,6 +287,8 @@ class StageManifest(Message, frozen=True, tag=True):
     leaves: tuple[Digest, ...]
     root: Digest
     members: tuple[tuple[PeerId, ...], ...]
+    base: Digest | None = None
+    result: Digest | None = None
 
 
 class WantChunk(Message, frozen=True, tag=True):

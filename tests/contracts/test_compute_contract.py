@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from p2ptrain.compute.executor import TorchCompute
+from p2ptrain.core.adoption import GENESIS
 from p2ptrain.core.bottleneck import stage_elements
 from p2ptrain.core.partition import cut_layers, stage_parameters
 from p2ptrain.core.sizes import (
@@ -26,9 +27,9 @@ from p2ptrain.core.sizes import (
 )
 from p2ptrain.errors import InternalError, MisbehaviourError, UserError
 from p2ptrain.ports import Compute, StageCompute, Update
-from p2ptrain.run import Batch, Codec, Composition, Cut, Evaluation, Model, RunSpec
+from p2ptrain.run import Batch, Codec, Composition, Cut, Evaluation, Model, RunSpec, Sync
 from p2ptrain.sim.compute import CostModel, ToyCompute
-from p2ptrain.units import Microbatch, PeerId, Slot, Stage, Step
+from p2ptrain.units import Digest, Microbatch, PeerId, Slot, Stage, Step
 
 SPEC = RunSpec(
     model=Model(d_model=16, n_layers=3, n_heads=2, n_kv_heads=1, d_ff=24, context=8),
@@ -322,6 +323,39 @@ async def test_a_loaded_seat_is_a_replica(compute: Compute, stage: Stage) -> Non
     await joiner.step(update)
     await seat.step(update)
     assert await joiner.save() == await seat.save()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("stage", STAGES)
+async def test_replicas_with_one_base_come_to_one_state_by_a_difference(
+    factory: Callable, stage: Stage
+) -> None:
+    sync = Sync(agreement="canonical", adoption="int8")
+    with factory(msgspec.structs.replace(SPEC, sync=sync)) as compute:
+        seat, mate = await stepped(compute, stage), await stepped(compute, stage)
+        one, other = seat.difference, mate.difference
+        assert one is not None
+        assert other is not None
+        assert one.base == other.base == GENESIS
+        blob, before = await one.make(), await mate.save()
+        assert blob is not None
+        assert len(blob) == one.size_bytes == other.size_bytes < len(before)
+        with pytest.raises(MisbehaviourError):
+            await other.adopt(blob + b"x")
+        assert await mate.save() == before
+        await other.adopt(bytearray(blob))
+        assert await mate.save() == await seat.save() != before
+        assert one.base is other.base is None
+        await one.mark(Digest(b"root".ljust(32)))
+        assert one.base == b"root".ljust(32)
+        await seat.load(before)
+        assert one.base is None
+        assert await one.make() is None
+
+
+@pytest.mark.asyncio
+async def test_where_whole_states_are_adopted_there_is_no_difference(compute: Compute) -> None:
+    assert (await compute.open(FIRST)).difference is None
 
 
 @pytest.mark.asyncio

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2ptrain.core.adoption import adoption_order, adopts_at, waits
+from p2ptrain.core.adoption import adoption_order, adopts_at, differs_at, waits
 from p2ptrain.core.agreement import Position
 from p2ptrain.run import Checkpoint, Optimizer, RunSpec, Sync
 from p2ptrain.units import Chain, PeerId, Stage, Step
@@ -32,6 +32,15 @@ def test_states_are_adopted_now_and_then_and_after_the_last_update(
 
 def test_in_one_arithmetic_nothing_is_adopted() -> None:
     assert not adopts_at(msgspec.structs.replace(SPEC, sync=Sync()), Step(10))
+
+
+def test_a_difference_is_adopted_where_the_run_says_so_and_another_follows() -> None:
+    versions = [Step(version) for version in range(11)]
+    assert not any(differs_at(SPEC, version) for version in versions)
+    sync = msgspec.structs.replace(SPEC.sync, adoption="int8")
+    lossy = msgspec.structs.replace(SPEC, sync=sync)
+    assert [version for version in versions if differs_at(lossy, version)] == [4, 8]
+    assert adopts_at(lossy, Step(10))
 
 
 def test_the_order_is_the_same_whoever_asks_and_whatever_order_the_record_has() -> None:

@@ -10,12 +10,15 @@ import asyncio
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from p2ptrain.core.adoption import adoption_order
+import pytest
+
+from p2ptrain.core.adoption import GENESIS, adoption_order
 from p2ptrain.core.agreement import Position
 from p2ptrain.core.download import ANSWER_SECONDS
+from p2ptrain.core.merkle import leaf_digest, merkle_root
 from p2ptrain.engine.adopting import TRIES, Adoption
-from p2ptrain.engine.pulling import Pulled
-from p2ptrain.errors import LinkError
+from p2ptrain.engine.pulling import Base, Pulled
+from p2ptrain.errors import LinkError, MisbehaviourError
 from p2ptrain.observe import events as ev
 from p2ptrain.sim.loop import run
 from p2ptrain.sim.toy import mixed_spec, toy_spec
@@ -27,15 +30,21 @@ if TYPE_CHECKING:
 STAGE = Stage(0)
 AT = Position(epoch=0, step=Step(2), chain=Chain(b"c" * 32))
 FIRST, SECOND, THIRD = adoption_order(AT, STAGE, [PeerId("x"), PeerId("y"), PeerId("z")])
-SPEC = mixed_spec(toy_spec(stages=1, microbatches=4, steps=6), canonical_steps=2)
+PLAIN = toy_spec(stages=1, microbatches=4, steps=6)
+SPEC = mixed_spec(PLAIN, canonical_steps=2)
+LOSSY = mixed_spec(PLAIN, canonical_steps=2, adoption="int8")
+MET = merkle_root([leaf_digest(b"met")])
 
 
 class Seat:
     """A seat that has come to step 2; as compute it keeps what is loaded."""
 
-    def __init__(self) -> None:
+    def __init__(self, difference: Difference | None = None) -> None:
         self.stage, self.version, self.adopting = STAGE, AT.step, False
         self.stepper, self.sums, self.compute = self, self, self
+        self.difference = difference
+        if difference is not None:
+            difference.seat = self
         self.ahead: frozenset[PeerId] = frozenset()
         self.state: bytes | bytearray = b"own"
         self.forgot = False
@@ -55,6 +64,36 @@ class Seat:
         self.state = blob
 
 
+class Difference:
+    """``leads``: whereto, here; None: the bytes do not fit. ``result``: whereto, by its sender."""
+
+    def __init__(
+        self,
+        base: Digest | None = GENESIS,
+        *,
+        leads: bytes | None = None,
+        result: Digest | None = None,
+    ) -> None:
+        self.base, self.size_bytes, self.result = base, 10, result
+        self.seat: Seat
+        self._leads = leads
+
+    async def make(self) -> bytes | None:
+        if self.base is None:
+            return None
+        self.seat.state, self.base = b"met", None
+        return b"way"
+
+    async def adopt(self, _blob: bytes | bytearray) -> None:
+        if self._leads is None:
+            raise MisbehaviourError("does not fit")
+        self.base = None
+        self.seat.state = self._leads
+
+    async def mark(self, base: Digest) -> None:
+        self.base = base
+
+
 class Node:
     """``gives``: what each peer answers; a peer without an answer never does."""
 
@@ -68,6 +107,9 @@ class Node:
         self.events: list[ev.AnyEvent] = []
         self.emit = self.events.append
         self.asked: list[tuple[PeerId, ...]] = []
+        self.bases: list[Digest | None] = []
+        self.led: list[tuple[bytes, tuple[Digest, Digest]]] = []
+        self.result: Digest | None = None  # of what is given to who has the base
         self.offered: bytes | None = None
         self.went_on = asyncio.Event()
         self.gone: dict[PeerId, asyncio.Event] = {peer: asyncio.Event() for peer in self.live}
@@ -76,10 +118,17 @@ class Node:
         return tuple(SimpleNamespace(peer=peer, version=Step(2)) for peer in sorted(self.live))
 
     async def pull(
-        self, stage: Stage, donors: Sequence[PeerId], *, version: Step, owners: int
+        self,
+        stage: Stage,
+        donors: Sequence[PeerId],
+        *,
+        version: Step,
+        owners: int,
+        base: Base | None = None,
     ) -> Pulled:
         assert (stage, version, owners) == (STAGE, AT.step, 1)
         self.asked.append(tuple(donors))
+        self.bases.append(None if base is None else base.root)
         await asyncio.sleep(self.seconds)
         if len(self.asked) <= self.breaks:
             raise LinkError("the link broke", peer=donors[0])
@@ -89,14 +138,27 @@ class Node:
                 raise LinkError("is suspected", peer=peer)
             blob = self.gives[peer]
             if blob is not None:
-                root = Digest(blob.ljust(32))
-                return Pulled(at=AT, members=((),), blob=blob, sources=(peer,), root=root)
+                root, result = Digest(blob.ljust(32)), self.result if base is not None else None
+                return Pulled(
+                    at=AT, members=((),), blob=blob, sources=(peer,), root=root, result=result
+                )
         raise LinkError("nobody has it", peer=donors[0])
 
     def lost(self, peer: PeerId) -> None:
         self.gone[peer].set()
 
-    async def offer(self, _stage: Stage, _at: Position, _members: Any, blob: bytes) -> Digest:
+    async def offer(
+        self,
+        _stage: Stage,
+        _at: Position,
+        _members: Any,
+        blob: bytes,
+        *,
+        leads: tuple[Digest, Digest] | None = None,
+    ) -> Digest:
+        if leads is not None:
+            self.led.append((blob, leads))
+            return Digest(b"of the way".ljust(32))
         self.offered = blob
         return Digest(blob.ljust(32))
 
@@ -117,10 +179,13 @@ def adopted(
     ahead: frozenset[PeerId] = frozenset(),
     breaks: int = 0,
     seconds: float = 0.0,
+    difference: Difference | None = None,
 ) -> tuple[Node, Seat]:
     async def main() -> tuple[Node, Seat]:
         async with asyncio.TaskGroup() as group:
-            node, seat = Node(me, gives, group), Seat()
+            node, seat = Node(me, gives, group), Seat(difference)
+            if difference is not None:
+                node.spec, node.result = LOSSY, difference.result
             seat.ahead, node.breaks, node.seconds = ahead, breaks, seconds
             adoption = Adoption(node)  # type: ignore[arg-type]  # what it uses
             assert adoption.due(seat)  # type: ignore[arg-type]
@@ -250,3 +315,48 @@ def test_a_seat_that_is_given_up_meanwhile_does_not_go_on() -> None:
             assert not node.went_on.is_set()
 
     run(main())
+
+
+def test_the_first_offers_a_difference_and_where_it_leads_and_adopts_that() -> None:
+    difference = Difference()
+    node, seat = adopted(FIRST, {}, difference=difference)
+    met = Digest(b"met".ljust(32))
+    assert (seat.state, node.offered, node.led) == (b"met", b"met", [(b"way", (GENESIS, met))])
+    assert difference.base == met
+    assert [event.root for event in told(node)] == [met]
+
+
+def test_the_first_that_shares_nothing_offers_its_whole_state_which_all_share_then() -> None:
+    difference = Difference(base=None)
+    node, _ = adopted(FIRST, {}, difference=difference)
+    assert (node.offered, node.led, difference.base) == (b"own", [], Digest(b"own".ljust(32)))
+
+
+def test_the_others_ask_for_the_difference_to_their_base_and_come_to_where_it_leads() -> None:
+    difference = Difference(leads=b"met", result=MET)
+    node, seat = adopted(THIRD, {FIRST: b"way"}, difference=difference)
+    assert (node.asked, node.bases) == ([(FIRST,)], [GENESIS])
+    assert (seat.state, difference.base) == (b"met", MET)
+    assert [(event.source, event.root) for event in told(node)] == [(FIRST, MET)]
+
+
+@pytest.mark.parametrize("leads", [None, b"elsewhere"], ids=["does not fit", "leads elsewhere"])
+def test_whom_the_difference_does_not_help_takes_the_whole_state(leads: bytes | None) -> None:
+    difference = Difference(leads=leads, result=MET)
+    node, seat = adopted(THIRD, {FIRST: b"first"}, difference=difference)
+    assert (node.asked, node.bases) == ([(FIRST,)] * 2, [GENESIS, None])
+    assert (seat.state, difference.base) == (b"first", Digest(b"first".ljust(32)))
+    assert len([event for event in node.events if isinstance(event, ev.Alarm)]) == 1
+
+
+def test_who_shares_nothing_asks_for_no_difference() -> None:
+    difference = Difference(base=None)
+    node, seat = adopted(THIRD, {FIRST: b"first"}, difference=difference)
+    assert (seat.state, node.bases) == (b"first", [None])
+
+
+def test_of_a_mate_that_has_adopted_the_whole_state_is_taken() -> None:
+    """The difference died with whom it came from."""
+    node, seat = adopted(SECOND, {THIRD: b"first"}, difference=Difference())
+    assert seat.state == b"first"
+    assert node.bases == [GENESIS, None]

@@ -11,7 +11,7 @@ import pytest
 from p2ptrain.core.download import ANSWER_SECONDS
 from p2ptrain.core.merkle import chunk_size, leaf_digest, merkle_root
 from p2ptrain.core.sources import FIRST_SECONDS, STRIKES
-from p2ptrain.engine.pulling import Puller
+from p2ptrain.engine.pulling import Base, Pulled, Puller
 from p2ptrain.errors import InternalError, LinkError
 from p2ptrain.observe.events import Alarm, AnyEvent, DonorRefused
 from p2ptrain.run import RunSpec
@@ -150,6 +150,77 @@ def test_answers_of_others_and_unasked_ones_are_not_believed() -> None:
         assert bytes(pulled.blob) == b"state"
         assert pulled.sources == (BOB,)
         assert [type(event) for event in events] == [Alarm]  # only one vouches
+        assert links.closed == []
+
+    run(main())
+
+
+BASE = Base(root=Digest(b"base".ljust(32)), size_bytes=10)
+RESULT = Digest(b"result".ljust(32))
+
+
+def given(blob: bytes, base: Digest | None, result: Digest | None) -> StageManifest:
+    return msgspec.structs.replace(small(blob), base=base, result=result)
+
+
+async def pulled_with(base: Base | None, *manifests: StageManifest) -> tuple[Pulled | str, Links]:
+    """What a pull from one donor comes to, that gives ``manifests`` and the first one's chunk."""
+
+    def answer(peer: PeerId, message: Control) -> None:
+        if isinstance(message, WantManifest):
+            assert message.base == (None if base is None else base.root)
+            for manifest in manifests:
+                puller.heard(peer, manifest, None)
+        elif isinstance(message, WantChunk):
+            blob = next(b for b in (b"difference", b"state") if small(b).root == message.root)
+            chunk = Chunk(stage=STAGE, root=message.root, index=0)
+            puller.heard(peer, chunk, memoryview(blob))
+
+    links = Links(answer)
+    puller = Puller(links, lambda _event: None)  # type: ignore[arg-type]  # what it uses
+    try:
+        return await puller.pull(STAGE, [BOB], version=Step(3), owners=1, base=base), links
+    except LinkError as error:
+        return error.reason, links
+
+
+def test_a_difference_to_our_base_is_taken_and_says_where_it_leads() -> None:
+    async def main() -> None:
+        pulled, _ = await pulled_with(BASE, given(b"difference", BASE.root, RESULT))
+        assert isinstance(pulled, Pulled)
+        assert (bytes(pulled.blob), pulled.result) == (b"difference", RESULT)
+        pulled, _ = await pulled_with(BASE, small(b"state"))
+        assert isinstance(pulled, Pulled)
+        assert (bytes(pulled.blob), pulled.result) == (b"state", None)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        pytest.param(given(b"different size", BASE.root, RESULT), id="another size"),
+        pytest.param(given(b"difference", BASE.root, None), id="leads nowhere"),
+        pytest.param(given(b"state", None, RESULT), id="begins nowhere"),
+    ],
+)
+def test_a_difference_that_none_gives_costs_its_donor_the_link(manifest: StageManifest) -> None:
+    async def main() -> None:
+        said, links = await pulled_with(BASE, manifest)
+        assert isinstance(said, str)
+        assert "does not fit itself" in said
+        assert links.closed == [BOB]
+
+    run(main())
+
+
+@pytest.mark.parametrize("base", [None, BASE])
+def test_a_difference_to_another_base_is_an_answer_to_nobody(base: Base | None) -> None:
+    async def main() -> None:
+        late = given(b"difference", Digest(b"stale".ljust(32)), RESULT)
+        pulled, links = await pulled_with(base, late, small(b"state"))
+        assert isinstance(pulled, Pulled)
+        assert bytes(pulled.blob) == b"state"
         assert links.closed == []
 
     run(main())

@@ -11,7 +11,7 @@ from p2ptrain.core.merkle import CHUNK_LEAST_BYTES, leaf_digest
 from p2ptrain.engine.serving import IDLE_SECONDS, KEPT, MOST_WAITING, SENDING, Donor
 from p2ptrain.errors import LinkError
 from p2ptrain.sim.loop import run
-from p2ptrain.units import Chain, PeerId, Stage, Step
+from p2ptrain.units import Chain, Digest, PeerId, Stage, Step
 from p2ptrain.wire.messages import (
     Chunk,
     Control,
@@ -140,6 +140,37 @@ def test_what_nobody_asks_for_is_dropped_after_a_while() -> None:
         await asyncio.sleep(IDLE_SECONDS)
         donor.expire(loop.time())
         assert not donor.holds(STAGE, Step(1))
+
+    run(main())
+
+
+def test_a_difference_goes_to_those_who_stand_where_it_begins() -> None:
+    async def main() -> None:
+        donor, links, whole = await donor_with(BLOB)
+        base, other = Digest(b"base".ljust(32)), Digest(b"other".ljust(32))
+        root = await donor.offer(STAGE, at(1), (), b"difference", leads=(base, whole.root))
+        wants = [
+            WantManifest(stage=STAGE, version=Step(1), base=base),
+            WantManifest(stage=STAGE, version=Step(1), base=other),
+            WantManifest(stage=STAGE, version=Step(1)),
+            WantManifest(stage=STAGE, version=Step(0), base=base),
+        ]
+        for want in wants:
+            donor.asked(ANN, want)
+        given = [said for said in links.said if isinstance(said, StageManifest)]
+        assert [(one.root, one.base, one.result) for one in given] == [
+            (root, base, whole.root),
+            *[(whole.root, None, None)] * 3,
+        ]
+        donor.asked(ANN, WantChunk(stage=STAGE, root=root, index=0))
+        donor.asked(ANN, WantChunk(stage=STAGE, root=whole.root, index=1))
+        assert [payload for _, payload, _ in links.frames] == [b"difference", b"tail"]
+        for _, _, sent in links.frames:
+            sent.set_result(None)
+        await asyncio.sleep(IDLE_SECONDS)
+        donor.expire(asyncio.get_running_loop().time())
+        donor.asked(ANN, WantChunk(stage=STAGE, root=root, index=0))
+        assert isinstance(links.said[-1], NoSuch)
 
     run(main())
 

@@ -10,6 +10,7 @@ from p2ptrain.sim.drawing import (
     RARE,
     draw,
     draw_kept,
+    draw_lossy,
     draw_mixed,
     draw_rare,
     family,
@@ -31,6 +32,9 @@ def test_a_seed_draws_one_plan_within_the_sizes() -> None:
 def test_the_other_families_differ_in_one_thing_alone() -> None:
     assert {draw_kept(seed).checkpoint_steps for seed in range(50)} == {1, 2}
     assert {draw_mixed(seed).canonical_steps for seed in range(50)} == {1, 2, 3}
+    assert {draw_lossy(seed).adoption for seed in range(50)} == {"int8", "int4"}
+    for seed in range(50):
+        assert msgspec.structs.replace(draw_lossy(seed), adoption="exact") == draw_mixed(seed)
     assert [draw_kept(seed).blows for seed in range(50)] == [draw(seed).blows for seed in range(50)]
 
 
