@@ -2,11 +2,15 @@
 
     a replica fails (kill, freeze, p2pd) the next microbatch that *another* seat of a stage it
                                         served has counted
-    more fails (a stage, a partition)   the next commit, of that stage if one is named
+    a stage loses its replicas          from the death of the last of them to the stage's next
+                                        commit by somebody else
+    the whole swarm dies                likewise, to the next commit by who was started again
+    more fails (a partition)            the next commit
 
 Invariants: a fault after which nothing more happened has no length (the run ended, or it
 never recovered: the loss of a run shows in its steps, not here); of a peer with several
-seats the slowest stage counts.
+seats the slowest stage counts; what the dead said last, or those did who were to die and
+still lived, is no recovery.
 
 Times of different peers are compared: the events come from one machine, or one simulation.
 """
@@ -16,17 +20,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from p2ptrain.observe import events as ev
-from p2ptrain.units import PeerId
+from p2ptrain.units import PeerId, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from p2ptrain.units import Seconds, Stage
+    from p2ptrain.units import Seconds
 
 REPLICA_FAULTS = frozenset({"kill", "freeze", "daemon-death"})
 SWARM_FAULTS = frozenset(
     {"last-replica", "stage-loss", "partition", "bootstrap-death", "swarm-death"}
 )
+DEADLY_FAULTS = frozenset({"last-replica", "stage-loss", "swarm-death"})
 STAGE_WORD = "stage "
 
 
@@ -57,9 +62,15 @@ def _after(
         if ends and None not in ends:
             yield max(end - at for end in ends if end is not None)
     elif fault.fault in SWARM_FAULTS:
-        end = _next_commit(fault.target, later)
-        if end is not None:
-            yield end - at
+        stage = _stage_of(fault)
+        doomed = {
+            peer
+            for peer, held in seats.items()
+            if fault.fault in DEADLY_FAULTS and (stage in held or (stage is None and held))
+        }
+        length = _until_commit(stage, at, doomed, later)
+        if length is not None:
+            yield length
 
 
 def _next_count(stage: Stage, without: str, later: Iterable[ev.Entry]) -> Seconds | None:
@@ -70,10 +81,24 @@ def _next_count(stage: Stage, without: str, later: Iterable[ev.Entry]) -> Second
     return None
 
 
-def _next_commit(target: str, later: Iterable[ev.Entry]) -> Seconds | None:
-    stage = target.removeprefix(STAGE_WORD) if target.startswith(STAGE_WORD) else None
+def _until_commit(
+    stage: Stage | None, at: Seconds, doomed: set[PeerId], later: Iterable[ev.Entry]
+) -> Seconds | None:
+    """From the last death among the ``doomed`` to a commit of ``stage``, or any, by another."""
     for entry in later:
-        event = entry.event
-        if isinstance(event, ev.StepCommitted) and stage in (None, str(event.stage)):
-            return entry.at
+        match entry.event:
+            case ev.FaultFired(fault="kill", target=target) if target in doomed:
+                at = entry.at
+            case ev.PeerStarted():
+                doomed.discard(entry.peer)
+            case ev.StepCommitted() as commit if entry.peer not in doomed:
+                if stage in (None, commit.stage):
+                    return entry.at - at
+            case _:
+                pass
     return None
+
+
+def _stage_of(fault: ev.FaultFired) -> Stage | None:
+    number = fault.target.removeprefix(STAGE_WORD)
+    return Stage(int(number)) if fault.target.startswith(STAGE_WORD) else None

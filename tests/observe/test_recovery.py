@@ -2,7 +2,7 @@
 
 from p2ptrain.observe import events as ev
 from p2ptrain.observe.recovery import recovery_seconds
-from p2ptrain.units import Chain, Digest, PeerId, Slot, Stage, Step
+from p2ptrain.units import Chain, Digest, PeerId, RunId, Slot, Stage, Step
 
 ANN, BOB, EVE = PeerId("ann"), PeerId("bob"), PeerId("eve")
 
@@ -23,7 +23,11 @@ def fault(time: float, what: str, target: str) -> ev.Entry:
     return at(time, PeerId(""), ev.FaultFired(fault=what, target=target))
 
 
-def committed(time: float, stage: int) -> ev.Entry:
+def started(time: float, peer: PeerId) -> ev.Entry:
+    return at(time, peer, ev.PeerStarted(run=RunId("r"), addresses=()))
+
+
+def committed(time: float, stage: int, peer: PeerId = ANN) -> ev.Entry:
     event = ev.StepCommitted(
         epoch=0,
         stage=Stage(stage),
@@ -38,7 +42,7 @@ def committed(time: float, stage: int) -> ev.Entry:
         tokens=0,
         seconds=1.0,
     )
-    return at(time, ANN, event)
+    return at(time, peer, event)
 
 
 def test_of_a_replica_another_seat_of_its_stage_counts() -> None:
@@ -87,3 +91,39 @@ def test_of_a_stage_its_next_commit_counts_and_of_a_partition_any() -> None:
         fault(21.0, "heal", ""),
     ]
     assert recovery_seconds(entries) == [10.0, 1.0]
+
+
+def test_a_stage_whose_replicas_die_in_turn_is_lost_with_the_last_of_them() -> None:
+    """While one of them lives it commits, and nobody has anything to recover from."""
+    entries = [
+        opened(ANN, 1),
+        opened(BOB, 1),
+        opened(EVE, 0),
+        fault(10.0, "last-replica", "stage 1"),
+        fault(10.0, "kill", ANN),
+        committed(10.01, 1, ANN),  # before the signal reached it
+        committed(11.0, 1, BOB),
+        fault(12.0, "kill", BOB),
+        committed(12.01, 1, BOB),
+        committed(13.0, 0, EVE),
+        counted(20.0, EVE, 1),
+        committed(21.0, 1, EVE),
+        fault(30.0, "kill", EVE),  # has nothing to do with it
+    ]
+    assert recovery_seconds(entries) == [9.0, 10.0, 8.0]
+    assert recovery_seconds(entries[:-2]) == [10.0, 8.0]
+
+
+def test_a_whole_swarm_recovers_when_somebody_who_came_back_commits() -> None:
+    entries = [
+        opened(ANN, 0),
+        opened(BOB, 1),
+        fault(10.0, "swarm-death", ""),
+        fault(10.0, "kill", ANN),
+        fault(10.5, "kill", BOB),
+        committed(10.6, 1, BOB),  # its last words
+        started(13.0, ANN),
+        started(13.5, BOB),
+        committed(20.5, 0, ANN),
+    ]
+    assert recovery_seconds(entries) == [10.0]
