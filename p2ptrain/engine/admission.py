@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from p2ptrain.wire import messages as m
 
 SPREAD_LOOKS = 8  # for the claims of fifty that come at once to be read and to settle
+HOLE_SECONDS = 3.0  # a hole in a run that has begun: everybody waits. Time for a false suspicion
+# to be taken back, for the claim of a newcomer to be seen, and after a rollback for all to follow
 NEAR = 1  # stages: whom a seat talks to all the time
 
 
@@ -226,7 +228,10 @@ class Admission:
         if self._hole_since is None:
             self._hole_since = now
         inherited = holes <= {view.stage for view in views}  # who leaves it waits for us
-        since = now - self._hole_since - (0.0 if inherited else node.options.spare_seconds)
+        patience = node.options.spare_seconds
+        if node.beginning.known:
+            patience = min(patience, HOLE_SECONDS)
+        since = now - self._hole_since - (0.0 if inherited else patience)
         looks = int(max(0.0, since) / node.options.assign_seconds)
         hole = spare_stage(
             views, node.me, stages=stages, room=since >= 0, held=tuple(node.seats), looks=looks

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class NodeOptions:
     """What this peer alone decides.
 
-    ``stage``: the one to serve, None chooses. ``spare_seconds``: how long a hole must stand
-    before this peer takes it beside its own seat; newcomers get that long to come.
+    ``stage``: the one to serve, None chooses. ``spare_seconds``: before the run has begun, how
+    long a hole must stand before this peer takes it beside its own seat: newcomers get that long
+    to come. Later nobody waits so long for them (see admission).
     ``linger_seconds``: how long a finished peer stays for others at most.
     ``drain_seconds``: how long a drained peer finishes its step, or waits for somebody to
     take over what it alone holds; under the 90 s after which service managers kill.

@@ -10,7 +10,7 @@ import pytest
 
 from p2ptrain.engine.terms import NodeOptions
 from p2ptrain.observe import events as ev
-from p2ptrain.run import digest
+from p2ptrain.run import Checkpoint, digest
 from p2ptrain.sim import loop
 from p2ptrain.sim.directory import Stored
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, crowd
@@ -56,6 +56,27 @@ def test_a_hole_is_filled_only_after_newcomers_had_their_time() -> None:
     assert result.holds
     assert [stage for _, stage, _ in opened(result)] in ([0, 1], [1, 0])
     assert first(result, ev.Sourced) >= 4.0
+
+
+def test_a_hole_in_a_run_that_has_begun_is_filled_at_once_for_everybody_waits() -> None:
+    options = NodeOptions(spare_seconds=40.0)
+    spec = msgspec.structs.replace(SPEC, checkpoint=Checkpoint(every_steps=1))
+    world = SimWorld(Scenario(spec=spec, peers=[plan("a"), plan("b")], options=options))
+    emit, died = world.emit, list[float]()
+
+    def watched(peer: PeerId, event: ev.AnyEvent) -> None:
+        emit(peer, event)
+        if isinstance(event, ev.StateKept) and not died:
+            died.append(world.clock.time())
+            other = PeerId("b" if peer == "a" else "a")
+            world.clock.call_soon(world.kill, other, context=world.network.context)
+
+    world.emit = watched  # type: ignore[method-assign]
+    result = world.run()
+    assert result.holds, result.verdicts
+    assert result.weights_digest == reference(spec, ToyCorpus(spec)).weights_digest
+    filled = [e.at for e in result.entries if isinstance(e.event, ev.SeatOpened)][-1]
+    assert filled - died[0] < 8.0  # two or three until it is noticed, as many to be sure
 
 
 def test_a_peer_without_room_takes_no_second_seat() -> None:
