@@ -53,6 +53,18 @@ class Rollback(Message, frozen=True, tag=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What everybody alive says.
+
+    ``held``: the states that they hold, or can make (see :func:`beginning`). ``let_go``: stages,
+    and the step that somebody beside them cannot help to count again: its frames are gone.
+    """
+
+    held: tuple[Holding, ...]
+    let_go: tuple[Holding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fall:
     """What becomes of a run that lost a stage: ``to`` where it falls back, and why.
 
@@ -116,14 +128,22 @@ def admits(root: Position, at: Position) -> bool:
     )
 
 
-def fitting(root: Position, version: Step, held: Iterable[Position]) -> list[Position]:
+def fitting(root: Position, version: Step, stage: Stage, known: Known) -> list[Position]:
     """Of the states of a lost stage those that will do while the others wait at ``version``.
 
     The step before will do as well: the others may have stepped on with the lost stage's sum,
-    and keep that step's frames until somebody there is through it (engine/past). Older ones
-    will not. Newest first.
+    and keep that step's frames until they have heard that all there are through it
+    (engine/past). Who had heard it has let them go. Older ones will not. Newest first.
     """
-    fit = {at for at in held if version - 1 <= at.step <= version and admits(root, at)}
+    gone = {(one.at.step, one.at.chain) for one in known.let_go if one.stage == stage}
+    fit = {
+        one.at
+        for one in known.held
+        if one.stage == stage
+        and version - 1 <= one.at.step <= version
+        and admits(root, one.at)
+        and (one.at.step == version or (one.at.step, one.at.chain) not in gone)
+    }
     return sorted(fit, key=lambda at: (at.step, at.epoch, at.chain), reverse=True)
 
 
@@ -156,7 +176,7 @@ def fall(
     root: Position,
     version: Step,
     lost: Collection[Stage],
-    held: Iterable[Holding],
+    known: Known,
     *,
     stages: int,
     stuck: Collection[Stage] = (),
@@ -164,19 +184,17 @@ def fall(
     """Decide for a run at ``version`` whose stages ``lost`` nobody serves.
 
     ``stuck``: stages of which only the step before was left, and nobody has its frames any more.
-    ``held``: what everybody alive holds, or can make (see :func:`beginning`).
     """
-    known = [one for one in held if one.at.step <= root.step or admits(root, one.at)]
     missing = [
         stage
         for stage in sorted({*lost, *stuck})
-        if stage in stuck
-        or not fitting(root, version, [one.at for one in known if one.stage == stage])
+        if stage in stuck or not fitting(root, version, stage, known)
     ]
     if not missing:
         return Fall(to=None, reason="every lost stage can be restored")
     which = ", ".join(map(str, missing))
-    found = origin(known, stages)
+    ours = [one for one in known.held if one.at.step <= root.step or admits(root, one.at)]
+    found = origin(ours, stages)
     if found.at is None:
         return Fall(to=None, reason=f"stage {which} is lost: {found.reason}", lost=True)
     to = Position(epoch=root.epoch + 1, step=found.at.step, chain=found.at.chain)

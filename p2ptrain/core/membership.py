@@ -42,10 +42,15 @@ PEERS_MAX = 4096  # remembered; at the bound the longest silent suspect is forgo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspected:
-    """``peer`` has been silent for so long: route around it, replay what it held."""
+    """``peer`` has been silent for so long: route around it, replay what it held.
+
+    ``vanished``: since its link broke, as those of a process do that is killed. Who sleeps or is
+    cut off falls silent, with its links up.
+    """
 
     peer: PeerId
     silent_seconds: Seconds
+    vanished: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +144,8 @@ class Membership:
                     found.append(Forgotten(peer=peer))
             elif now >= self._deadline(known):
                 known.suspected = True
-                found.append(Suspected(peer=peer, silent_seconds=now - known.heard_at))
+                silent, broken = now - known.heard_at, known.link_lost_at < math.inf
+                found.append(Suspected(peer=peer, silent_seconds=silent, vanished=broken))
         self._due_at = self._earliest()
         return tuple(found)
 

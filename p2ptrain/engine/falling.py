@@ -1,6 +1,7 @@
 """A stage is lost: whether it can be restored, where the run falls back to, or that it ends.
 
-    every stage is served <--> one is not, for PATIENCE_SECONDS: ask all what they hold
+    every stage is served <--> one is not, for PATIENCE_SECONDS (VANISHED_SECONDS, if those who
+                                 |  served it died): ask all what they hold
                                  |- it can be restored: wait for whoever takes it, unless that is
                                  |  a step behind, and has counted nothing for STUCK_SECONDS
                                  |- a rollback: declare it
@@ -8,7 +9,8 @@
 
 Intuition: a stage whose peer is frozen or cut off comes back by itself, and one that a buddy
 guards comes back without anybody falling back. So falling back waits until neither has
-happened, and giving up until nobody has come with a disk either.
+happened, and giving up until nobody has come with a disk either. Who was killed does not
+come back by itself: his links broke, which those of the frozen do not.
 
 Invariants:
     * whoever decides has asked everybody it is linked with, and decides by core/lineage alone;
@@ -23,7 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.chain import genesis_chain
-from p2ptrain.core.lineage import beginning, fall, possible, unserved
+from p2ptrain.core.lineage import Known, beginning, fall, possible, unserved
 from p2ptrain.observe import events as ev
 
 if TYPE_CHECKING:
@@ -33,8 +35,11 @@ if TYPE_CHECKING:
     from p2ptrain.units import Seconds, Stage, Step
 
 PATIENCE_SECONDS = 20.0
-"""From the first look that misses a stage: longer than a peer takes to move in (spare_seconds)
-and to load, and than the machines of a home sleep over."""
+"""From the first look that misses a stage: longer than the machines of a home sleep over."""
+
+VANISHED_SECONDS = 8.0
+"""Where the links of all who served it broke: longer than a p2pd takes to be started again, and
+than a peer that can restore it takes to begin. Not for who has no link left: they may be his."""
 
 STUCK_SECONDS = 45.0
 """Without a microbatch counted in a stage that stands a step behind all others: what it needs is
@@ -66,7 +71,7 @@ class Falling:
             return
         if self._since is None:
             self._since = now
-        if (stuck or now - self._since >= PATIENCE_SECONDS) and not self._asking:
+        if (stuck or now - self._since >= self._patience()) and not self._asking:
             self._asking = True
             over = now - self._since >= GIVE_UP_SECONDS
             self._node.spawn(self._decide(version, behind.keys() if stuck else (), over=over))
@@ -84,6 +89,11 @@ class Falling:
                 found[stage] = seat.pipeline.counted
         return found
 
+    def _patience(self) -> Seconds:
+        node = self._node
+        died = bool(node.links.peers()) and all(map(node.roster.vanished, self._lost()))
+        return VANISHED_SECONDS if died else PATIENCE_SECONDS
+
     def _lost(self) -> list[Stage]:
         return unserved(self._node.roster.views(), self._node.spec.cut.stages)
 
@@ -95,7 +105,7 @@ class Falling:
                 node.links.open(view.peer)
             others = await node.holdings.of_others()
             most = version if node.seats else max(version, node.roster.furthest())
-            told = (one for each in others.values() for one in each)
+            told = (one for word in others.values() for one in word.held)
             theirs = possible(told, most, node.lineage.past)
             held = [*await node.holdings.ours(), *theirs]
         finally:
@@ -106,7 +116,8 @@ class Falling:
         stages, every = node.spec.cut.stages, node.spec.checkpoint.every_steps
         genesis = genesis_chain(node.run_id)
         held += beginning(genesis, version, stages=stages, every_steps=every)
-        found = fall(root, version, lost, held, stages=stages, stuck=stuck)
+        known = Known(held=tuple(held), let_go=node.holdings.let_go(others.values()))
+        found = fall(root, version, lost, known, stages=stages, stuck=stuck)
         if found.to is not None:
             node.lineage.declare(found.to, found.reason)
         elif over and found.lost:

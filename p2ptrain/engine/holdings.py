@@ -1,6 +1,7 @@
 """Which states exist outside the seats: in our archives and in those of others.
 
-    WantHeld --> Held: everything with a header in our memory and on our disk
+    WantHeld --> Held: everything with a header in our memory and on our disk, and which
+                 stages beside us could not count their last step again (engine/past)
     WantManifest of a stage that we do not serve --> from there, whole and checked, or NoSuch
     a stage without replicas --> ours, else of those who hold it (asked now, not remembered:
                                  what somebody held a minute ago has been replaced)
@@ -19,14 +20,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from p2ptrain.core.lineage import fitting
+from p2ptrain.core.lineage import Known, fitting
 from p2ptrain.engine.archive import Archive
 from p2ptrain.engine.attic import Attic
+from p2ptrain.engine.past import let_go
 from p2ptrain.engine.pulling import Pulled
 from p2ptrain.errors import LinkError
 from p2ptrain.wire.messages import Held, WantHeld, WantManifest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from p2ptrain.core.agreement import Position
     from p2ptrain.core.resuming import Holding
     from p2ptrain.engine.lifecycle import Node
@@ -46,7 +50,7 @@ class Holdings:
             Attic(), node.run_id, every, emit=node.emit, spawn=node.spawn, lasting=False
         )
         self._archives = [archive for archive in (disk, self.memory) if archive is not None]
-        self._heard: dict[PeerId, tuple[Holding, ...]] = {}
+        self._heard: dict[PeerId, Held] = {}
         self._awaited: set[PeerId] = set()
         self._answered = asyncio.Event()
         self._asking: set[PeerId] = set()  # who waits for a word of what we hold
@@ -74,7 +78,14 @@ class Holdings:
         """What our archives hold, each once; their states are not read."""
         return tuple(dict.fromkeys([h for a in self._archives for h in await a.holdings()]))
 
-    async def of_others(self) -> dict[PeerId, tuple[Holding, ...]]:
+    def let_go(self, others: Iterable[Held] = ()) -> tuple[Holding, ...]:
+        """Which stages beside our seats, or those of ``others``, those cannot help any more."""
+        seats = sorted(self._node.seats.items())
+        ours = (let_go(s, seat.stepper.last, seat.pipeline.past) for s, seat in seats)
+        theirs = (word.let_go for word in others)
+        return tuple(one for each in (*ours, *theirs) for one in each)
+
+    async def of_others(self) -> dict[PeerId, Held]:
         """Ask everybody with a link what they hold. Also while another asks."""
         peers = set(self._node.links.peers()) - {self._node.me}
         self._awaited |= peers
@@ -97,7 +108,7 @@ class Holdings:
 
     def heard(self, peer: PeerId, message: Held) -> None:
         """What ``peer`` holds."""
-        self._heard[peer] = message.held
+        self._heard[peer] = message
         self._done_with(peer)
 
     def down(self, peer: PeerId) -> None:
@@ -115,7 +126,8 @@ class Holdings:
         while self._asking:
             held = await self.ours()
             asking, self._asking = self._asking, set()
-            word = Held(held=held, waiting=self._node.resumption.waiting)
+            waiting = self._node.resumption.waiting
+            word = Held(held=held, waiting=waiting, let_go=self.let_go())
             for peer in sorted(asking):
                 self._node.mail.tell(peer, word)
         self._telling = False
@@ -130,20 +142,21 @@ class Holdings:
         Raises:
             LinkError: nobody within reach holds it; the reason names the newest there is.
         """
-        held = {self._node.me: await self.ours(), **await self.of_others()}
-        mine = {one.at for one in held[self._node.me] if one.stage == stage}
-        found = {one.at for each in held.values() for one in each if one.stage == stage}
-        fit = fitting(self._node.lineage.root, version, found)
+        ours, others = await self.ours(), await self.of_others()
+        told = [one for word in others.values() for one in word.held]
+        known = Known(held=(*ours, *told), let_go=self.let_go(others.values()))
+        mine = {one.at for one in ours if one.stage == stage}
+        fit = fitting(self._node.lineage.root, version, stage, known)
         for at in sorted(fit, key=lambda at: at not in mine):
             if at in mine and (own := await self.read(stage, at)) is not None:
                 return own
-            owners = sorted(peer for peer, each in held.items() if (stage, at) in _named(each))
-            donors = [peer for peer in owners if peer != self._node.me]
+            donors = [peer for peer, word in others.items() if (stage, at) in _named(word.held)]
             if donors:
                 pulled = await self._node.snapshots.pull(stage, donors, version=at.step, owners=1)
                 if pulled.at == at:
                     return pulled
-        newest = max((at.step for at in found), default=None)
+        found = [one.at.step for one in known.held if one.stage == stage]
+        newest = max(found, default=None)
         there = "" if newest is None else f", and the newest anywhere is of step {newest}"
         raise LinkError(f"no replica left to take it from at step {version}{there}")
 

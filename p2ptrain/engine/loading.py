@@ -17,6 +17,8 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
+from p2ptrain.core.lineage import Known, fitting
+from p2ptrain.core.resuming import Holding
 from p2ptrain.errors import LinkError, PeerError
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Stage, Step
@@ -55,8 +57,9 @@ class Loader:
             return node.lineage.root, self._nobody()
         donors = self._donors(stage)
         begun = any(view.state != "joining" for view in node.roster.views())
-        if begun and not donors and node.lineage.root.step == 0 and self.foremost() <= 1:
-            return node.lineage.root, self._nobody()  # one step behind, from the seed
+        early = begun and node.lineage.root.step == 0 and self.foremost() <= 1
+        if early and not donors and await self._seed_will_do(stage):
+            return node.lineage.root, self._nobody()
         if not donors:
             pull = node.holdings.restore(stage, self.foremost())
             return await self._take_over(stage, compute, pull)
@@ -65,6 +68,16 @@ class Loader:
             pull = node.holdings.restore(stage, self.foremost())
             return await self._take_over(stage, compute, pull)
         return taken
+
+    async def _seed_will_do(self, stage: Stage) -> bool:
+        """Whether the others are in the first step, or one further and can give that again."""
+        node, root, version = self._node, self._node.lineage.root, self.foremost()
+        if version == root.step:
+            return True
+        others = await node.holdings.of_others()
+        seed = (Holding(stage=stage, at=root),)
+        known = Known(held=seed, let_go=node.holdings.let_go(others.values()))
+        return bool(fitting(root, version, stage, known))
 
     def _pull(self, stage: Stage, donors: list[PeerId]) -> Coroutine[None, None, Pulled]:
         """Two must give the same; where replicas drift apart, no two do between adoptions."""

@@ -154,9 +154,9 @@ class Neighbourhood:
 
     def _judged(self, event: Event, now: Seconds) -> None:
         match event:
-            case Suspected(peer=peer, silent_seconds=silent):
+            case Suspected(peer=peer, silent_seconds=silent, vanished=vanished):
                 self._emit(ev.Suspected(peer=peer, silent_seconds=silent))
-                self._roster.lost(peer)
+                self._roster.lost(peer, vanished=vanished)
                 self._lost(peer, now)
             case Restored(peer=peer):
                 self._emit(ev.Restored(peer=peer))

@@ -33,6 +33,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.ledger import bytes_to_mask, slots_of
+from p2ptrain.core.resuming import Holding
 from p2ptrain.units import Microbatch, Slot, Stage
 
 if TYPE_CHECKING:
@@ -79,6 +80,10 @@ class Past:
     def settled(self) -> bool:
         """Whether no other stage can need anything of this step from here."""
         return not self._awaited
+
+    def awaits(self, stage: Stage) -> bool:
+        """Whether a stage beside ours may still need something of this step from here."""
+        return any(whole.stage == stage for whole in self._awaited.values())
 
     def handed_over(self, me: PeerId) -> bool:
         """Whether a stage-mate has come through the step as well: its sum outlives us."""
@@ -171,6 +176,18 @@ class Past:
         if self._stage == 0 and above is not None and self.pipeline.passing:
             self._lost |= union(self._gone(self._sums[0])) & union(self._gone(above))
             self.changed()
+
+
+def let_go(stage: Stage, last: Done | None, past: Past | None) -> list[Holding]:
+    """The stages beside a seat of ``stage`` that it cannot help to count its last step again.
+
+    It had heard that all of them had taken it.
+    """
+    if last is None:
+        return []
+    beside = (Stage(one) for one in (stage - 1, stage + 1) if 0 <= one < len(last.sums))
+    gone = [one for one in beside if past is None or not past.awaits(one)]
+    return [Holding(stage=one, at=last.at) for one in gone]
 
 
 def union(slots: dict[PeerId, int]) -> int:

@@ -43,7 +43,7 @@ class Roster:
         self._epoch = 0
         self._heard: dict[PeerId, dict[Stage, SeatView]] = {}
         self._listed: tuple[SeatView, ...] = ()
-        self._dead: set[PeerId] = set()
+        self._dead: dict[PeerId, bool] = {}  # and whether it has vanished
         self._unreached: set[PeerId] = set()  # listed, but no link could be opened
         self._incarnations: dict[PeerId, int] = {}
         self._present: dict[Stage, tuple[SeatView, ...]] = {}  # as asked since the last change
@@ -80,7 +80,7 @@ class Roster:
         if after == before and not was_dead:
             return "nothing"
         self._heard[peer] = after
-        self._dead.discard(peer)
+        self._dead.pop(peer, None)
         self._views = None
         self._order = None if was_dead or before.keys() != after.keys() else self._order
         for stage in (*before, *after):
@@ -121,14 +121,20 @@ class Roster:
         met = (self._heard, self._dead, self._unreached, self._incarnations)
         return peer == self._me or any(peer in known for known in met)
 
-    def lost(self, peer: PeerId) -> None:
+    def lost(self, peer: PeerId, *, vanished: bool = False) -> None:
         """``peer`` is suspected: it does not count until it is heard again."""
-        self._dead.add(peer)
+        self._dead[peer] = vanished
         self._forget()
+
+    def vanished(self, stage: Stage) -> bool:
+        """Whether all who served ``stage`` last died, and none only fell silent."""
+        dead = self._dead.items()
+        how = [gone for peer, gone in dead if stage in self._heard.get(peer, ())]
+        return bool(how) and all(how)
 
     def found(self, peer: PeerId) -> None:
         """``peer`` was suspected falsely."""
-        self._dead.discard(peer)
+        self._dead.pop(peer, None)
         self._forget()
 
     def forget(self, peer: PeerId) -> None:
@@ -156,7 +162,7 @@ class Roster:
     def left(self, peer: PeerId) -> None:
         """``peer`` went in an orderly way."""
         self._heard.pop(peer, None)
-        self._dead.add(peer)
+        self._dead[peer] = False
         self._forget()
         self._listed = tuple(seat for seat in self._listed if seat.peer != peer)
 
@@ -222,7 +228,7 @@ class Roster:
         """Everything known of the living, whatever lineage they are of; by stage and peer."""
         hints, heard, order = self._hints, self._heard, self._order
         if order is None:
-            known = heard.keys() | self._dead | self._unreached
+            known = heard.keys() | self._dead.keys() | self._unreached
             listed = (seat for seat in self._listed if seat.peer not in known)
             hints = self._hints = {(seat.stage, seat.peer): seat for seat in listed}
             living = [(peer, views) for peer, views in heard.items() if peer not in self._dead]
@@ -241,7 +247,7 @@ class Roster:
         Two sides of a partition have lost each other, and their links; only the directory, which
         heals with it, still names the others.
         """
-        gone = self._unreached | self._dead
+        gone = self._unreached | self._dead.keys()
         return (*self.of_all_epochs(), *(seat for seat in self._listed if seat.peer in gone))
 
     def serves(self, peer: PeerId, stage: Stage) -> bool:
@@ -266,7 +272,7 @@ class Roster:
         wanted = frozenset(stages)
         heard = {peer for peer, views in self._heard.items() if not wanted.isdisjoint(views)}
         listed = {seat.peer for seat in self._listed if seat.stage in stages}
-        strangers = listed - self._heard.keys() - self._dead
+        strangers = listed - self._heard.keys() - self._dead.keys()
         return frozenset((heard | strangers) - {self._me})
 
     def _refresh(
@@ -294,7 +300,8 @@ class Roster:
     def _prune(self) -> None:
         """A mark on who is not known and not listed says nothing."""
         listed = {seat.peer for seat in self._listed}
-        self._dead &= listed | self._heard.keys()
+        known = listed | self._heard.keys()
+        self._dead = {peer: gone for peer, gone in self._dead.items() if peer in known}
         self._unreached &= listed
 
     def _ours(self, view: SeatView) -> bool:

@@ -221,8 +221,7 @@ class FrameLimits:
     def _make_rules(self, *, last_version: int) -> dict[str, Rule]:
         counter = Between(0, COUNTER_MOST)
         version = Between(0, last_version)
-        seconds = finite(0.0, SECONDS_MOST)
-        element = Between(0, max(self._elements))
+        seconds, element = finite(0.0, SECONDS_MOST), Between(0, max(self._elements))
         digest = sized(DIGEST_BYTES, DIGEST_BYTES)
         peer, text = sized(1, PEER_TEXT), sized(0, TEXT_BYTES)
         stage, few = Between(0, self._stages - 1), sized(0, self._stages)
@@ -257,7 +256,8 @@ class FrameLimits:
             "chunk_bytes": Between(0, CHUNK_BYTES),
             **dict.fromkeys(("ballot", "highest", "tallies"), self._nested),
             "at": self._position,
-            **dict.fromkeys(("shares", "bitmaps", "cover", "seats", "held"), self._all_nested),
+            **dict.fromkeys(("shares", "bitmaps", "cover", "seats"), self._all_nested),
+            **dict.fromkeys(("held", "let_go"), self._all_nested),
         }
 
     def _position(self, value: Position) -> str | None:

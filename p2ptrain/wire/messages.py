@@ -321,10 +321,15 @@ class CorpusChunk(Message, frozen=True, tag=True):
 
 
 class Held(Message, frozen=True, tag=True):
-    """The states that I hold. ``waiting``: I wait with others to resume a run that was stopped."""
+    """The states that I hold.
+
+    ``waiting``: I wait with others to resume a run that was stopped. ``let_go``: stages beside
+    my seats, and where they began the last step; I cannot help them to count it again.
+    """
 
     held: tuple[Holding, ...]
     waiting: bool
+    let_go: tuple[Holding, ...] = ()
 
 
 class WantHeld(Message, frozen=True, tag=True):

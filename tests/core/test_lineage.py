@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2ptrain.core.agreement import Position
-from p2ptrain.core.lineage import admits, beats, beginning, fall, fitting, possible
+from p2ptrain.core.lineage import Known, admits, beats, beginning, fall, fitting, possible
 from p2ptrain.core.resuming import Holding
 from p2ptrain.units import Chain, Stage, Step
 
@@ -72,21 +72,38 @@ def test_a_state_belongs_to_the_epoch_it_was_taken_in_or_is_what_that_began_with
 def test_what_fits_is_of_the_step_of_the_others_or_one_before(
     root: Position, version: Step, known: list[Position]
 ) -> None:
-    fit = fitting(root, version, known)
+    held_here = Known(held=tuple(Holding(stage=Stage(0), at=each) for each in known))
+    fit = fitting(root, version, Stage(0), held_here)
     assert all(0 <= version - each.step <= 1 and admits(root, each) for each in fit)
     assert [each.step for each in fit] == sorted((each.step for each in fit), reverse=True)
+
+
+def test_the_step_before_fits_until_somebody_beside_has_let_its_frames_go() -> None:
+    states, gone = (*held(1, 8, 9), *held(0, 8)), tuple(held(1, 8))
+    for stage, let_go, steps in ((1, (), [9, 8]), (1, gone, [9]), (0, gone, [8])):
+        fit = fitting(ROOT, Step(9), Stage(stage), Known(held=states, let_go=let_go))
+        assert [each.step for each in fit] == steps
+    assert fitting(ROOT, Step(8), Stage(1), Known(held=states, let_go=gone)) == [at(8)]
+    root = at(8, epoch=1)  # its state was taken in the epoch before
+    gone = (Holding(stage=Stage(1), at=root),)
+    assert fitting(root, Step(9), Stage(1), Known(held=tuple(held(1, 8)), let_go=gone)) == []
+
+
+def test_a_run_falls_back_where_the_last_copy_cannot_be_counted_on_from() -> None:
+    states = tuple(one for stage in range(STAGES) for one in held(stage, 8))
+    gone = tuple(held(1, 8))
+    assert fall(ROOT, Step(9), {Stage(1)}, Known(held=states), stages=STAGES).to is None
+    known = Known(held=states, let_go=gone)
+    assert fall(ROOT, Step(9), {Stage(1)}, known, stages=STAGES).to == at(8, epoch=1)
 
 
 @given(positions, st.integers(0, 12).map(Step), st.sets(st.integers(0, 2).map(Stage)), holdings)
 def test_a_run_falls_only_at_need_and_to_what_every_stage_has(
     root: Position, version: Step, lost: set[Stage], known: list[Holding]
 ) -> None:
-    found = fall(root, version, lost, known, stages=STAGES)
-    needy = [
-        stage
-        for stage in lost
-        if not fitting(root, version, [one.at for one in known if one.stage == stage])
-    ]
+    there = Known(held=tuple(known))
+    found = fall(root, version, lost, there, stages=STAGES)
+    needy = [stage for stage in lost if not fitting(root, version, stage, there)]
     if not needy:
         assert (found.to, found.lost) == (None, False)
     elif found.to is None:
@@ -106,14 +123,14 @@ def test_a_run_falls_only_at_need_and_to_what_every_stage_has(
 def test_what_was_discarded_is_nothing_to_fall_back_to() -> None:
     root = at(3, epoch=1)
     known = [one for stage in range(STAGES) for one in held(stage, 3, 6)]
-    found = fall(root, Step(9), {Stage(1)}, known, stages=STAGES)
+    found = fall(root, Step(9), {Stage(1)}, Known(held=tuple(known)), stages=STAGES)
     assert found.to == at(3, epoch=2)
 
 
 def test_the_seed_gives_the_beginning_but_only_of_a_run_that_was_to_lose_that_much() -> None:
     near = beginning(GENESIS, Step(6), stages=STAGES, every_steps=3)
     assert [(one.stage, one.at) for one in near] == [(s, ROOT) for s in range(STAGES)]
-    found = fall(ROOT, Step(6), {Stage(0)}, [*near, *held(1, 3)], stages=STAGES)
+    found = fall(ROOT, Step(6), {Stage(0)}, Known(held=(*near, *held(1, 3))), stages=STAGES)
     assert found.to == Position(epoch=1, step=Step(0), chain=GENESIS)
     assert beginning(GENESIS, Step(7), stages=STAGES, every_steps=3) == []
     assert beginning(GENESIS, Step(1), stages=STAGES, every_steps=0) == []

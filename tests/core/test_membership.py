@@ -81,8 +81,9 @@ def test_a_broken_link_shortens_the_patience_unless_the_peer_speaks() -> None:
     made.link_lost(BOB, now=1.0)
     made.heard(BOB, now=1.5)
     assert made.tick(now=2.9) == ()
-    assert made.tick(now=3.0) == (Suspected(peer=ANN, silent_seconds=2.0),)
+    assert made.tick(now=3.0) == (Suspected(peer=ANN, silent_seconds=2.0, vanished=True),)
     assert made.due_at == 6.5
+    assert made.tick(now=6.5) == (Suspected(peer=BOB, silent_seconds=5.0),)
 
 
 def test_a_link_that_breaks_late_in_a_silence_gives_no_more_time() -> None:

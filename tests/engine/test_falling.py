@@ -8,11 +8,18 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pytest
 
 from p2ptrain.core.agreement import Position
 from p2ptrain.core.chain import genesis_chain
 from p2ptrain.core.resuming import Holding
-from p2ptrain.engine.falling import GIVE_UP_SECONDS, PATIENCE_SECONDS, STUCK_SECONDS, Falling
+from p2ptrain.engine.falling import (
+    GIVE_UP_SECONDS,
+    PATIENCE_SECONDS,
+    STUCK_SECONDS,
+    VANISHED_SECONDS,
+    Falling,
+)
 from p2ptrain.engine.roster import Roster
 from p2ptrain.engine.surroundings import genesis
 from p2ptrain.observe import events as ev
@@ -20,16 +27,16 @@ from p2ptrain.run import Checkpoint, digest
 from p2ptrain.sim.loop import run
 from p2ptrain.sim.toy import toy_spec
 from p2ptrain.units import Chain, PeerId, Stage, Step
-from p2ptrain.wire.messages import SeatStatus
+from p2ptrain.wire.messages import Held, SeatStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterable
 
 SPEC = msgspec.structs.replace(
     toy_spec(stages=2, microbatches=4, steps=50), checkpoint=Checkpoint(every_steps=2)
 )
 RUN = digest(SPEC)
-ME, ANN = PeerId("me"), PeerId("ann")
+ME, ANN, BOB = PeerId("me"), PeerId("ann"), PeerId("bob")
 LATE = Step(9)  # too late to begin again from the seed
 
 
@@ -50,6 +57,8 @@ class Node:
 
     others: dict[PeerId, tuple[Holding, ...]] = field(default_factory=dict)
     own: tuple[Holding, ...] = ()
+    gone: tuple[Holding, ...] = ()
+    linked: tuple[PeerId, ...] = (BOB,)
     asked: int = 0
     declared: list[Position] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
@@ -69,10 +78,17 @@ class Node:
     def open(self, _peer: PeerId) -> None:
         pass
 
-    async def of_others(self) -> dict[PeerId, tuple[Holding, ...]]:
+    def peers(self) -> tuple[PeerId, ...]:
+        return self.linked
+
+    async def of_others(self) -> dict[PeerId, Held]:
         self.asked += 1
         await asyncio.sleep(0.1)
-        return self.others
+        told = self.others.items()
+        return {peer: Held(held=held, waiting=False, let_go=self.gone) for peer, held in told}
+
+    def let_go(self, others: Iterable[Held]) -> tuple[Holding, ...]:
+        return tuple(one for word in others for one in word.let_go)
 
     async def ours(self) -> tuple[Holding, ...]:
         return self.own
@@ -118,11 +134,45 @@ def test_the_run_falls_back_to_what_all_together_hold() -> None:
     play(story)
 
 
+@pytest.mark.parametrize(
+    ("vanished", "linked", "patience"),
+    [
+        pytest.param((True, True), (BOB,), VANISHED_SECONDS, id="both were killed"),
+        pytest.param((True, False), (BOB,), PATIENCE_SECONDS, id="one may only sleep"),
+        pytest.param((True, True), (), PATIENCE_SECONDS, id="our own line may be cut"),
+    ],
+)
+def test_who_died_is_not_waited_for_as_long_as_who_fell_silent(
+    vanished: tuple[bool, bool], linked: tuple[PeerId, ...], patience: float
+) -> None:
+    async def story() -> None:
+        node = Node(others={ANN: (holding(0, 4), holding(1, 4))}, linked=linked)
+        for peer, how in zip((PeerId("one"), PeerId("two")), vanished, strict=True):
+            node.roster.hear(peer, [serving(1)])
+            node.roster.lost(peer, vanished=how)
+        await node.looks(patience)
+        assert node.declared == []
+        await node.looks(1)
+        assert len(node.declared) == 1
+
+    run(story())
+
+
 def test_what_can_be_restored_is_waited_for() -> None:
     async def story(node: Node) -> None:
         node.others = {ANN: (holding(1, 9),)}
         await node.looks(GIVE_UP_SECONDS + 10)
         assert (node.declared, node.given_up, node.events) == ([], [], [])
+
+    play(story)
+
+
+def test_what_can_be_restored_and_not_counted_on_from_is_not_waited_for() -> None:
+    async def story(node: Node) -> None:
+        node.own = (holding(0, 8),)
+        node.others, node.gone = {ANN: (holding(1, 8),)}, (holding(1, 8),)
+        await node.looks(PATIENCE_SECONDS + 1)
+        assert [(at.epoch, at.step) for at in node.declared] == [(1, 8)]
 
     play(story)
 

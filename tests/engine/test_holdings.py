@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -53,6 +54,17 @@ class Resumption:
     waiting: bool = False
 
 
+@dataclass
+class Seat:
+    """It has taken a step, and what it keeps of it somebody beside may still need."""
+
+    last: Any
+    past: Any
+
+    def __post_init__(self) -> None:
+        self.stepper = self.pipeline = self
+
+
 class Lineage:
     root = Position(epoch=0, step=Step(0), chain=Chain(b"g" * 32))
 
@@ -75,6 +87,7 @@ class Node:
         self.resumption, self.lineage = Resumption(), Lineage()
         self.emit = self.events.append
         self.disk = MemoryStore()
+        self.seats: dict[Stage, Any] = {}
         archive = Archive(self.disk, RUN, 10, emit=self.emit, spawn=self.spawn)
         self.holdings = Holdings(self, archive)  # type: ignore[arg-type]  # what they use
 
@@ -143,14 +156,37 @@ def test_who_holds_it_is_asked_and_the_newest_that_fits_is_taken() -> None:
     play(story)
 
 
+def test_a_copy_of_the_step_before_is_of_no_use_once_somebody_beside_has_let_that_go() -> None:
+    async def story(node: Node) -> None:
+        last = SimpleNamespace(at=at(19), sums=("of stage 0", "of stage 1"))
+        awaited = SimpleNamespace(awaits=lambda stage: stage == STAGE)
+        node.answers = {ANN: held(19)}
+        node.seats = {Stage(1): Seat(last=last, past=awaited)}
+        assert await node.holdings.restore(STAGE, Step(20)) == state(19, ANN)
+        node.seats = {Stage(1): Seat(last=None, past=None)}  # has just come
+        assert await node.holdings.restore(STAGE, Step(20)) == state(19, ANN)
+        node.answers[BOB] = msgspec.structs.replace(held(), let_go=held(19).held)
+        with pytest.raises(LinkError, match="at step 20, and the newest anywhere is of step 19"):
+            await node.holdings.restore(STAGE, Step(20))
+        del node.answers[BOB]
+        node.seats = {Stage(1): Seat(last=last, past=None)}
+        with pytest.raises(LinkError):
+            await node.holdings.restore(STAGE, Step(20))
+        node.holdings.asked(ANN)
+        await asyncio.sleep(1.0)
+        assert node.said[-1] == (ANN, msgspec.structs.replace(held(), let_go=held(19).held))
+
+    play(story)
+
+
 def test_who_does_not_answer_is_not_waited_for_for_ever() -> None:
     async def story(node: Node) -> None:
         loop = asyncio.get_running_loop()
         node.answers = {ANN: None, BOB: held(20)}
-        assert await node.holdings.of_others() == {BOB: held(20).held}
+        assert await node.holdings.of_others() == {BOB: held(20)}
         assert loop.time() == ANSWER_SECONDS
         loop.call_later(1.0, node.holdings.down, ANN)
-        assert await node.holdings.of_others() == {BOB: held(20).held}
+        assert await node.holdings.of_others() == {BOB: held(20)}
         assert loop.time() == ANSWER_SECONDS + 1.0
         node.holdings.down(BOB)
         node.answers = {}

@@ -206,6 +206,13 @@ def test_a_broken_link_shortens_the_patience(street: Street) -> None:
     assert street.said() == ["1.link_down", "2.link_down"]
     street.near.tick(0.2 + 2.5 * LIMITS.heartbeat_seconds)
     assert [type(event) for event in street.events] == [ev.Suspected]
+    assert street.roster.vanished(Stage(3))
+
+
+def test_who_only_falls_silent_has_not_vanished(street: Street) -> None:
+    street.near.tick(0.2 + LIMITS.suspect_seconds)
+    assert [type(event) for event in street.events] == [ev.Suspected]
+    assert not street.roster.vanished(Stage(3))
 
 
 def test_our_own_lag_is_an_excuse_for_others(street: Street) -> None:

@@ -11,7 +11,7 @@ from p2ptrain.core.chain import StepOutcome
 from p2ptrain.core.ledger import mask_to_bytes
 from p2ptrain.core.schedule import step_slots
 from p2ptrain.engine.committing import Done
-from p2ptrain.engine.past import Past
+from p2ptrain.engine.past import Past, let_go
 from p2ptrain.engine.roster import Roster
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Chain, Digest, Microbatch, PeerId, Slot, Stage, Step
@@ -105,6 +105,22 @@ def test_frames_are_kept_until_every_live_seat_of_the_receiving_stage_is_through
     assert scene.settled == [True]
     scene.past.refresh(4.0)
     assert scene.settled == [True]  # said once
+
+
+def test_whom_a_seat_cannot_help_to_count_its_last_step_again(scene: Scene) -> None:
+    last = done((whole(0, {}), whole(1, {}), whole(2, {})))
+
+    def gone(past: Past | None) -> list[int]:
+        assert all(one.at == AT for one in let_go(Stage(1), last, past))
+        return [one.stage for one in let_go(Stage(1), last, past)]
+
+    assert gone(scene.past) == []
+    scene.at(BELOW, 0, 4)
+    scene.past.refresh(2.0)
+    assert gone(scene.past) == [0]
+    assert gone(None) == [0, 2]
+    assert let_go(Stage(1), None, None) == []  # it took no step
+    assert [one.stage for one in let_go(Stage(2), last, None)] == [1]
 
 
 def test_a_newcomer_that_is_behind_is_waited_for_as_well(scene: Scene) -> None:

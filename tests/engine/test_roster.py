@@ -59,6 +59,23 @@ def test_a_suspect_does_not_count_until_it_is_heard() -> None:
     assert [seat.peer for seat in roster.present(Stage(0))] == [A]
 
 
+def test_a_stage_has_vanished_if_all_did_who_served_it_last() -> None:
+    roster = Roster(ME)
+    for peer in (A, B):
+        roster.hear(peer, [status(0)])
+    assert not roster.vanished(Stage(0))
+    roster.lost(A, vanished=True)
+    assert roster.vanished(Stage(0))
+    assert not roster.vanished(Stage(1))
+    roster.lost(B)
+    assert not roster.vanished(Stage(0))
+    roster.found(B)
+    roster.left(B)
+    assert roster.vanished(Stage(0))  # who went in order is no riddle
+    roster.hear(A, [status(1)])
+    assert not roster.vanished(Stage(0))
+
+
 def test_a_suspect_stays_near_so_that_it_can_come_back() -> None:
     roster = Roster(ME)
     roster.hear(A, [status(0)])

@@ -306,7 +306,8 @@ def seats_of_every_epoch_are_seen(patch: Patch) -> None:
 
 
 def a_lost_stage_is_restored_from_any_step(patch: Patch) -> None:
-    def fitting(root: Any, version: int, held: Any) -> list[Any]:
+    def fitting(root: Any, version: int, stage: int, known: Any) -> list[Any]:
+        held = [one.at for one in known.held if one.stage == stage]
         fit = {at for at in held if at.step <= version and lineage.admits(root, at)}
         return sorted(fit, key=lambda at: (at.step, at.epoch, at.chain), reverse=True)
 

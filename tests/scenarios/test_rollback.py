@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
 from p2ptrain.observe import events as ev
+from p2ptrain.observe.recovery import recovery_seconds
 from p2ptrain.run import Checkpoint, RunSpec
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult
 from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
@@ -21,6 +24,7 @@ Play = Callable[..., SwarmResult]
 MakeCue = Callable[..., Any]
 
 STAGES = 3
+STAGE_SECONDS = 30.0  # what recovery of a stage may take
 PEERS = [PeerPlan(peer=PeerId(f"p{number}")) for number in range(6)]
 
 
@@ -99,6 +103,43 @@ def test_before_the_first_copy_the_run_falls_back_to_its_beginning(
     assert {(f.epoch, f.version) for f in all_of(result, ev.RolledBack)} == {(1, 0)}
 
 
+def down_to(left: int) -> Callable[[SimWorld, ev.Entry], PeerId]:
+    """Of those who serve stage 1 only so many stay."""
+
+    def act(world: SimWorld, _entry: ev.Entry) -> PeerId:
+        for host in world.harm.replicas()[Stage(1)][left:]:
+            world.harm.kill(host, respawn_seconds=None)
+        return PeerId("stage 1")
+
+    return act
+
+
+def joining(world: SimWorld, entry: ev.Entry) -> PeerId:
+    world.harm.another("join", world.hosts[PeerId("p0")].plan)
+    return entry.peer
+
+
+@pytest.mark.parametrize("newcomer", [False, True])
+@pytest.mark.parametrize(("every", "step", "copy"), [(2, 1, 0), (2, 5, 4), (3, 4, 3), (3, 5, 3)])
+def test_a_stage_whose_copy_is_of_no_use_takes_the_run_back_within_half_a_minute(
+    play: Play, cue: MakeCue, every: int, step: int, copy: int, *, newcomer: bool
+) -> None:
+    """Of the step before, too: all had heard that the stage took it, and keep its frames no more.
+
+    Whoever restored it there stood still for most of a minute, and so did a newcomer, who
+    knows nothing of that step.
+    """
+    run, slow = spec(every=every), [PeerPlan(peer=each.peer, speed=0.05) for each in PEERS]
+    begun = partial(counted, step, 1, nth=1)
+    struck = [cue("one", begun(), down_to(1)), cue("stage-loss", begun(), down_to(0), after=3.0)]
+    if newcomer:
+        struck.append(cue("comes", begun(), joining, after=6.0))
+    result = play(Scenario(spec=run, peers=slow), *struck)
+    assert trained(result, run)
+    assert {(f.epoch, f.version) for f in all_of(result, ev.RolledBack)} == {(1, copy)}
+    assert max(recovery_seconds(result.entries)) < STAGE_SECONDS
+
+
 @pytest.mark.parametrize("every", [0, 1])
 def test_a_run_of_which_nothing_is_left_is_given_up_by_all_in_order(
     play: Play, cue: MakeCue, every: int
@@ -107,7 +148,8 @@ def test_a_run_of_which_nothing_is_left_is_given_up_by_all_in_order(
     scenario = Scenario(spec=run, peers=PEERS, stall_seconds=400.0)
     result = play(scenario, cue("loss", counted(5, 1), losing(1, guards=True)), holds=False)
     assert not any(left.finished for left in result.peers.values())
-    assert all("1 is lost" in left.lost for left in result.peers.values())
+    named = r"stage (\d, )*1(, \d)* is lost: "  # with the stages of those who gave up before
+    assert all(re.match(named, left.lost) for left in result.peers.values())
     assert len(all_of(result, ev.RunLost)) == len(result.peers) > 0
     assert all_of(result, ev.RunEnded) == []
     assert result.unfinished == ()
