@@ -35,7 +35,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 
 simulate: setup
-	$(BIN)/p2ptrain simulate --report runs/simulate $(SIMULATE)
+	$(BIN)/p2ptrain simulate --report runs/$$(date +%F-%H%M%S) $(SIMULATE)
 
 test: setup
 	$(BIN)/ruff check .

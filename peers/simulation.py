@@ -53,9 +53,13 @@ FAULTS_FILE = "faults.jsonl"
 """What chaos did, as events, beside the peers' own."""
 
 
+REPORT_FILE = "report.json"
+"""What a simulation came to; where one lies no other is written over it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationOptions:
-    """What to simulate. ``swarm.spec`` must be pinned. ``report``: a folder to keep."""
+    """What to simulate. ``swarm.spec`` must be pinned. ``report``: a folder for it alone."""
 
     swarm: SwarmOptions
     chaos: FaultPlan = field(default_factory=FaultPlan)
@@ -112,7 +116,7 @@ async def simulate(options: SimulationOptions, display: Display) -> Simulated:
     Raises:
         InternalError: the swarm could not start, fell silent, or stopped stepping; its files
             are kept.
-        UserError: the report's folder cannot be used, or is full.
+        UserError: the report's folder cannot be used, is another simulation's, or is full.
     """
     commit = source_commit()
     folder = _folder(options)
@@ -195,8 +199,9 @@ def _folder(options: SimulationOptions) -> Path:
         return Path(tempfile.mkdtemp(prefix="p2ptrain-simulate-"))
     processes = options.report / "processes"
     try:
-        if processes.exists():
-            shutil.rmtree(processes)
+        if processes.exists() or (options.report / REPORT_FILE).exists():
+            why = "the files of another simulation lie there; name another folder, or remove it"
+            raise UserError(f"--report {options.report}: {why}")
         processes.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"--report {options.report}: {error.strerror}") from error

@@ -22,7 +22,7 @@ from p2ptrain.observe.report import Facts, Report, build_report, write_report
 from p2ptrain.observe.sinks import merge_entries
 from p2ptrain.run import digest
 from peers.display import Display
-from peers.simulation import Simulated, SimulationOptions, forget, simulate
+from peers.simulation import REPORT_FILE, Simulated, SimulationOptions, forget, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -204,11 +204,11 @@ def keep(
             forget(simulated.folder)
         return
     try:
-        write_report(report, folder / "report.json")
+        write_report(report, folder / REPORT_FILE)
         with (folder / "events.jsonl").open("wb") as file:
             file.writelines(msgspec.json.encode(entry) + b"\n" for entry in entries)
         plots = write_plots(report, entries, folder)
     except OSError as error:
         raise UserError(f"--report {folder}: {error.strerror}") from error
-    yield f"report: {folder / 'report.json'}"
+    yield f"report: {folder / REPORT_FILE}"
     yield f"plots: {', '.join(plot.name for plot in plots)}" if plots else INSTALL_LINE

@@ -52,8 +52,19 @@ async def test_outcomes_are_put_together_and_files_kept_where_asked(
     assert simulated.orphans == 0
     assert not simulated.interrupted
     assert all(path.exists() for path in simulated.events)
-    again = await simulate(options(program(), report=report), Display())
-    assert again.folder == simulated.folder
+    with pytest.raises(UserError, match=r"--report .*report: .*name another folder"):
+        await simulate(options(program(), report=report), Display())
+    assert all(path.exists() for path in simulated.events)  # nothing is lost
+
+
+@pytest.mark.asyncio
+async def test_a_report_of_before_is_not_written_over(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(UserError, match="name another folder"):
+        await simulate(options(program(), report=tmp_path), Display())
+    (tmp_path / "report.json").rename(tmp_path / "notes.txt")  # what is no report may stay
+    simulated = await simulate(options(program(), report=tmp_path), Display())
+    assert simulated.folder == tmp_path / "processes"
 
 
 @pytest.mark.asyncio
