@@ -46,7 +46,10 @@ class SeatStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A run. ``step``: the newest commit that anybody announced, with its losses."""
+    """A run. ``step``: the newest commit that anybody announced, with its losses.
+
+    Where none is listed, as after a resume, the last that the seats have taken.
+    """
 
     run: RunId
     name: str
@@ -98,14 +101,17 @@ async def _run_status(directory: Directory, run_id: RunId, name: str, spec: RunS
     stages = [Stage(stage) for stage in range(spec.cut.stages)]
     commits = [await _newest(directory, commit_key(run_id, stage)) for stage in stages]
     newest = max((each for each in commits if each), key=lambda each: each.step, default=None)
+    seats = [await _seats(directory, stage_key(run_id, stage)) for stage in stages]
+    version = max((seat.version for each in seats for seat in each), default=0)
+    taken = Step(version - 1) if version else None
     return RunStatus(
         run=run_id,
         name=name,
         steps=spec.optimizer.steps,
-        step=newest.step if newest else None,
+        step=newest.step if newest else taken,
         loss=newest.loss if newest else None,
         val_loss=newest.val_loss if newest else None,
-        stages=[await _seats(directory, stage_key(run_id, stage)) for stage in stages],
+        stages=seats,
     )
 
 

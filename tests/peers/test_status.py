@@ -73,6 +73,22 @@ def test_every_run_is_told_with_its_seats_and_newest_commit() -> None:
     assert run(statuses(RUN)) == [found]
 
 
+async def resumed() -> list[RunStatus]:
+    """All have just come back with their checkpoints: no commit of before is listed any more."""
+    one = SimTable(seed=1).directory(SimSigner(PeerId("peer-a"), seed=1))
+    runs = RunsRecord(runs=(RunEntry(run=RUN, name="tea"),))
+    await one.store(RUNS_KEY, encode_record(runs), lifetime=60)
+    await one.store(spec_key(RUN), encode(SPEC), lifetime=60)
+    await one.store(stage_key(RUN, Stage(0)), seat("serving", 4), lifetime=60)
+    await one.store(stage_key(RUN, Stage(1)), seat("joining", 0), lifetime=60)
+    return await read_status(one, None)
+
+
+def test_a_run_that_was_resumed_has_begun_and_stands_where_its_seats_do() -> None:
+    [found] = run(resumed())
+    assert (found.step, found.loss) == (3, None)
+
+
 def test_a_run_that_is_not_there_is_refused() -> None:
     with pytest.raises(RefusedError, match="nobody trains at this address"):
         run(statuses(None, listed=False))
