@@ -28,6 +28,7 @@ from p2ptrain.errors import UserError
 from p2ptrain.net.emulation import parse_link
 from p2ptrain.run import RunSpec, preset
 from p2ptrain.run.codecs import LEAST_TOKENS, NAMES, RATIOS
+from p2ptrain.run.presets import PRESETS
 from p2ptrain.sim.faults import parse
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def simulate(**given: Any) -> int:
     """Run a whole swarm on this machine."""
     flags = SimulateFlags(**given)
     spec = simulated_spec(flags)
+    if deepened := layers_added(flags, spec):
+        click.echo(deepened, err=True)
     if flags.link is not None:
         parse_link(flags.link)
     if flags.virtual:
@@ -154,6 +157,16 @@ def simulated_spec(flags: SimulateFlags) -> RunSpec:
     if flags.run_file is None and named is None and flags.link is None:
         given["checkpoint.every_steps"] = 1  # a state of a few MB, over the loopback
     return resolve(flags.run_file, named, flags={**given, **pairs(flags.sets)}).spec
+
+
+def layers_added(flags: SimulateFlags, spec: RunSpec) -> str:
+    """What to say where ``--stages`` made the model deeper than its preset; '' where it did not."""
+    named = flags.run_file is not None or "model.n_layers" in pairs(flags.sets)
+    layers = PRESETS[spec.name].model.n_layers if spec.name in PRESETS else spec.model.n_layers
+    if named or flags.stages is None or layers >= flags.stages:
+        return ""
+    has = f"the preset {spec.name} has {layers} layers"
+    return f"--stages {flags.stages}: {has}; this run has {flags.stages}, one for each stage"
 
 
 def _virtual(flags: SimulateFlags, spec: RunSpec) -> int:

@@ -42,6 +42,16 @@ def test_more_stages_than_the_preset_has_layers_add_layers() -> None:
     assert simulated_spec(flags(stages=6)).model.n_layers == 6
 
 
+def test_that_layers_are_added_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    args = "simulate --virtual --peers 6 --steps 1 --set batch.microbatches=4 --json --stages"
+    said = []
+    for stages, more in (("6", ()), ("2", ()), ("6", ("--set", "model.n_layers=6"))):
+        assert cli.run([*args.split(), stages, *more]) == 0
+        said.append(capsys.readouterr().err)
+    line = "--stages 6: the preset tiny has 4 layers; this run has 6, one for each stage"
+    assert [line in each for each in said] == [True, False, False]
+
+
 def test_a_sized_codec_takes_a_model_and_microbatches_that_are_wide_enough() -> None:
     spec = simulated_spec(flags(codec="b128x"))
     assert spec.model.d_model >= 512
