@@ -17,7 +17,15 @@ import msgspec
 
 from p2ptrain.cli.flags import Command, Size, option, pairs
 from p2ptrain.cli.leaving import at_once
-from p2ptrain.cli.spec import ANY_PATH, data_option, preset_option, resolve, set_option, source_of
+from p2ptrain.cli.spec import (
+    ANY_PATH,
+    RUN_ID,
+    data_option,
+    preset_option,
+    resolve,
+    set_option,
+    source_of,
+)
 from p2ptrain.data import pin
 from p2ptrain.errors import UserError
 from p2ptrain.net.addresses import parse_peer_addresses
@@ -27,7 +35,6 @@ from p2ptrain.units import RunId, Stage
 if TYPE_CHECKING:
     from p2ptrain.run import RunSpec
 
-RUN_ID = re.compile(r"[0-9a-f]{32}")
 MOST_SPILL = "16GB"
 """A step of the largest preset leaves 4.4 GB with a seat that computes it alone; frames of two
 steps may be kept, and a peer may hold two seats."""
@@ -239,10 +246,25 @@ def wanted_run(flags: PeerFlags) -> tuple[RunId | None, RunSpec | None]:
         if flags.new_swarm or flags.sets:
             raise UserError("--run names a run that exists: leave out --new-swarm and --set")
         return RunId(flags.run), None
-    run_file = Path(flags.run) if flags.run is not None else None
+    run_file = _run_file(flags)
     source = source_of(flags.data) if run_file is None else {}
     spec = resolve(run_file, flags.preset, flags={**source, **pairs(flags.sets)}).spec
     return None, spec if spec.data.root else pin(spec, flags.data)
+
+
+def _run_file(flags: PeerFlags) -> Path | None:
+    """The file that the run is read from; None: a preset, or the defaults, begin one."""
+    if flags.run is None:
+        if flags.preset is not None and not flags.new_swarm:
+            why = "give --new-swarm, or leave it out to join the run that is there"
+            raise UserError(f"--preset begins a run: {why}")
+        return None
+    if flags.preset is None and not Path(flags.run).exists():
+        ids = "those have 32 hexadecimal digits (p2ptrain status shows them)"
+        raise UserError(
+            f"--run {flags.run}: no such file (p2ptrain init writes one), and no id of a run: {ids}"
+        )
+    return Path(flags.run)
 
 
 def wanted_stage(text: str, spec: RunSpec | None) -> Stage | None:

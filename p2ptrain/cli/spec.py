@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ANY_PATH = AnyPath()
+RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 run_option = option("--run", "run_file", type=ANY_PATH, help="RunSpec to use (see init).")
 preset_option = option("--preset", help=f"Instead of --run: {', '.join(PRESETS)}.")
@@ -122,6 +124,8 @@ def resolve(run_file: Path | None, preset: str | None, *, flags: Mapping[str, ob
             text = run_file.read_text()
         except FileNotFoundError as error:
             reason = f"--run {run_file}: cannot be read; p2ptrain init writes one"
+            if RUN_ID.fullmatch(run_file.name):
+                reason = f"--run {run_file}: the id of a run; give a file that p2ptrain init wrote"
             raise UserError(reason) from error
         except (OSError, UnicodeDecodeError) as error:
             cause = error.strerror if isinstance(error, OSError) else "it is no text"

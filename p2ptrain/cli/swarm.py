@@ -26,9 +26,8 @@ from p2ptrain.cli.spec import (
 from p2ptrain.data import pin
 from p2ptrain.errors import UserError
 from p2ptrain.net.emulation import parse_link
-from p2ptrain.run import RunSpec, preset
+from p2ptrain.run import PRESETS, RunSpec, preset
 from p2ptrain.run.codecs import LEAST_TOKENS, NAMES, RATIOS
-from p2ptrain.run.presets import PRESETS
 from p2ptrain.sim.faults import parse
 
 if TYPE_CHECKING:

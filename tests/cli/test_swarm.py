@@ -121,6 +121,7 @@ def test_a_virtual_swarm_runs_at_once(capsys: pytest.CaptureFixture[str]) -> Non
         ("--link fast", "--link"),
         ("--codec zip9", "codec.name"),
         ("--run none.toml", "p2ptrain init writes one"),
+        (f"--run {'0' * 32}", "the id of a run; give a file that p2ptrain init wrote"),
         ("--preset nano", "no preset 'nano'"),
         ("--stages 2000", "cut.stages"),
         ("--data nowhere", "no such file or folder"),
