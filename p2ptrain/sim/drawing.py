@@ -21,6 +21,7 @@ import msgspec
 
 from p2ptrain.sim.blows import Blow, BlowKind
 from p2ptrain.sim.points import (
+    IN_ADOPTING,
     IN_COPYING,
     IN_LOSS,
     IN_SHARING,
@@ -103,9 +104,14 @@ def draw_mixed(seed: int) -> SwarmPlan:
 
 
 def draw_lossy(seed: int) -> SwarmPlan:
-    """The plan of ``seed`` with mixed peers, whose states are adopted as differences."""
-    kind = Random(f"p2ptrain lossy swarm/{seed}").choice(LOSSY)
-    return msgspec.structs.replace(draw_mixed(seed), adoption=kind)
+    """A plan of ``seed`` with mixed peers, whose states are adopted as differences.
+
+    Half of the faults strike while states are adopted, or loaded.
+    """
+    rng, mixed = Random(f"p2ptrain lossy swarm/{seed}"), draw_mixed(seed)
+    kind, half = rng.choice(LOSSY), FAULTS_MOST // 2
+    strikes = (_strike(rng, IN_ADOPTING) for _ in range(half))
+    return msgspec.structs.replace(mixed, adoption=kind, blows=(*mixed.blows[:half], *strikes))
 
 
 def draw_rare(seed: int) -> SwarmPlan:

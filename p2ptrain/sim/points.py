@@ -132,7 +132,10 @@ IN_SHARING: Final = frozenset(
 )
 """Points that the seats of stage 0 come to near the end of a step, once they know their speeds."""
 
-IN_COPYING: Final = IN_TRANSFER - {"state loaded", "seat opened later"} | {"copy kept"}
+IN_ADOPTING: Final = IN_TRANSFER - {"state loaded", "seat opened later"}
+"""Those that replicas come to where they adopt states: no newcomer is needed."""
+
+IN_COPYING: Final = IN_ADOPTING | {"copy kept"}
 """Points that the peer beside a stage comes to, where states are kept: no newcomer is needed."""
 
 IN_LOSS: Final = frozenset(

@@ -62,10 +62,15 @@ def events(folder: Path, peer: str) -> Iterator[dict[str, object]]:
         yield json.loads(line)["event"]
 
 
+@pytest.mark.parametrize("adoption", ["exact", "int8"])
 def test_peers_that_round_differently_agree_on_sums_and_adopt_one_state(
-    start: Callable[..., Program], answer: Callable[..., tuple[int, str]], tmp_path: Path
+    start: Callable[..., Program],
+    answer: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    adoption: str,
 ) -> None:
-    code, said = answer("init", "--preset", "tiny", "-o", "run.toml", *RUN)
+    how = ("--set", f"sync.adoption={adoption}")
+    code, said = answer("init", "--preset", "tiny", "-o", "run.toml", *RUN, *how)
     assert code == 0, said
     assert (
         len({digest_of(tmp_path, kernels) for kernels in KERNELS}) == 2
@@ -96,6 +101,7 @@ def test_peers_that_round_differently_agree_on_sums_and_adopt_one_state(
     roots: defaultdict[object, set[object]] = defaultdict(set)
     sums: defaultdict[object, set[object]] = defaultdict(set)
     losses: list[float] = []
+    alarms: list[object] = []
     for event in (event for n in range(2) for event in events(tmp_path, f"peer{n}")):
         if event["type"] == "StateAdopted":
             roots[event["version"]].add(event["root"])
@@ -103,6 +109,9 @@ def test_peers_that_round_differently_agree_on_sums_and_adopt_one_state(
             sums[event["step"]].add(event["digest"])
             loss = event["loss"]
             losses += [loss] if isinstance(loss, float) else []
+        elif event["type"] == "Alarm":
+            alarms.append(event["reason"])
+    assert not [alarm for alarm in alarms if "no state to adopt" in str(alarm)]
     assert set(roots) == {4, 8, 12}
     assert {len(found) for found in roots.values()} == {1}
     assert {len(found) for found in sums.values()} == {1}
