@@ -17,9 +17,9 @@ receiver would owe beyond is the drift that adopting takes away, and is dropped.
 has taken over a whole state owes nothing.
 
 Moments go themselves, no differences, and owe nothing, for they are forgotten within tens of
-steps: first ones as the same integers (as bf16 or exact they gave no better loss:
-benchmarks.adoption), second ones as bf16 (by blocks the small ones would be zero, and what is
-divided by their root would not be small). How many updates there were is known to all.
+steps: first ones as the same integers (left as they were they gave no better loss that could be
+seen: benchmarks.adoption), second ones as bf16 (by blocks the small ones would be zero, and what
+is divided by their root would not be small). How many updates there were is known to all.
 
 Invariants:
     * equal states that are shared, and equal bytes, give equal states: a product and a sum
