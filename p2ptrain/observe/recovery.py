@@ -10,7 +10,7 @@
 Invariants: a fault after which nothing more happened has no length (the run ended, or it
 never recovered: the loss of a run shows in its steps, not here); of a peer with several
 seats the slowest stage counts; what the dead said last, or those did who were to die and
-still lived, is no recovery.
+still lived, is no recovery; the deaths that a loss consists of are no faults of their own.
 
 Times of different peers are compared: the events come from one machine, or one simulation.
 """
@@ -38,6 +38,7 @@ STAGE_WORD = "stage "
 def recovery_seconds(entries: Sequence[ev.Entry]) -> list[Seconds]:
     """One length for every fault that was recovered from, in the order of the faults."""
     seats: dict[PeerId, set[Stage]] = {}
+    dying: set[PeerId] = set()  # of a loss that has been told
     lengths: list[Seconds] = []
     for index, entry in enumerate(entries):
         event = entry.event
@@ -45,8 +46,12 @@ def recovery_seconds(entries: Sequence[ev.Entry]) -> list[Seconds]:
             seats.setdefault(entry.peer, set()).add(event.stage)
         elif isinstance(event, ev.SeatClosed):
             seats.get(entry.peer, set()).discard(event.stage)
+        elif isinstance(event, ev.PeerStarted):
+            dying.discard(entry.peer)
         elif isinstance(event, ev.FaultFired):
-            lengths += _after(event, entry.at, seats, entries[index + 1 :])
+            if event.fault != "kill" or event.target not in dying:
+                lengths += _after(event, entry.at, seats, entries[index + 1 :])
+            dying |= _doomed(event, seats)
     return lengths
 
 
@@ -62,15 +67,17 @@ def _after(
         if ends and None not in ends:
             yield max(end - at for end in ends if end is not None)
     elif fault.fault in SWARM_FAULTS:
-        stage = _stage_of(fault)
-        doomed = {
-            peer
-            for peer, held in seats.items()
-            if fault.fault in DEADLY_FAULTS and (stage in held or (stage is None and held))
-        }
-        length = _until_commit(stage, at, doomed, later)
+        length = _until_commit(_stage_of(fault), at, _doomed(fault, seats), later)
         if length is not None:
             yield length
+
+
+def _doomed(fault: ev.FaultFired, seats: dict[PeerId, set[Stage]]) -> set[PeerId]:
+    """Who is to die of ``fault``; the deaths follow it."""
+    stage = _stage_of(fault)
+    if fault.fault not in DEADLY_FAULTS:
+        return set()
+    return {peer for peer, held in seats.items() if stage in held or (stage is None and held)}
 
 
 def _next_count(stage: Stage, without: str, later: Iterable[ev.Entry]) -> Seconds | None:

@@ -109,9 +109,10 @@ def test_a_stage_whose_replicas_die_in_turn_is_lost_with_the_last_of_them() -> N
         counted(20.0, EVE, 1),
         committed(21.0, 1, EVE),
         fault(30.0, "kill", EVE),  # has nothing to do with it
+        counted(31.0, ANN, 0),
     ]
-    assert recovery_seconds(entries) == [9.0, 10.0, 8.0]
-    assert recovery_seconds(entries[:-2]) == [10.0, 8.0]
+    assert recovery_seconds(entries) == [9.0, 1.0]
+    assert recovery_seconds(entries[:-3]) == []  # the deaths of a loss are no faults of their own
 
 
 def test_a_whole_swarm_recovers_when_somebody_who_came_back_commits() -> None:
@@ -120,10 +121,13 @@ def test_a_whole_swarm_recovers_when_somebody_who_came_back_commits() -> None:
         opened(BOB, 1),
         fault(10.0, "swarm-death", ""),
         fault(10.0, "kill", ANN),
+        counted(10.1, BOB, 0),
         fault(10.5, "kill", BOB),
         committed(10.6, 1, BOB),  # its last words
         started(13.0, ANN),
         started(13.5, BOB),
         committed(20.5, 0, ANN),
+        fault(30.0, "kill", BOB),
+        counted(30.5, ANN, 1),
     ]
-    assert recovery_seconds(entries) == [10.0]
+    assert recovery_seconds(entries) == [10.0, 0.5]
