@@ -38,6 +38,10 @@ three minutes, when bounded caches (rankings, keys, addresses, p2pd's own) are f
 LEAST_SPAN_SECONDS = 115.0
 """Two minutes less a sample; over a shorter time a slope is the noise of the allocator."""
 
+LEAST_SHARE = 0.5
+"""Of the longest that any was watched. What is taken on once, like the copy of a state that a new
+neighbour asks for, is a step: the shorter the time, the more it looks like a slope."""
+
 LEAST_SAMPLES = 12
 """A peer that was frozen or starved for most of its time says nothing either."""
 
@@ -45,7 +49,7 @@ SECONDS_PER_MINUTE = 60.0
 
 
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
-    """Slopes over the run of the fastest growing of ``peers`` that lived through it.
+    """Slopes of the fastest growing of ``peers`` that lived to the end, and through most of it.
 
     ``daemon``: of p2pd; the others are of the peer's own process. ``beyond_links``: the
     slope at an equal number of links.
@@ -84,11 +88,17 @@ def growth(entries: Iterable[ev.Entry]) -> Growth | None:
             case _:
                 pass
     lived = [taken for peer, taken in samples.items() if peer not in killed and _suffice(taken)]
+    longest = max(map(_span, lived), default=0.0)
+    lived = [taken for taken in lived if _span(taken) >= LEAST_SHARE * longest]
     return _worst(lived) if lived else None
 
 
 def _suffice(samples: Sequence[tuple[Seconds, ev.Resources]]) -> bool:
-    return len(samples) >= LEAST_SAMPLES and samples[-1][0] - samples[0][0] >= LEAST_SPAN_SECONDS
+    return len(samples) >= LEAST_SAMPLES and _span(samples) >= LEAST_SPAN_SECONDS
+
+
+def _span(samples: Sequence[tuple[Seconds, ev.Resources]]) -> Seconds:
+    return samples[-1][0] - samples[0][0]
 
 
 def _worst(peers: Sequence[Sequence[tuple[Seconds, ev.Resources]]]) -> Growth:

@@ -97,3 +97,11 @@ def test_who_never_took_a_step_says_nothing() -> None:
 def test_who_was_hardly_ever_awake_says_nothing() -> None:
     frozen = list(watch("frozen", samples=LONG, files=1.0))
     assert growth([frozen[0], frozen[-3], frozen[-1]]) is None
+
+
+def test_who_came_late_says_nothing_beside_those_who_lived_twice_as_long() -> None:
+    old = list(watch("old", samples=4 * LONG, leak_bytes=10))
+    late = list(watch("late", samples=LONG, leak_bytes=10**6))
+    alone, both = growth(old), growth([*old, *late])
+    assert alone == both
+    assert growth(late) is not None
