@@ -7,7 +7,6 @@ names would tell. That no root ever tells is asserted here, for then a whole sta
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,19 +105,26 @@ def test_a_joiner_takes_the_whole_state_once_and_differences_from_then_on(
 
 
 def test_a_joiner_that_is_chosen_gives_its_whole_state_and_the_next_is_a_difference_again(
-    play: Callable[..., SwarmResult],
+    play: Callable[..., SwarmResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def of(result: SwarmResult, version: int) -> PeerId:
-        events = (entry.event for entry in result.entries)
-        adopted = [e for e in events if isinstance(e, ev.StateAdopted)]
-        return next(e.source for e in adopted if (e.version, e.stage) == (version, 1))
+    good, late = adopting.adoption_order, PeerId("late")
 
-    plain = swarm("int4", late=True)
-    results = (play(dataclasses.replace(plain, seed=seed)) for seed in range(20))
-    first = next(r for r in results if "late" in {of(r, version) for version in (6, 8)})
-    found = roots(first.entries)
+    def late_first(*record: Any) -> tuple[PeerId, ...]:
+        return tuple(sorted(good(*record), key=lambda peer: peer != late))  # else as they were
+
+    monkeypatch.setattr(adopting, "adoption_order", late_first)
+    result = play(swarm("int4", late=True))
+    found = roots(result.entries)
     assert all(len(set(adopted)) == 1 for adopted in found.values())
-    assert not any(ASTRAY in alarm for alarm in alarms(first.entries))
+    assert not any(ASTRAY in alarm for alarm in alarms(result.entries))
+    events = [entry.event for entry in result.entries]
+    given = [e.version for e in events if isinstance(e, ev.StateAdopted) and e.source == late]
+    versions = sorted(set(given))
+    assert len(versions) >= 3  # whole, as a difference, and the last, whole again
+    assert [given.count(version) for version in versions] == [4] * len(versions)
+    sizes = chunks(result.entries)
+    whole = max(sizes)
+    assert len([size for size in sizes if size > whole / 2]) == 1 + 3 + (3 + 2)  # joining, first
 
 
 def test_when_the_chosen_dies_the_others_take_what_one_of_them_has_or_the_next_gives(
