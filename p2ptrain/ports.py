@@ -406,7 +406,8 @@ class Spill(Protocol):
         Returns the handle by which it is had back. Cancelled, nothing stays.
 
         Raises:
-            OSError: the disk, or the bound, refused; nothing stays.
+            OSError: the disk, or the bound, refused, or it has not given back a frame before;
+                nothing stays.
         """
         ...
 

@@ -10,7 +10,8 @@ Invariants:
       after the write that it undoes, and a full queue of writes cannot starve a read for long
       (a seat has one write on its way);
     * a frame comes back exactly as it was given, or not at all: its checksum stays in memory;
-    * a put that failed or was cancelled leaves neither bytes nor their count.
+    * a put that failed or was cancelled leaves neither bytes nor their count;
+    * a disk that has not given back one frame is given no other.
 
 Refused: one large file with holes. A step's frames go all at once, and so do their files.
 """
@@ -55,6 +56,7 @@ class DiskSpill:
         self._folder = folder
         self._handles = itertools.count()
         self._blobs: dict[int, _Blob] = {}
+        self._distrusted = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spill")
 
     async def put(self, parts: Sequence[Buffer]) -> int:
@@ -62,6 +64,8 @@ class DiskSpill:
         handle, size_bytes = next(self._handles), sum(len(part) for part in parts)
         if self.used_bytes + size_bytes > self.bound_bytes:
             raise OSError(errno.EDQUOT, "this peer's bound for spilled frames is reached")
+        if self._distrusted:
+            raise OSError(errno.EIO, "it has not given back a frame")
         self.used_bytes += size_bytes
         try:
             blob = await asyncio.get_running_loop().run_in_executor(
@@ -79,9 +83,13 @@ class DiskSpill:
         blob = self._blobs.get(handle)
         if blob is None:
             raise FileNotFoundError(errno.ENOENT, "no such frame is kept")
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, _read, self._path(handle), blob
-        )
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._thread, _read, self._path(handle), blob
+            )
+        except OSError:
+            self._distrusted = True
+            raise
 
     def drop(self, handle: int) -> None:
         """Forget a frame. See ``ports.Spill``."""

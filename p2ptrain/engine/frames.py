@@ -39,12 +39,16 @@ class _Kept:
 
 
 class Frames:
-    """See the module. ``spill`` None: everything stays in memory."""
+    """See the module. ``spill`` None: everything stays in memory.
+
+    ``torn``: a frame that is needed could not be had back; whoever has a mate gives the seat up.
+    """
 
     def __init__(self, stage: Stage, spill: Spill | None, emit: ev.Emit) -> None:
         self.memory_bytes: Bytes = 0
         self.spilled_bytes: Bytes = 0
         self.spill = spill
+        self.torn = False
         self._stage, self._emit = stage, emit
         self._kept: dict[Key, _Kept] = {}
 
@@ -115,7 +119,8 @@ class Frames:
         try:
             parts = await self.spill.get(kept.handle)
         except OSError as error:
-            if self._kept.get(key) is kept:  # else nobody needs it any more
+            if self._kept.get(key) is kept and not self.torn:  # else nobody needs it any more
+                self.torn = True
                 where = f"the {what} of {work.step}/{work.slot} at stage {self._stage}"
                 self._emit(ev.Alarm(reason=f"{where} cannot be read back: {error.strerror}"))
             raise

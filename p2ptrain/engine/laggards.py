@@ -1,8 +1,10 @@
-"""Seats of ours that fell behind their stage: asking for the sums they missed, or starting over.
+"""Seats of ours that fell behind, or lost frames: asking for what they missed, or starting over.
 
     one step behind, for BEHIND_SECONDS   -> ask the mates that went on for that step's sums
     two or more, for LOST_SECONDS         -> give the seat up, claim the stage, load state again
     just opened, on a state of some steps -> ask at once: the step went on while it loaded
+    a frame could not be read back        -> give the seat up, if it has a mate as far as it is:
+                                             what it had counted is counted again there
 
 Invariants:
     * a seat that parts, has finished or holds no state yet is left alone;
@@ -54,6 +56,10 @@ class Laggards:
         for stage, seat in list(node.seats.items()):
             if seat.stepper.machine is None or seat.finished or seat.parting:
                 continue
+            if self._torn(seat):
+                self._start_over(stage, "frames that it had spilled cannot be read back")
+                closed = True
+                continue
             mates = self._ahead(seat)
             if not mates:
                 self._behind_since.pop(stage, None)
@@ -66,11 +72,23 @@ class Laggards:
             if max(ahead) == 1:
                 seat.stepper.ask_sums([view.peer for view in mates])
                 continue
-            node.close_seat(stage, f"{ahead[0]} steps behind")
+            self._start_over(stage, f"{ahead[0]} steps behind")
             closed = True
-            if not (node.seats or node.draining):  # its stage is as full as it was: back to it
-                node.claims = {stage: 0.0}
         return closed
+
+    def _start_over(self, stage: Stage, reason: str) -> None:
+        node = self._node
+        node.close_seat(stage, reason)
+        if not (node.seats or node.draining):  # its stage is as full as it was: back to it
+            node.claims = {stage: 0.0}
+
+    def _torn(self, seat: SeatRuntime) -> bool:
+        """Whether ``seat`` lost a frame, and somebody else can take its part."""
+        torn = any(line.custodian.frames.torn for line, _ in seat.lines())
+        return torn and any(
+            view.peer != self._node.me and view.version >= seat.version
+            for view in self._node.roster.present(seat.stage)
+        )
 
     def _ahead(self, seat: SeatRuntime) -> list[SeatView]:
         """The mates of ``seat`` that are further, as far as that can be.

@@ -43,7 +43,7 @@ class MemorySpill:
         self.bound_bytes = bound_bytes
         self.used_bytes: Bytes = 0
         self.refusal: int | None = None
-        self.unreadable = False
+        self.unreadable = self._distrusted = False
         self.refused = 0
         self._handles = itertools.count()
         self._frames: dict[int, tuple[bytes, ...]] = {}
@@ -54,6 +54,8 @@ class MemorySpill:
         size_bytes = sum(map(len, frame))
         if self.used_bytes + size_bytes > self.bound_bytes:
             raise OSError(errno.EDQUOT, "the simulated bound is reached")
+        if self._distrusted:
+            raise OSError(errno.EIO, "it has not given back a frame")
         self.used_bytes += size_bytes
         try:
             await asyncio.sleep(SECONDS)
@@ -68,6 +70,7 @@ class MemorySpill:
     async def get(self, handle: int) -> tuple[bytes, ...]:
         """See ``ports.Spill``."""
         await asyncio.sleep(SECONDS)
+        self._distrusted |= self.unreadable
         self._allow(errno.EIO if self.unreadable else None)
         if handle not in self._frames:
             raise FileNotFoundError(errno.ENOENT, "no such frame is kept")

@@ -41,6 +41,20 @@ def refuse(spill: Spill, tmp_path: Path) -> Callable[[], None]:
     return refusing
 
 
+@pytest.fixture
+def lose(spill: Spill, tmp_path: Path) -> Callable[[], None]:
+    """Makes the disk garble what lies there."""
+
+    def losing() -> None:
+        if isinstance(spill, MemorySpill):
+            spill.unreadable = True
+        else:
+            for file in tmp_path.iterdir():
+                file.write_bytes(b"")
+
+    return losing
+
+
 async def test_a_frame_comes_back_in_its_parts_as_often_as_it_is_asked_for(spill: Spill) -> None:
     handle = await spill.put(FRAME)
     other = await spill.put((b"other",))
@@ -75,6 +89,22 @@ async def test_a_disk_that_refuses_leaves_no_bytes_and_no_count(
     with pytest.raises(OSError, match=r"space|exists"):
         await spill.put(FRAME)
     assert spill.used_bytes == 0
+
+
+async def test_who_has_not_given_back_one_frame_takes_no_other(
+    spill: Spill, lose: Callable[[], None]
+) -> None:
+    kept = await spill.put((b"kept",))
+    spill.drop(kept)
+    with pytest.raises(OSError, match="no such frame"):
+        await spill.get(kept)  # whoever dropped it knows
+    lost = await spill.put((b"lost",))
+    lose()
+    with pytest.raises(OSError, match=r"error|does not give back"):
+        await spill.get(lost)
+    with pytest.raises(OSError, match="given back"):
+        await spill.put(FRAME)
+    assert spill.used_bytes == len(b"lost")
 
 
 async def test_a_put_that_is_cancelled_leaves_nothing(spill: Spill) -> None:

@@ -110,7 +110,10 @@ def test_a_disk_that_gives_nothing_back_is_told_unless_nobody_needs_it_any_more(
         kept.spill.unreadable = True
         with pytest.raises(OSError, match="error"):
             await kept.payload()
-        (alarm,) = kept.said
+        assert kept.frames.torn
+        with pytest.raises(OSError, match="error"):
+            await kept.payload()
+        (alarm,) = kept.said  # once: it is tried again every moment
         assert isinstance(alarm, ev.Alarm)
         assert "the forward of 0/1 at stage 2 cannot be read back: Input/output" in alarm.reason
         late = kept.frames.payload(KEY)
@@ -119,6 +122,21 @@ def test_a_disk_that_gives_nothing_back_is_told_unless_nobody_needs_it_any_more(
         with pytest.raises(OSError, match="error"):
             await late()
         assert kept.said == [alarm]
+
+    loop.run(play())
+
+
+def test_what_nobody_needs_any_more_tears_nothing() -> None:
+    async def play() -> None:
+        kept = Kept()
+        await kept.frames.put_out(KEY)
+        kept.spill.unreadable = True
+        late = kept.frames.payload(KEY)
+        assert callable(late)
+        kept.frames.release(KEY)
+        with pytest.raises(OSError, match="error"):
+            await late()
+        assert (kept.said, kept.frames.torn) == ([], False)
 
     loop.run(play())
 

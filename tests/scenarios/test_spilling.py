@@ -142,3 +142,28 @@ def test_without_a_disk_nothing_is_spilled(play: Play) -> None:
     result = play(Scenario(spec=spec, peers=peers(1, 1)))
     assert trained(result, spec)
     assert found(result, ev.Spilled) == []
+
+
+def test_a_disk_that_does_not_give_back_what_it_took_costs_its_seat_and_not_the_run(
+    play: Play, cue: MakeCue
+) -> None:
+    """What it held is lost with it, and counted again by a stage-mate: nobody waits for ever."""
+    spec = tiny()
+
+    def broken(world: SimWorld, _entry: ev.Entry) -> PeerId:
+        spill = world.hosts[PeerId("0-0")].spill
+        assert spill is not None
+        spill.unreadable = True
+        return PeerId("0-0")
+
+    result = play(
+        Scenario(spec=spec, peers=peers(2, 2), spill_bytes=DISK),
+        cue("bad disk", lambda e: isinstance(e.event, ev.Spilled), broken),
+        cue("kill", counted("1-0", least=6), kill("1-0")),
+    )
+    assert trained(result, spec)
+    assert any("cannot be read back" in event.reason for event in found(result, ev.Alarm))
+    closed = [e for e in result.entries if isinstance(e.event, ev.SeatClosed)]
+    assert [(e.peer, e.event.stage) for e in closed if "read back" in e.event.reason] == [
+        ("0-0", 0)
+    ]
