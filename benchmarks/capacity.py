@@ -1,6 +1,6 @@
 """How much of its machines' capacity a swarm of unequal, unreliable peers turns into steps.
 
-    python -m benchmarks.capacity [--long] [--only NAME ...] [--seed N]
+    python -m benchmarks.capacity [--long] [--only NAME ...] [--seed N ...]
 
 The production engine in virtual time (benchmarks/uneven: the setting), so the figures are
 the same on every machine. ``stream``: one step so long that neither its beginning nor its
@@ -191,18 +191,18 @@ def joining(*, long: bool, seed: int) -> dict[str, object]:
 
 @click.command(help=__doc__)
 @click.option("--long", is_flag=True, help="the record's size")
-@click.option("--seed", default=0)
+@click.option("--seed", "seeds", multiple=True, default=(0,), help="draws: one case each")
 @click.option("--only", multiple=True, help="names of cases; all without")
 @click.option("--out", type=click.Path(path_type=Path), default=None)
-def cli(*, long: bool, seed: int, only: tuple[str, ...], out: Path | None) -> None:
+def cli(*, long: bool, seeds: tuple[int, ...], only: tuple[str, ...], out: Path | None) -> None:
     commit, rows = record.source_commit(), []
-    cases: dict[str, Callable[[], dict[str, object]]] = {
-        **{name: partial(flow, name, swarm) for name, swarm in flows(long=long, seed=seed)},
-        "mend": partial(mending, long=long, seed=seed),
-        "join": partial(joining, long=long, seed=seed),
-    }
+    cases: list[tuple[str, Callable[[], dict[str, object]]]] = []
+    for seed in seeds:
+        cases += [(name, partial(flow, name, one)) for name, one in flows(long=long, seed=seed)]
+        cases.append(("mend", partial(mending, long=long, seed=seed)))
+        cases.append(("join", partial(joining, long=long, seed=seed)))
     click.echo(HEAD)
-    for name, case in cases.items():
+    for name, case in cases:
         if not only or name in only:
             rows.append(case())
             written = record.write("capacity", {"cases": rows}, commit=commit, path=out)

@@ -245,11 +245,13 @@ class Watch(SimWorld):
         return total / (stop - start)
 
     def rates(self) -> dict[Stage, float]:
-        """What every stage could do now."""
+        """What every stage could do now; a seat that is given up counts while it has work."""
         sums = dict.fromkeys(map(Stage, range(self.swarm.stages)), 0.0)
-        for peer, stages in self._seats.items():
+        for peer, opened in self._seats.items():
+            host = self.hosts[peer]
+            stages = [stage for stage in opened if not _left(host, stage)]
             for stage in stages:
-                sums[stage] += self.hosts[peer].plan.speed / len(stages) / SERVICE_SECONDS
+                sums[stage] += host.plan.speed / len(stages) / SERVICE_SECONDS
         return sums
 
     def _note_live(self, now: Seconds) -> None:
@@ -291,6 +293,12 @@ class Watch(SimWorld):
             await asyncio.sleep(rng.expovariate(len(alive) / mean_seconds))
             if present := self.harm.present():
                 yield rng.choice(present)
+
+
+def _left(host: Host, stage: Stage) -> bool:
+    """Whether a seat is being given up and has nothing left to compute."""
+    seat = None if host.node is None else host.node.seats.get(stage)
+    return seat is not None and seat.state == "draining" and seat.pipeline.drained
 
 
 def _quicken(device: Device) -> None:

@@ -43,6 +43,7 @@ SeatState: TypeAlias = Literal["joining", "serving", "draining"]
 
 UNKNOWN_RATE = 1.0  # microbatches per second, where no seat has announced a rate
 HYSTERESIS = 0.15  # simulated best for downloads of 10-60 s; 0.2-0.35 for longer ones
+LEAST_PART, LEAST_LIFT = 0.25, 0.03  # of a usual seat, of the stage: less is worth no download
 MIGRATION_FIRST_SECONDS = 5.0  # for a claim to be seen by the others
 MIGRATION_RANK_SECONDS = 2.5  # for the claim of the rank before to be seen
 MIGRATION_JITTER_SECONDS = 5.0  # keeps equal ranks of differing views apart
@@ -209,16 +210,22 @@ def migrate(
     new seat as joining (the claim) before anything else. The rule is max-min: with V the
     sums of rates, b the weakest stage, a seat of rate r on stage a may go if a keeps a
     seat and V_a - r >= (1 + hysteresis) V_b; the better its move lifts the lower of the
-    two, the lower its rank.
+    two, the lower its rank. Who is far slower than usual stays, unless even it lifts b.
     """
     present = _as_claimed(view)
     sums = _sums(present, stages)
     weakest = Stage(min(sums, key=lambda stage: (sums[stage], stage)))
     serving = Counter(seat.stage for seat in present if seat.state == "serving")
     at_weakest = {seat.peer for seat in present if seat.stage == weakest}
+    least = min(LEAST_PART * usual_rate(present), LEAST_LIFT * sums[weakest])
     candidates: list[tuple[float, bytes, SeatView]] = []
     for seat, rate in _shares(present):
-        if seat.state != "serving" or seat.peer in at_weakest or serving[seat.stage] == 1:
+        if (
+            rate < least
+            or seat.state != "serving"
+            or seat.peer in at_weakest
+            or serving[seat.stage] == 1
+        ):
             continue
         left = sums[seat.stage] - rate
         if left >= (1.0 + hysteresis) * sums[weakest]:

@@ -142,6 +142,10 @@ class Shares:
         richest = max(sorted(left), key=lambda peer: left[peer], default=None)
         return richest if richest is not None and left[richest] else None
 
+    def givable(self, slots: int) -> int:
+        """What of ``slots`` is this seat's to hand on, if it has not begun."""
+        return slots & self.mine() & ~self._taken
+
     def give(self, taker: PeerId, unbegun: int, *, room: int, part: float) -> int:
         """Hand ``part`` of what is ``unbegun`` here to ``taker``, the last slots, ``room`` at most.
 
@@ -149,7 +153,7 @@ class Shares:
         """
         given = self._given.get(taker, 0)
         if taker in self._live and taker != self._me:
-            own = unbegun & self.mine() & ~self._taken
+            own = self.givable(unbegun)
             count = min(room, round(part * unbegun.bit_count()))
             for slot in sorted(slots_of(own), reverse=True)[:count]:
                 given |= 1 << slot

@@ -284,8 +284,11 @@ class Admission:
         node = self._node
         compute = await node.world.compute.open(stage)
         seat = SeatRuntime(node.around(), compute)
+        claimed = node.claims.pop(stage, 0.0)
+        if self._furthest:  # in a first step, who has a rate has computed some of it: see window
+            rates = [claimed, *(each.pipeline.pace.rate for each in node.seats.values())]
+            seat.pipeline.pace.inherit(max(rates))
         node.seats[stage] = seat
-        node.claims.pop(stage, None)
         node.statuses_changed()  # the claim
         seat.pipeline.corpus = await self._loader.corpus() if stage == 0 else None
         at = await self._loader.state(stage, compute, fresh=not self._furthest)

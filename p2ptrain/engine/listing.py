@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from p2ptrain.core.assignment import SeatView
 from p2ptrain.core.schedule import last_step
 from p2ptrain.errors import WireError
@@ -24,7 +26,7 @@ from p2ptrain.units import Stage
 from p2ptrain.wire.records import SeatRecord, decode_record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from p2ptrain.ports import Record
     from p2ptrain.run import RunSpec
@@ -82,3 +84,17 @@ class Listing:
             version=seat.version,
             epoch=seat.epoch,
         )
+
+
+def at_listed_rates(
+    listed: Iterable[SeatView], told: Mapping[PeerId, Mapping[Stage, SeatView]]
+) -> Iterator[SeatView]:
+    """Seats as their peers have ``told`` of them, each at the rate that is ``listed`` since.
+
+    Of who sends us no heartbeats: its own word may be as old as the run, and say of a rate that
+    it is not known yet.
+    """
+    for seat in listed:
+        view = told.get(seat.peer, {}).get(seat.stage)
+        if view is not None and view.state == seat.state and seat.rate:
+            yield msgspec.structs.replace(view, rate=seat.rate)

@@ -5,7 +5,7 @@ in between. The estimate follows the latest services and outlives the step.
 
 Invariants:
     * only compute counts, never waiting: a seat must not look slow because others are;
-    * before the first measurement all seats look equal (``rate`` 0: unknown), so that
+    * before the first measurement of a peer all look equal (``rate`` 0: unknown), so that
       nobody is favoured for having computed nothing;
     * who comes among seats that have measured promises what they do: a longer guess would
       never be tried where faster seats offer too, and never be put right.
@@ -32,7 +32,7 @@ class Pace:
     def __init__(self) -> None:
         self.service_seconds: Seconds = FIRST_SERVICE_SECONDS
         self.computing_seconds: Seconds = 0.0  # of the device, for this seat in this step
-        self._measured = False
+        self._measured = self._inherited = False
 
     def begin(self) -> None:
         """A step begins: what was computed for the last is told."""
@@ -40,8 +40,16 @@ class Pace:
 
     def suppose(self, seconds: Seconds) -> None:
         """What stage-mates take, as our guess until the first measurement."""
-        if not self._measured:
+        if not (self._measured or self._inherited):
             self.service_seconds = seconds
+
+    def inherit(self, rate: float) -> None:
+        """Another seat of this peer computes ``rate`` microbatches a second; 0 says nothing.
+
+        It is our rate until we know better: stages are cut to take about as long.
+        """
+        if rate > 0 and not self._measured:
+            self.service_seconds, self._inherited = 1.0 / rate, True
 
     def observe(self, seconds: Seconds) -> None:
         """A microbatch took ``seconds`` of compute here, forward and backward together."""
@@ -52,4 +60,5 @@ class Pace:
     @property
     def rate(self) -> float:
         """Microbatches per second; 0 while unknown: others then take us for an average seat."""
-        return 1.0 / max(self.service_seconds, SERVICE_MIN_SECONDS) if self._measured else 0.0
+        known = self._measured or self._inherited
+        return 1.0 / max(self.service_seconds, SERVICE_MIN_SECONDS) if known else 0.0

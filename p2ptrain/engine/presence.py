@@ -284,8 +284,9 @@ class Presence:
         return seconds * self._rng.uniform(0.8, 1.2)
 
     @staticmethod
-    def _shape(own: dict[Stage, SeatStatus]) -> list[tuple[Stage, str]]:
-        return sorted((stage, status.state) for stage, status in own.items())
+    def _shape(own: dict[Stage, SeatStatus]) -> list[tuple[Stage, str, bool]]:
+        """What is told at once when it changes: a rate when it is known, not what it is."""
+        return sorted((stage, each.state, each.rate > 0) for stage, each in own.items())
 
 
 async def _wait(event: asyncio.Event, seconds: Seconds) -> bool:

@@ -1,8 +1,8 @@
 """Who serves what, as this peer knows it at first hand, with the directory as a hint.
 
 Heartbeats, commits and departures come from the peers themselves; what the directory
-lists is only used to find peers and to choose a stage. A peer is live while membership
-has heard from it lately.
+lists is only used to find peers, to choose a stage, and for the rates of those who are far
+and send no heartbeats. A peer is live while membership has heard from it lately.
 
 Invariants: versions only grow within an incarnation and an epoch; a new incarnation starts
 afresh; who is of another epoch than we serves nothing here until it is of ours; of who
@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from p2ptrain.core.assignment import SeatView
+from p2ptrain.engine.listing import at_listed_rates
 from p2ptrain.units import Stage, Step
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Roster:
         self._present: dict[Stage, tuple[SeatView, ...]] = {}  # as asked since the last change
         self._views: tuple[SeatView, ...] | None = None  # likewise
         self._order: list[tuple[Stage, PeerId]] | None = None  # of all seats, whatever their rates
-        self._hints: dict[tuple[Stage, PeerId], SeatView] = {}  # of those, who is only listed
+        self._hints: dict[tuple[Stage, PeerId], SeatView] = {}  # of those, as the directory says
         self._beyond: dict[tuple[Stage, Way], Step] = {}  # the most that seats of a stage said
 
     def hear(self, peer: PeerId, statuses: Iterable[SeatStatus]) -> News:
@@ -81,13 +82,14 @@ class Roster:
             return "nothing"
         self._heard[peer] = after
         self._dead.pop(peer, None)
-        self._views = None
-        self._order = None if was_dead or before.keys() != after.keys() else self._order
         for stage in (*before, *after):
             self._refresh(stage, before.get(stage), after.get(stage), back=was_dead)
-        if was_dead or {(s.stage, s.state, s.epoch) for s in before.values()} != {
+            self._hints.pop((stage, peer), None)
+        changed = was_dead or {(s.stage, s.state, s.epoch) for s in before.values()} != {
             (s.stage, s.state, s.epoch) for s in after.values()
-        }:
+        }
+        self._views, self._order = None, None if changed else self._order
+        if changed:
             return "seats"
         if any(seat.version != before[stage].version for stage, seat in after.items()):
             return "versions"
@@ -234,6 +236,9 @@ class Roster:
             living = [(peer, views) for peer, views in heard.items() if peer not in self._dead]
             told = [(stage, peer) for peer, views in living for stage in views]
             order = self._order = sorted([*hints, *told])
+            near = {stage + offset for stage in heard.get(self._me, {}) for offset in (-1, 0, 1)}
+            far = {peer: views for peer, views in living if near and near.isdisjoint(views)}
+            hints.update({(s.stage, s.peer): s for s in at_listed_rates(self._listed, far)})
         return tuple([hints[key] if key in hints else heard[key[1]][key[0]] for key in order])
 
     def furthest(self) -> Step:
@@ -282,12 +287,8 @@ class Roster:
         listed = self._present.get(stage)
         if listed is None:
             return
-        if (
-            back
-            or before is None
-            or after is None
-            or (before.state, before.epoch) != (after.state, after.epoch)
-        ):
+        same = before and after and (before.state, before.epoch) == (after.state, after.epoch)
+        if back or not same or after is None:
             del self._present[stage]
         elif before is not after:
             self._present[stage] = tuple(after if view is before else view for view in listed)

@@ -227,7 +227,8 @@ class SeatRuntime:
         """Stage 0: see what is ours to take from the data."""
         machine, at = self.stepper.machine, self.position
         if self.sourcer is not None and machine is not None and at is not None:
-            self.sourcer.refresh(self.stepper.live, machine.ledger.union(), now)
+            leaves, union = window.left_to_mates(self._around), machine.ledger.union()
+            self.sourcer.refresh(self.stepper.live, union, now, retiring=leaves)
             self._around.wake()
 
     def lost(self, peer: PeerId, now: Seconds) -> None:
@@ -306,8 +307,7 @@ class SeatRuntime:
         self.stepper.counted(_now())
 
     def _rate(self, peer: PeerId) -> float:
-        rates = window.rates(self._around, self.stage, own=self.pipeline.pace.rate)
-        return rates.get(peer, 0.0)
+        return window.rates(self._around, self.stage, own=self.pipeline.pace.rate).get(peer, 0.0)
 
     def _parked_bound(self) -> int:
         return window.parked_bound(

@@ -3,6 +3,7 @@
     what is mine --window--> the pipeline
     nothing left --WantSlots--> a stage-mate that has --GiveSlots--> mine
     a mate asks --> what has not begun here goes to it
+    giving the seat up --> nothing more is taken; all that has not begun waits for mates to ask
 
 Every seat of stage 0 can source every microbatch; core/sourcing says whose each is. The
 order is the same everywhere, so nobody needs to be asked before the end of one's share.
@@ -61,6 +62,7 @@ class Sourcer:
         self._shares: Shares | None = None
         self._slots: StepSlots | None = None
         self._pending = 0  # mine to source and not here yet
+        self._retiring = False
         self._live: frozenset[PeerId] = frozenset()
         self._union = 0  # counted by somebody who lives
         self._patience = PATIENCE_SECONDS
@@ -92,12 +94,17 @@ class Sourcer:
         self._at = self._shares = self.due_at = None
         self._pending = 0
 
-    def refresh(self, live: frozenset[PeerId], union: int, now: Seconds) -> None:
-        """Who lives, or what is counted, has changed: see what is ours to source now."""
+    def refresh(
+        self, live: frozenset[PeerId], union: int, now: Seconds, *, retiring: bool = False
+    ) -> None:
+        """Who lives, or what is counted, has changed: see what is ours to source now.
+
+        ``retiring``: the seat is being given up, and mates serve on.
+        """
         if union & ~self._counted:  # long steps are no sign of a stuck owner, standstill is
             self._moved_at = now
         self._counted |= union
-        self._live, self._union = live, union
+        self._live, self._union, self._retiring = live, union, retiring
         shares = self._shares
         if shares is None:
             return
@@ -106,6 +113,10 @@ class Sourcer:
         self._pending = shares.fallen_to(waited) if waited else shares.mine()
         self._pending &= ~union
         self.due_at = self._moved_at + (waited + 1) * self._patience
+        if retiring:
+            self._pipeline.shelf.drop_waiting(
+                shares.givable(self._pipeline.shelf.sourced_waiting())
+            )
         self.feed(now)
 
     def feed(self, now: Seconds) -> None:
@@ -113,14 +124,18 @@ class Sourcer:
         shares, at = self._shares, self._at
         if shares is None or at is None:
             return
+        left = shares.givable(self._pending) if self._retiring else 0
         for slot in slots_of(self._pending):
             work = Microbatch(at.step, Slot(slot))
             if not self._pipeline.holds(work):
+                if left >> slot & 1:
+                    continue
                 again = not shares.is_first_choice(slot) or bool(self._counted >> slot & 1)
                 if not self._pipeline.source(work, replay=again):
                     return
             self._pending &= ~(1 << slot)
-        self._want(shares, at, now)
+        if not self._retiring:
+            self._want(shares, at, now)
 
     # --- handing on ---------------------------------------------------------------------------
 
@@ -139,7 +154,7 @@ class Sourcer:
         if shares is None or slots is None:
             return
         waiting = self._pipeline.shelf.sourced_waiting()
-        part = part_for(self._rate(peer), self._rate(self._me))
+        part = 1.0 if self._retiring else part_for(self._rate(peer), self._rate(self._me))
         given = shares.give(peer, self._pending | waiting, room=message.room, part=part)
         self._pipeline.shelf.drop_waiting(given & waiting)
         self._pending &= ~given

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 
 def rates(around: Surroundings, stage: Stage, *, own: float) -> dict[PeerId, float]:
-    """Microbatches per second of the live seats of ``stage``, ours among them; 0 is unknown."""
-    announced = {seat.peer: seat.rate for seat in around.roster.present(stage)}
+    """Microbatches per second of the live seats of ``stage``, ours among them; 0 is unknown.
+
+    Who drains takes nothing new: its part is the others' already.
+    """
+    announced = {seat.peer: seat.rate for seat in around.roster.serving(stage)}
     return {**announced, around.signer.peer: own}
 
 
@@ -37,6 +40,13 @@ def begun_without_us(around: Surroundings) -> bool:
     """Whether somebody has computed in the first step already, and we have not."""
     rates = {seat.peer: seat.rate for seat in around.roster.serving(Stage(0))}
     return any(rates.values()) and not rates.get(around.signer.peer)
+
+
+def left_to_mates(around: Surroundings) -> bool:
+    """Whether our seat of stage 0 is being given up, and others take what it has not begun."""
+    here, me = around.roster.present(Stage(0)), around.signer.peer
+    states = {seat.peer: seat.state for seat in here}
+    return states.get(me) == "draining" and "serving" in states.values()
 
 
 def first_owners(around: Surroundings, *, late: bool) -> tuple[PeerId, ...]:

@@ -4,6 +4,7 @@ import random
 from collections import Counter, defaultdict
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import given, settings
 
@@ -245,6 +246,15 @@ def test_small_differences_and_lonely_seats_stay() -> None:
     two = [seat(ANN, 0, 1.0), seat(BOB, 0, 1.0), seat(EVE, 1, 0.9)]
     assert migrate(two, ANN, stages=2) is None
     assert migrate([seat(ANN, 0, 9.0), seat(BOB, 1, 1.0)], ANN, stages=2) is None
+
+
+def test_who_is_far_slower_than_usual_moves_only_where_even_that_is_felt() -> None:
+    slow = seat(PeerId("dan"), 0, 0.02)
+    view = [seat(ANN, 0), seat(BOB, 0), slow, seat(EVE, 1, 0.9)]
+    assert migrate(view, slow.peer, stages=2) is None
+    felt = msgspec.structs.replace(slow, rate=0.04)
+    assert migrate([*view[:2], felt, view[3]], felt.peer, stages=2) is not None
+    assert migrate(view, slow.peer, stages=3) is not None
 
 
 def test_a_hole_draws_somebody_who_leaves_none() -> None:

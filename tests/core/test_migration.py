@@ -9,7 +9,14 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from p2ptrain.core.assignment import HYSTERESIS, SeatView
-from p2ptrain.core.migration import LOOK_SECONDS, PAUSE_MOST_SECONDS, REST_SECONDS, Mover
+from p2ptrain.core.migration import (
+    ALERT_LOOK_SECONDS,
+    ALERT_SECONDS,
+    LOOK_SECONDS,
+    PAUSE_MOST_SECONDS,
+    REST_SECONDS,
+    Mover,
+)
 from p2ptrain.units import PeerId, Stage, Step
 
 DOWNLOAD_SECONDS = 20.0
@@ -112,6 +119,19 @@ def test_a_stage_that_lost_half_its_seats_is_filled_within_the_time_of_a_few_dow
     assert hurt.moves == moves
 
 
+def test_a_stage_that_loses_half_its_seats_at_once_is_filled_sooner() -> None:
+    for seed in range(5):
+        struck = swarm(4, [8, 8, 8, 8], seed=seed)
+        struck.run(200.0)
+        struck.peers = struck.peers[4:]
+        struck.run(70.0)
+        assert min(struck.rates()) >= 6.0
+        moves = struck.moves
+        struck.run(1200.0)
+        assert struck.moves - moves <= 1
+        assert struck.moves <= 6
+
+
 def test_a_crowd_on_one_stage_spreads_without_stampede() -> None:
     crowd = swarm(4, [30, 2, 2, 2])
     crowd.run(1200.0)
@@ -135,6 +155,58 @@ def test_any_layout_settles_without_a_hole(seats: list[int], seed: int, noise: f
     moved = some.moves
     some.run(600.0)
     assert some.moves - moved <= 5  # 30 an hour
+
+
+def views(*serving: str, draining: str = "") -> list[SeatView]:
+    """So many seats of stage 0, and one of stage 1 that is as fast as they are."""
+    names = [*serving, draining] if draining else serving
+    seats = [
+        SeatView(
+            peer=PeerId(name),
+            stage=Stage(name == "other"),
+            state="draining" if name == draining else "serving",
+            rate=1.0,
+            version=Step(3),
+        )
+        for name in names
+    ]
+    return sorted(seats, key=lambda seat: seat.stage)
+
+
+def resting(*, now: float = LOOK_SECONDS) -> Mover:
+    mover = Mover(PeerId("a"), stages=2, rng=random.Random(1), now=0.0)
+    assert mover.look(views("a", "b", "other"), now=now) is None
+    return mover
+
+
+def test_a_loss_is_looked_at_soon_and_often_and_then_as_ever() -> None:
+    mover = resting()
+    later = mover.due_at
+    assert later > 1.8 * LOOK_SECONDS
+    assert mover.look(views("a", "other"), now=LOOK_SECONDS + 1.0) is None
+    assert mover.due_at <= LOOK_SECONDS + 1.0 + ALERT_LOOK_SECONDS
+    first = mover.due_at
+    mover.look(views("a", "other"), now=first)
+    assert 0.8 * ALERT_LOOK_SECONDS < mover.due_at - first < 1.2 * ALERT_LOOK_SECONDS
+    last = LOOK_SECONDS + 1.0 + ALERT_SECONDS
+    mover.look(views("a", "other"), now=last)
+    assert mover.due_at - last > 0.8 * LOOK_SECONDS
+
+
+def test_who_leaves_in_order_and_who_comes_alarm_nobody() -> None:
+    mover = resting()
+    later = mover.due_at
+    mover.look(views("a", "other", "new", draining="b"), now=LOOK_SECONDS + 1.0)
+    mover.look(views("a", "other", "new"), now=LOOK_SECONDS + 2.0)
+    assert mover.due_at == later
+
+
+def test_who_has_just_moved_rests_whoever_is_lost() -> None:
+    mover = resting()
+    mover.ended(moved=True, now=LOOK_SECONDS)
+    rested = mover.due_at
+    mover.look(views("a", "other"), now=LOOK_SECONDS + 1.0)
+    assert mover.due_at == rested
 
 
 def test_looks_are_spread_and_rest_follows_a_move() -> None:

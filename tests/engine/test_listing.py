@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from p2ptrain.core.assignment import SeatView
+from p2ptrain.core.assignment import SeatState, SeatView
 from p2ptrain.core.schedule import last_step
-from p2ptrain.engine.listing import SEATS_MOST, Listing
+from p2ptrain.engine.listing import SEATS_MOST, Listing, at_listed_rates
 from p2ptrain.ports import Record
 from p2ptrain.run import Cut, RunSpec
 from p2ptrain.units import PeerId, Stage, Step
@@ -91,3 +91,14 @@ def test_more_than_anybody_needs_are_not_looked_at(listing: Listing) -> None:
     owners = [PeerId(f"{number:05}") for number in range(SEATS_MOST + 5)]
     listing.take(LOW, [record(owner, seat()) for owner in reversed(owners)])
     assert [view.peer for view in listing.seats()] == owners[:SEATS_MOST]
+
+
+def test_what_was_said_is_shown_at_the_rate_that_is_listed_since() -> None:
+    def view(peer: PeerId, rate: float, state: SeatState = "serving") -> SeatView:
+        return SeatView(peer=peer, stage=LOW, state=state, rate=rate, version=Step(4))
+
+    told = {BOB: {LOW: view(BOB, 0.0)}, EVE: {LOW: view(EVE, 2.0)}}
+    listed = [view(ANN, 7.0), view(BOB, 3.0)]
+    assert list(at_listed_rates(listed, told)) == [view(BOB, 3.0)]
+    assert list(at_listed_rates([view(EVE, 0.0)], told)) == []  # not known when it was written
+    assert list(at_listed_rates([view(EVE, 1.0, "draining")], told)) == []  # of another time

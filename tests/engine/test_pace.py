@@ -33,6 +33,18 @@ def test_what_mates_take_is_supposed_until_it_is_measured() -> None:
     assert pace.service_seconds == 4.0
 
 
+def test_the_rate_of_another_seat_is_ours_until_we_know_better() -> None:
+    pace = Pace()
+    pace.inherit(0.0)
+    assert pace.rate == 0.0
+    pace.inherit(2.0)
+    pace.suppose(4.0)  # what mates take says nothing of this machine
+    assert (pace.rate, pace.service_seconds) == (2.0, 0.5)
+    pace.observe(4.0)
+    pace.inherit(2.0)
+    assert pace.rate == 0.25
+
+
 @given(st.lists(services, min_size=1, max_size=30))
 def test_it_stays_within_what_was_measured_and_its_rate_finite(seconds: list[float]) -> None:
     pace = Pace()

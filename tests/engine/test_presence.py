@@ -138,6 +138,20 @@ async def test_a_change_is_announced_at_once_and_a_refresh_keeps_records_alive()
 
 
 @virtual
+async def test_a_rate_is_announced_as_soon_as_it_is_known() -> None:
+    """Who is far hears it from the directory alone, and takes us for usual until then."""
+    world = World()
+    ann, bob = world.presence(ANN), world.presence(BOB)
+    async with running(ann, bob):
+        ann.announce([status(0, rate=0.0)])
+        await asyncio.sleep(5.0)
+        ann.announce([status(0, rate=3.0)])
+        await asyncio.sleep(2.0)
+        records = await world.directory(EVE).read(stage_key(RUN, Stage(0)))
+        assert [decode_record(each.value, SeatRecord).rate for each in records] == [3.0]
+
+
+@virtual
 async def test_the_first_commit_is_told_at_once_and_later_ones_with_the_refresh() -> None:
     world = World()
     ann, bob = world.presence(ANN), world.presence(BOB)

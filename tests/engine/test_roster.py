@@ -100,6 +100,20 @@ def test_the_directory_is_believed_of_strangers_only() -> None:
     assert roster.everyone() == (A, B)
 
 
+def test_the_rates_of_those_who_are_far_are_as_listed_and_of_the_near_as_heard() -> None:
+    """A far peer was met when the run began; its rate was not known then."""
+    roster = Roster(ME)
+    roster.hear(ME, [status(0)])
+    roster.hear(A, [status(1, rate=2.0)])
+    roster.hear(B, [status(2, rate=0.0)])
+    roster.list([view(A, 1), view(B, 2)])
+    assert [(v.peer, v.rate) for v in roster.views()] == [(ME, 1.0), (A, 2.0), (B, 1.0)]
+    roster.hear(B, [status(2, rate=0.0, version=4)])  # its latest word, until the next record
+    assert [(v.rate, v.version) for v in roster.views() if v.peer == B] == [(0.0, 4)]
+    roster.hear(ME, [status(0), status(1)])
+    assert [v.rate for v in roster.views() if v.peer == B] == [0.0]
+
+
 def test_who_left_is_gone_from_the_list_too() -> None:
     roster = Roster(ME)
     roster.hear(A, [status(0)])

@@ -173,6 +173,33 @@ def test_what_has_not_begun_is_handed_on_and_not_begun_then(bench: MakeBench) ->
     assert all(seat.pipeline.holds(Microbatch(Step(0), Slot(slot))) for slot in range(8))
 
 
+def test_a_seat_that_is_given_up_takes_nothing_more_and_hands_all_on(bench: MakeBench) -> None:
+    seat = bench(stage=0)
+    sourcer = begun(seat)
+    sourcer.refresh(BOTH, 0, 0.0)
+    begun_here = seat.pipeline.next_job()
+    begun_here.state = "computing"
+    sourcer.refresh(BOTH, 0, 0.1, retiring=True)
+    rest = mine() - {begun_here.work.slot}
+    assert not any(seat.pipeline.holds(Microbatch(Step(0), Slot(slot))) for slot in rest)
+    assert seat.post.told == []  # nor does it ask for more
+    sourcer.hear(OTHER, m.WantSlots(at=seat.at, room=8), 0.2)
+    assert set(slots_of(bytes_to_mask(seat.post.told[-1][1].slots))) == rest
+    sourcer.refresh(frozenset({ME}), 0, 0.3)  # nobody is left to take it
+    assert all(seat.pipeline.holds(Microbatch(Step(0), Slot(slot))) for slot in range(8))
+
+
+def test_what_was_handed_to_a_seat_that_is_given_up_is_computed_there(bench: MakeBench) -> None:
+    seat = bench(stage=0)
+    seat.post.serving[0] = (ME, OTHER)
+    sourcer = begun(seat)
+    sourcer.refresh(BOTH, counted(mine()), 0.0)
+    slot = max(theirs())
+    sourcer.refresh(BOTH, counted(mine()), 0.1, retiring=True)
+    sourcer.hear(OTHER, m.GiveSlots(at=seat.at, slots=bytes([1 << slot])), 0.2)
+    assert seat.pipeline.holds(Microbatch(Step(0), Slot(slot)))
+
+
 def test_what_is_computing_is_not_handed_on(bench: MakeBench) -> None:
     seat = bench(stage=0)
     sourcer = begun(seat)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,14 +16,22 @@ from p2ptrain.units import PeerId, Stage, Step
 ME, MATE = PeerId("me"), PeerId("mate")
 
 
-def around(**rates: float) -> Any:
+def around(*leaving: PeerId, **rates: float) -> Any:
+    """The seats of stage 0 with these rates; those of ``leaving`` drain."""
     seats = tuple(
-        SeatView(peer=PeerId(peer), stage=Stage(0), state="serving", rate=rate, version=Step(0))
+        SeatView(
+            peer=PeerId(peer),
+            stage=Stage(0),
+            state="draining" if peer in leaving else "serving",
+            rate=rate,
+            version=Step(0),
+        )
         for peer, rate in rates.items()
     )
+    serving = tuple(seat for seat in seats if seat.state == "serving")
     return SimpleNamespace(
         spec=toy_spec(stages=2, microbatches=64, steps=1),
-        roster=SimpleNamespace(present=lambda _stage: seats, serving=lambda _stage: seats),
+        roster=SimpleNamespace(present=lambda _stage: seats, serving=lambda _stage: serving),
         signer=SimpleNamespace(peer=ME),
     )
 
@@ -39,6 +48,20 @@ def test_our_own_rate_is_what_we_measure_now() -> None:
 def test_the_window_is_shared_by_speed(own: float, mate: float, bound: int) -> None:
     found = window.parked_bound(around(me=0.1, mate=mate), Stage(0), rate=own, total_slots=64)
     assert found == bound
+
+
+def test_the_part_of_who_leaves_is_the_others_at_once() -> None:
+    three = {"me": 1.0, "mate": 1.0, "third": 2.0}
+    bound = partial(window.parked_bound, stage=Stage(0), rate=1.0, total_slots=64)
+    assert bound(around(**three)) == 6
+    assert bound(around(PeerId("third"), **three)) == 8
+    assert PeerId("third") not in window.rates(around(PeerId("third"), **three), Stage(0), own=1.0)
+
+
+def test_a_seat_that_leaves_leaves_the_data_to_mates_if_there_are_any() -> None:
+    assert not window.left_to_mates(around(me=1.0, mate=1.0))
+    assert window.left_to_mates(around(ME, me=1.0, mate=1.0))
+    assert not window.left_to_mates(around(ME, MATE, me=1.0, mate=1.0))
 
 
 @pytest.mark.parametrize(
