@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from p2ptrain.core.stragglers import BACKWARD_SHARE
 from p2ptrain.units import Microbatch
 
 if TYPE_CHECKING:
@@ -44,6 +45,14 @@ class Item:
     def returned(self) -> bool:
         """Whether its gradient is back and waits to be computed."""
         return self.state == "parked" and self.gradient is not None
+
+    @property
+    def services_owed(self) -> float:
+        """How much of a service is left to do, until it is counted; what computes is not begun."""
+        if self.state == "counted":
+            return 0.0
+        begun = self.state == "parked" or self.gradient is not None
+        return BACKWARD_SHARE if begun else 1.0
 
     @property
     def age(self) -> tuple[int, bool, int]:

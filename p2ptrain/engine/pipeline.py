@@ -70,11 +70,11 @@ class Pipeline:
         self.tallies = Tallies()
         self.pace = Pace()
         self.past: Past | None = None  # the last step, while another stage may need it
-        self.frozen = self.passing = False
-        self.draining = False
+        self.frozen = self.passing = self.draining = False
         self.corpus: Corpus | None = None
         self.on_change: Callable[[], None] = lambda: None
         self.on_count: Callable[[], None] = lambda: None
+        self.late: Callable[[], bool] = lambda: False  # see engine/ending
         self._emit = emit
         self._place = place
         self._new_answers = partial(
@@ -170,7 +170,7 @@ class Pipeline:
             reason, retry = "unknown", FOREIGN_RETRY_SECONDS
         elif self.draining:
             reason, retry = "draining", self.pace.service_seconds
-        elif self._stands_still or not self.shelf.has_room():  # nothing begins, or could be kept
+        elif self._stands_still or (not self.frozen and self.late()) or not self.shelf.has_room():
             reason, retry = "queue", max(self.pace.service_seconds, BEHIND_RETRY_SECONDS)
         else:
             answer = self.book.ask(

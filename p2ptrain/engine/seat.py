@@ -19,6 +19,7 @@ from p2ptrain.core.schedule import step_slots
 from p2ptrain.core.sourcing import weighted
 from p2ptrain.engine import window
 from p2ptrain.engine.custodian import Custodian
+from p2ptrain.engine.ending import Ending
 from p2ptrain.engine.gauge import Gauge
 from p2ptrain.engine.past import Past
 from p2ptrain.engine.pipeline import Pipeline
@@ -77,6 +78,7 @@ class SeatRuntime:
             next_seq=around.next_seq,
             distrust=around.distrust,
         )
+        self._ending = Ending(self.pipeline, self.stepper, around)
         source = (around.run, me, self.pipeline, around.post)
         self.sourcer = Sourcer(*source, rate=self._rate) if self.stage == 0 else None
         self._total_slots, self._step_seconds, self._began = 0, 0.0, 0.0  # of this step; the last
@@ -88,8 +90,7 @@ class SeatRuntime:
     def begin(self, at: Position, members: tuple[tuple[PeerId, ...], ...]) -> None:
         """Take up a step at ``at``. ``members``: peers of the last step record, per stage."""
         now, around = _now(), self._around
-        self.state, self.version, self.parting = "serving", at.step, False
-        self._epoch = at.epoch
+        self.state, self.version, self.parting, self._epoch = "serving", at.step, False, at.epoch
         self._step_seconds, self._began = (now - self._began) if at.step else 0.0, now
         self._late, slots = window.begun_without_us(around), step_slots(around.spec, at.step)
         if usual := window.usual_service(around, self.stage):
@@ -298,6 +299,7 @@ class SeatRuntime:
             self.pipeline.past.changed()
         self._gauge.look()
         self._spilling.look()
+        self._ending.look()
         self.stepper.quiet(_now())
         self._around.wake()
 

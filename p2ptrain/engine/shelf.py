@@ -122,3 +122,12 @@ class Shelf:
         forwards = sum(item.state == "queued" for item in items)
         backwards = sum(item.returned for item in items)
         return forwards + backwards * 2 / 3
+
+    def services_owed(self) -> float:
+        """How many services it takes to count all that is here, what is computing included."""
+        return sum(item.services_owed for item in self._items.values())
+
+    def given_waiting(self) -> list[Item]:
+        """What others have sent and whose forward has not begun, oldest first."""
+        given = (i for i in self._items.values() if i.state == "queued" and i.sender is not None)
+        return sorted(given, key=lambda item: item.age)

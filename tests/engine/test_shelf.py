@@ -169,3 +169,25 @@ def test_what_is_counted_keeps_its_place_and_not_its_frames(bench: Bench) -> Non
     assert (counted.tokens, counted.given, counted.gradient) == (b"", None, None)
     assert bench.shelf.state(work(0)) == "counted"
     assert waiting.gradient == b"g"
+
+
+def test_what_is_owed_ends_with_the_count_and_holds_what_is_parked(bench: Bench) -> None:
+    assert bench.shelf.services_owed() == 0
+    bench.put(0, "queued")
+    bench.put(1, "computing")
+    assert bench.shelf.services_owed() == pytest.approx(2)
+    bench.put(2, "computing", b"g")
+    bench.put(3, "parked")
+    bench.put(4, "parked", b"g")
+    assert bench.shelf.services_owed() == pytest.approx(4)
+    bench.put(5, "counted", b"g")
+    assert bench.shelf.services_owed() == pytest.approx(4)
+
+
+def test_what_others_sent_and_has_not_begun_is_found_oldest_first(bench: Bench) -> None:
+    sent = [bench.put(slot) for slot in (3, 1)]
+    for item in sent:
+        item.sender = PeerId("below")
+    bench.put(0).sender = None  # taken from the data
+    bench.put(2, "parked").sender = PeerId("below")
+    assert bench.shelf.given_waiting() == sent[::-1]
