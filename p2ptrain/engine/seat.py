@@ -82,8 +82,7 @@ class SeatRuntime:
         source = (around.run, me, self.pipeline, around.post)
         self.sourcer = Sourcer(*source, rate=self._rate) if self.stage == 0 else None
         self._total_slots, self._step_seconds, self._began = 0, 0.0, 0.0  # of this step; the last
-        self._late = False  # whether the first step had begun when we came
-        self._epoch = 0
+        self._epoch, self._late = 0, False  # late: the first step had begun when we came
 
     # --- the step ---------------------------------------------------------------------------
 
