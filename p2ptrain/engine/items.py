@@ -55,13 +55,9 @@ class Item:
         return BACKWARD_SHARE if begun else 1.0
 
     @property
-    def age(self) -> tuple[int, bool, bool, int]:
-        """Smallest is computed first: oldest step, then replays (all wait for them), then slot.
-
-        Forwards go before backwards: the stages above need something to do, and how far ahead
-        of its gradients a seat may go, its parked bound says.
-        """
-        return self.work.step, not self.replay, self.returned, self.work.slot
+    def age(self) -> tuple[int, bool, int]:
+        """Smallest is computed first: oldest step, then replays (all wait for them), then slot."""
+        return self.work.step, not self.replay, self.work.slot
 
 
 def sourced(work: Microbatch, tokens: Buffer, *, replay: bool) -> Item:

@@ -1,8 +1,6 @@
 """The compute side of a peer: the oldest microbatch of all its seats, one at a time.
 
-Oldest (t, slot) first, and forwards before backwards. Refused: backwards before forwards, or
-by slot alone. Where all stages are about equally strong the upper ones then wait for input
-that lies in front of the lower ones (benchmarks.capacity, stream).
+Oldest (t, slot) first is 91% of capacity and half the tail of backward-first (DESIGN 4).
 One worker per device; compute itself runs elsewhere (an executor, or inline in a
 simulation), so the loop stays free for heartbeats and answers.
 """
