@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @pytest.mark.timeout(300)
 def test_every_row_trains_and_few_bits_take_few_bytes(tmp_path: Path) -> None:
     out = tmp_path / "table.json"
-    flags = ["--seeds", "0", "--steps", str(2 * EVERY), "--out", str(out)]
+    flags = ["--seeds", "0", "--steps", str(3 * EVERY), "--out", str(out)]
     done = CliRunner().invoke(main, flags)
     assert done.exit_code == 0, done.output
     rows = msgspec.json.decode(out.read_bytes())["rows"]
