@@ -61,6 +61,7 @@ def test_what_has_been_found_is_written_after_every_case(
     assert [case["seed"] for case in msgspec.json.decode(out.read_bytes())["cases"]] == [3, 5]
 
 
+@pytest.mark.timeout(120)
 def test_a_stage_that_lost_half_is_mended_and_nobody_moves_in_calm() -> None:
     found = mend(HALVED, Phases(settle_seconds=60.0, rest_seconds=60.0))
     assert found.moves_per_hour == 0
