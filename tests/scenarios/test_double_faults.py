@@ -204,7 +204,7 @@ def test_on_real_tensors_they_are_made_again_to_the_bit(
 
 def with_present_weights(self: Any, kind: str, work: Any, *inputs: Any) -> bytes:
     """In the place of ``ToyState._seed``."""
-    self._before = self._weights
+    self._before = self.held
     return toy_seed(self, kind, work, *inputs)
 
 
