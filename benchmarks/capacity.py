@@ -67,6 +67,7 @@ class Figure:
     name: str
     stages: int
     replicas: int
+    window: int
     microbatches: int
     seed: int
     bound: float
@@ -120,6 +121,7 @@ def _figure(
         name=name,
         stages=swarm.stages,
         replicas=swarm.replicas,
+        window=swarm.window,
         microbatches=swarm.microbatches,
         seed=swarm.seed,
         bound=swarm.bound,
@@ -133,7 +135,7 @@ def _figure(
     )
 
 
-def flows(*, long: bool, seed: int) -> Sequence[tuple[str, Swarm]]:
+def flows(*, long: bool, seed: int, window: int) -> Sequence[tuple[str, Swarm]]:
     """Streams and steps: names and swarms."""
     stages, replicas = (16, 8) if long else (4, 4)
     ids, steps_ = EACH * stages * replicas, 2 if long else 3
@@ -143,9 +145,10 @@ def flows(*, long: bool, seed: int) -> Sequence[tuple[str, Swarm]]:
         microbatches=ids,
         steps=steps_,
         seed=seed,
+        window=window,
         sum_seconds=SUM_SECONDS,
     )
-    endless = Swarm(stages=stages, replicas=replicas, microbatches=2 * ids, seed=seed)
+    endless = replace(whole, microbatches=2 * ids, steps=1, sum_seconds=0.0)
     return (
         ("step", whole),
         ("step, dying", replace(whole, trouble=DYING)),
@@ -192,13 +195,17 @@ def joining(*, long: bool, seed: int) -> dict[str, object]:
 @click.command(help=__doc__)
 @click.option("--long", is_flag=True, help="the record's size")
 @click.option("--seed", "seeds", multiple=True, default=(0,), help="draws: one case each")
+@click.option("--window", default=4, show_default=True, help="limits.window_per_stage of flows")
 @click.option("--only", multiple=True, help="names of cases; all without")
 @click.option("--out", type=click.Path(path_type=Path), default=None)
-def cli(*, long: bool, seeds: tuple[int, ...], only: tuple[str, ...], out: Path | None) -> None:
+def cli(
+    *, long: bool, seeds: tuple[int, ...], window: int, only: tuple[str, ...], out: Path | None
+) -> None:
     commit, rows = record.source_commit(), []
     cases: list[tuple[str, Callable[[], dict[str, object]]]] = []
     for seed in seeds:
-        cases += [(name, partial(flow, name, one)) for name, one in flows(long=long, seed=seed)]
+        swarms = flows(long=long, seed=seed, window=window)
+        cases += [(name, partial(flow, name, one)) for name, one in swarms]
         cases.append(("mend", partial(mending, long=long, seed=seed)))
         cases.append(("join", partial(joining, long=long, seed=seed)))
     click.echo(HEAD)

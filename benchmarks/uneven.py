@@ -78,7 +78,10 @@ class Trouble:
 
 @dataclass(frozen=True, kw_only=True)
 class Swarm:
-    """Who is there. ``placed``: everybody is told its stage; else they choose."""
+    """Who is there. ``placed``: everybody is told its stage; else they choose.
+
+    ``window``: the RunSpec's ``limits.window_per_stage``.
+    """
 
     stages: int
     replicas: int
@@ -89,6 +92,7 @@ class Swarm:
     sum_seconds: Seconds = 0.0
     load_seconds: Seconds = 0.0
     memory_seats: int | None = None
+    window: int = 4
     trouble: Trouble = field(default_factory=Trouble)
 
     @cached_property
@@ -118,7 +122,10 @@ class Swarm:
             evaluation=Evaluation(every_steps=0, microbatches=0),
         )
         limits = msgspec.structs.replace(
-            spec.limits, heartbeat_seconds=HEARTBEAT_SECONDS, suspect_seconds=3 * HEARTBEAT_SECONDS
+            spec.limits,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+            suspect_seconds=3 * HEARTBEAT_SECONDS,
+            window_per_stage=self.window,
         )
         cost = CostModel(
             forward_seconds=FORWARD_SECONDS,
