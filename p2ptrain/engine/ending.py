@@ -64,7 +64,8 @@ class Ending:
         machine, pace, around = self._stepper.machine, self._pipeline.pace, self._around
         assert machine is not None
         rates = window.rates(around, self._pipeline.stage, own=pace.rate)
-        own = rates.pop(around.signer.peer)
+        me, now = around.signer.peer, asyncio.get_running_loop().time()
+        own = rates.pop(me)
         left = machine.ledger.missing().bit_count()
-        now = asyncio.get_running_loop().time()
-        return self._rest.services(left, own=own, mates=rates.values(), now=now)
+        theirs = sum(mask.bit_count() for peer, mask in machine.ledger.cover() if peer != me)
+        return self._rest.services(left, theirs=theirs, own=own, mates=rates.values(), now=now)
