@@ -38,8 +38,9 @@ class Ending:
 
     def late(self) -> bool:
         """Whether one more microbatch would end here when the stage could have been through."""
-        services = self._services()
-        return services < math.inf and self._pipeline.shelf.services_owed() + 1.0 > services
+        services, pipeline = self._services(), self._pipeline
+        coming = pipeline.shelf.services_owed() + pipeline.book.reserved  # offered, not here yet
+        return services < math.inf and coming + 1.0 > services
 
     def look(self) -> None:
         """Give back what waits here in vain."""
@@ -64,8 +65,7 @@ class Ending:
         machine, pace, around = self._stepper.machine, self._pipeline.pace, self._around
         assert machine is not None
         rates = window.rates(around, self._pipeline.stage, own=pace.rate)
-        me, now = around.signer.peer, asyncio.get_running_loop().time()
-        own = rates.pop(me)
+        own = rates.pop(around.signer.peer)
         left = machine.ledger.missing().bit_count()
-        theirs = sum(mask.bit_count() for peer, mask in machine.ledger.cover() if peer != me)
-        return self._rest.services(left, theirs=theirs, own=own, mates=rates.values(), now=now)
+        now = asyncio.get_running_loop().time()
+        return self._rest.services(machine.at.step, left, own=own, mates=rates.values(), now=now)

@@ -104,16 +104,17 @@ class Sourcer:
         if union & ~self._counted:  # long steps are no sign of a stuck owner, standstill is
             self._moved_at = now
         self._counted |= union
-        self._live, self._union, self._retiring = live, union, retiring
+        self._live, self._union = live, union
         shares = self._shares
         if shares is None:
             return
         shares.set_live(live)
         waited = int((now - self._moved_at) / self._patience + ROUNDING)
+        self._retiring = retiring and not waited  # nobody asked, or who did stands still
         self._pending = shares.fallen_to(waited) if waited else shares.mine()
         self._pending &= ~union
         self.due_at = self._moved_at + (waited + 1) * self._patience
-        if retiring:
+        if self._retiring:
             self._pipeline.shelf.drop_waiting(
                 shares.givable(self._pipeline.shelf.sourced_waiting())
             )

@@ -11,9 +11,9 @@ from p2ptrain.core.ending import MARGIN_SERVICES, STILL_SECONDS, STILL_SERVICES,
 
 def test_the_slow_are_given_the_time_that_the_others_need() -> None:
     rest = Rest()
-    services = rest.services(30, theirs=0, own=0.1, mates=(1.0, 2.0), now=0.0)
+    services = rest.services(0, 30, own=0.1, mates=(1.0, 2.0), now=0.0)
     assert services == pytest.approx(0.1 * (30 / 3.0 + MARGIN_SERVICES / 2.0))
-    assert rest.services(3, theirs=27, own=0.1, mates=(1.0, 2.0), now=1.0) < services
+    assert rest.services(0, 3, own=0.1, mates=(1.0, 2.0), now=1.0) < services
 
 
 @pytest.mark.parametrize(
@@ -22,14 +22,13 @@ def test_the_slow_are_given_the_time_that_the_others_need() -> None:
     ids=["as fast as the fastest", "fastest", "alone", "unknown itself", "mates unknown"],
 )
 def test_who_is_not_known_to_be_slower_does_not_hurry(own: float, mates: tuple[float, ...]) -> None:
-    assert Rest().services(1, theirs=0, own=own, mates=mates, now=0.0) == math.inf
+    assert Rest().services(0, 1, own=own, mates=mates, now=0.0) == math.inf
 
 
 def test_of_any_seats_one_takes_everything() -> None:
     rates = (0.1, 0.7, 2.0, 1.9)
     free = [
-        Rest().services(0, theirs=0, own=own, mates=(*rates[:i], *rates[i + 1 :]), now=0.0)
-        == math.inf
+        Rest().services(0, 0, own=own, mates=(*rates[:i], *rates[i + 1 :]), now=0.0) == math.inf
         for i, own in enumerate(rates)
     ]
     assert free == [False, False, True, False]
@@ -38,12 +37,14 @@ def test_of_any_seats_one_takes_everything() -> None:
 @pytest.mark.parametrize("own", [0.5, 0.01])
 def test_a_mate_that_promises_and_counts_nothing_holds_nobody_up_for_long(own: float) -> None:
     rest, patience = Rest(), max(STILL_SECONDS, STILL_SERVICES / own)
+    assert rest.services(0, 4, own=own, mates=(1e9,), now=0.0) < 1.0
+    assert rest.services(0, 4, own=own, mates=(1e9,), now=patience) < 1.0
+    assert rest.services(0, 4, own=own, mates=(1e9,), now=patience + 0.1) == math.inf
+    assert rest.services(0, 3, own=own, mates=(1e9,), now=patience + 0.2) == math.inf  # by us
+    assert rest.services(1, 8, own=own, mates=(1e9,), now=patience + 0.3) < 1.0
 
-    def services(left: int, theirs: int, now: float) -> float:
-        return rest.services(left, theirs=theirs, own=own, mates=(1e9,), now=now)
 
-    assert services(4, 0, 0.0) < 1.0
-    assert services(4, 0, patience) < 1.0
-    assert services(4, 0, patience + 0.1) == math.inf
-    assert services(3, 0, patience + 0.2) == math.inf  # what we count ourselves is no sign of it
-    assert services(2, 1, patience + 0.3) < 1.0  # it does count
+def test_what_a_mate_takes_back_and_says_again_is_no_progress() -> None:
+    rest = Rest()
+    said = [rest.services(0, 8 - k % 2, own=1.0, mates=(1e9,), now=14.0 * k) for k in range(5)]
+    assert said[-1] == math.inf

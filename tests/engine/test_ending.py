@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 from p2ptrain.core.assignment import SeatView
-from p2ptrain.core.ending import STILL_SERVICES
 from p2ptrain.engine.ending import Ending
 from p2ptrain.observe import events as ev
 from p2ptrain.sim import loop
@@ -27,16 +25,13 @@ class Stage1:
     def __init__(self, bench: Any) -> None:
         self.bench, self.pipeline, self.post = bench, bench.pipeline, bench.post
         self.left = 0xFF
-        self.counted = {ME: 0, MATE: 0}
         self.pipeline.pace.observe(SLOW_SECONDS)
         seats = [self._seat(ME, 1 / SLOW_SECONDS), self._seat(MATE, 1.0)]
         around: Any = SimpleNamespace(
             roster=SimpleNamespace(serving=lambda _stage: seats), signer=SimpleNamespace(peer=ME)
         )
-        ledger = SimpleNamespace(
-            missing=lambda: self.left, cover=lambda: tuple(sorted(self.counted.items()))
-        )
-        stepper: Any = SimpleNamespace(machine=SimpleNamespace(ledger=ledger))
+        ledger = SimpleNamespace(missing=lambda: self.left)
+        stepper: Any = SimpleNamespace(machine=SimpleNamespace(ledger=ledger, at=bench.at))
         self.ending = Ending(self.pipeline, stepper, around)
 
     @staticmethod
@@ -73,15 +68,14 @@ class Stage1:
         return [work.slot for work in works if self.pipeline.holds(work)]
 
 
-Play = Callable[[Callable[[Stage1], Coroutine[None, None, None] | None]], None]
+Play = Callable[[Callable[[Stage1], None]], None]
 
 
 @pytest.fixture
 def play(bench: Callable[..., Any]) -> Play:
-    def run(scene: Callable[[Stage1], Coroutine[None, None, None] | None]) -> None:
+    def run(scene: Callable[[Stage1], None]) -> None:
         async def main() -> None:
-            if (rest := scene(Stage1(bench()))) is not None:
-                await rest
+            scene(Stage1(bench()))
 
         played: Coroutine[None, None, None] = main()
         loop.run(played)
@@ -155,21 +149,5 @@ def test_the_fastest_takes_all(play: Play) -> None:
         assert seat.here() == [0, 1, 2]
         assert seat.ask(3) is m.Offer
         assert not [event for event in seat.bench.events if isinstance(event, ev.BusySaid)]
-
-    play(scene)
-
-
-def test_a_mate_that_counts_nothing_is_waited_for_once_not_once_for_each_of_ours(
-    play: Play,
-) -> None:
-    async def scene(seat: Stage1) -> None:
-        seat.left = 0x3
-        assert seat.ask(0) is m.Busy
-        await asyncio.sleep(STILL_SERVICES * SLOW_SECONDS + 1.0)
-        assert seat.ask(0) is m.Offer
-        seat.left, seat.counted[ME] = 0x2, 0x1
-        assert seat.ask(1) is m.Offer
-        seat.left, seat.counted[MATE] = 0x1, 0x2
-        assert seat.ask(2) is m.Busy
 
     play(scene)

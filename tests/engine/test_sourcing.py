@@ -189,6 +189,17 @@ def test_a_seat_that_is_given_up_takes_nothing_more_and_hands_all_on(bench: Make
     assert all(seat.pipeline.holds(Microbatch(Step(0), Slot(slot))) for slot in range(8))
 
 
+def test_a_seat_that_is_given_up_takes_its_own_after_all_if_its_mates_stand_still(
+    bench: MakeBench,
+) -> None:
+    seat = bench(stage=0)
+    sourcer = begun(seat)
+    sourcer.refresh(BOTH, 0, 0.0, retiring=True)
+    assert sourced(seat) == set()
+    sourcer.refresh(BOTH, 0, PATIENCE_SECONDS, retiring=True)
+    assert sourced(seat) == set(range(8))
+
+
 def test_what_was_handed_to_a_seat_that_is_given_up_is_computed_there(bench: MakeBench) -> None:
     seat = bench(stage=0)
     seat.post.serving[0] = (ME, OTHER)
