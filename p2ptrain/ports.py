@@ -8,6 +8,7 @@ event loop is the clock.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
@@ -384,6 +385,10 @@ class Compute(Protocol):
 # --- Spill ----------------------------------------------------------------------------------
 
 
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors of a process that lacks something at the moment: they say nothing of what a disk holds."""
+
+
 class Spill(Protocol):
     """Frames put out of memory for as long as this process lives; nothing outlives it.
 
@@ -415,7 +420,8 @@ class Spill(Protocol):
         """The parts as they were given; they stay here.
 
         Raises:
-            OSError: it was dropped, or the disk does not give back what it was given.
+            OSError: it was dropped, or the disk does not give back what it was given; or, with
+                an errno of SHORTAGES, it can be had later.
         """
         ...
 

@@ -11,7 +11,8 @@ Invariants:
       (a seat has one write on its way);
     * a frame comes back exactly as it was given, or not at all: its checksum stays in memory;
     * a put that failed or was cancelled leaves neither bytes nor their count;
-    * a disk that has not given back one frame is given no other.
+    * a disk that has not given back one frame is given no other; a process that lacks a
+      descriptor or memory for a moment says nothing of its disk.
 
 Refused: one large file with holes. A step's frames go all at once, and so do their files.
 """
@@ -26,6 +27,8 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from p2ptrain.ports import SHORTAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,8 +90,8 @@ class DiskSpill:
             return await asyncio.get_running_loop().run_in_executor(
                 self._thread, _read, self._path(handle), blob
             )
-        except OSError:
-            self._distrusted = True
+        except OSError as error:
+            self._distrusted |= error.errno not in SHORTAGES
             raise
 
     def drop(self, handle: int) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from p2ptrain.observe import events as ev
+from p2ptrain.ports import SHORTAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,7 +120,8 @@ class Frames:
         try:
             parts = await self.spill.get(kept.handle)
         except OSError as error:
-            if self._kept.get(key) is kept and not self.torn:  # else nobody needs it any more
+            lost = error.errno not in SHORTAGES
+            if lost and self._kept.get(key) is kept and not self.torn:  # else nobody needs it
                 self.torn = True
                 where = f"the {what} of {work.step}/{work.slot} at stage {self._stage}"
                 self._emit(ev.Alarm(reason=f"{where} cannot be read back: {error.strerror}"))

@@ -2,7 +2,7 @@
 
 Every call takes ``SECONDS`` of virtual time, so that much can happen while a frame is on its
 way. ``refusal`` makes it refuse to write with an error of the system (ENOSPC, EROFS, EIO),
-``unreadable`` to give back; both count in ``refused``.
+``unreadable`` to give back, for good, ``shortage`` for a moment; all count in ``refused``.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class MemorySpill:
         self.bound_bytes = bound_bytes
         self.used_bytes: Bytes = 0
         self.refusal: int | None = None
+        self.shortage: int | None = None
         self.unreadable = self._distrusted = False
         self.refused = 0
         self._handles = itertools.count()
@@ -71,7 +72,7 @@ class MemorySpill:
         """See ``ports.Spill``."""
         await asyncio.sleep(SECONDS)
         self._distrusted |= self.unreadable
-        self._allow(errno.EIO if self.unreadable else None)
+        self._allow(errno.EIO if self.unreadable else self.shortage)
         if handle not in self._frames:
             raise FileNotFoundError(errno.ENOENT, "no such frame is kept")
         return self._frames[handle]

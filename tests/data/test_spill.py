@@ -1,6 +1,7 @@
 """Frames on a real disk: what comes back is what was given, or an error; no file stays."""
 
 import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,21 @@ async def test_a_disk_that_forgets_or_garbles_is_found_out(tmp_path: Path) -> No
         with pytest.raises(OSError) as caught:  # noqa: PT011 -- the number is what counts
             await spill.get(handle)
         assert caught.value.errno == number
+    spill.close()
+
+
+async def test_who_lacks_descriptors_for_a_moment_trusts_its_disk(tmp_path: Path) -> None:
+    spill = DiskSpill(tmp_path, bound_bytes=1000)
+    handle = await spill.put((b"frame",))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="open files"):
+            await spill.get(handle)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert await spill.get(handle) == (b"frame",)
+    await spill.put((b"another",))
     spill.close()
 
 

@@ -126,6 +126,20 @@ def test_a_disk_that_gives_nothing_back_is_told_unless_nobody_needs_it_any_more(
     loop.run(play())
 
 
+def test_what_a_process_lacks_for_a_moment_tears_nothing() -> None:
+    async def play() -> None:
+        kept = Kept()
+        await kept.frames.put_out(KEY)
+        kept.spill.shortage = errno.EMFILE
+        with pytest.raises(OSError, match="open files"):
+            await kept.payload()
+        assert not kept.frames.torn
+        kept.spill.shortage = None
+        assert await kept.payload() == PARTS
+
+    loop.run(play())
+
+
 def test_what_nobody_needs_any_more_tears_nothing() -> None:
     async def play() -> None:
         kept = Kept()
