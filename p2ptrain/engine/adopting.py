@@ -202,10 +202,14 @@ class Adoption:
             await seat.compute.load(pulled.blob, keep=True)
             return pulled.root
         assert seat.compute.difference is not None
+        own = await seat.compute.save()
         await seat.compute.difference.adopt(pulled.blob)
         view = memoryview(await seat.compute.save())
         if merkle_root(await leaves_of(view)) != pulled.result:
-            raise MisbehaviourError("a difference that leads elsewhere here than it should")
+            await seat.compute.load(own, keep=True)  # not astray, where nobody gives a whole one
+            (source,) = pulled.sources
+            reason = f"the difference of {source} leads elsewhere here than it should"
+            raise MisbehaviourError(reason, peer=source)
         return pulled.result
 
     async def _pull(

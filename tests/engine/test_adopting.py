@@ -65,7 +65,10 @@ class Seat:
 
 
 class Difference:
-    """``leads``: whereto, here; None: the bytes do not fit. ``result``: whereto, by its sender."""
+    """``leads``: whereto, here; None: the bytes do not fit. ``result``: whereto, by its sender.
+
+    ``whole``: whether who takes none of it is given the state.
+    """
 
     def __init__(
         self,
@@ -73,8 +76,9 @@ class Difference:
         *,
         leads: bytes | None = None,
         result: Digest | None = None,
+        whole: bool = True,
     ) -> None:
-        self.base, self.size_bytes, self.result = base, 10, result
+        self.base, self.size_bytes, self.result, self.whole = base, 10, result, whole
         self.seat: Seat
         self._leads = leads
 
@@ -110,6 +114,7 @@ class Node:
         self.bases: list[Digest | None] = []
         self.led: list[tuple[bytes, tuple[Digest, Digest]]] = []
         self.result: Digest | None = None  # of what is given to who has the base
+        self.whole = True  # who has none, or wants no difference, is given a state
         self.offered: bytes | None = None
         self.went_on = asyncio.Event()
         self.gone: dict[PeerId, asyncio.Event] = {peer: asyncio.Event() for peer in self.live}
@@ -136,7 +141,7 @@ class Node:
             if peer not in self.gives:
                 await self.gone[peer].wait()
                 raise LinkError("is suspected", peer=peer)
-            blob = self.gives[peer]
+            blob = self.gives[peer] if self.whole or base is not None else None
             if blob is not None:
                 root, result = Digest(blob.ljust(32)), self.result if base is not None else None
                 return Pulled(
@@ -186,6 +191,7 @@ def adopted(
             node, seat = Node(me, gives, group), Seat(difference)
             if difference is not None:
                 node.spec, node.result = LOSSY, difference.result
+                node.whole = difference.whole
             seat.ahead, node.breaks, node.seconds = ahead, breaks, seconds
             adoption = Adoption(node)  # type: ignore[arg-type]  # what it uses
             assert adoption.due(seat)  # type: ignore[arg-type]
@@ -347,6 +353,15 @@ def test_whom_the_difference_does_not_help_takes_the_whole_state(leads: bytes | 
     assert (node.asked, node.bases) == ([(FIRST,)] * 2, [GENESIS, None])
     assert (seat.state, difference.base) == (b"first", Digest(b"first".ljust(32)))
     assert len([event for event in node.events if isinstance(event, ev.Alarm)]) == 1
+
+
+def test_a_difference_that_leads_elsewhere_is_undone_where_nobody_gives_a_whole_state() -> None:
+    difference = Difference(leads=b"elsewhere", result=MET, whole=False)
+    gives = {FIRST: b"first", SECOND: None}
+    node, seat = adopted(THIRD, gives, difference=difference)
+    assert (seat.state, node.offered) == (b"own", b"own")
+    alarms = [event.reason for event in node.events if isinstance(event, ev.Alarm)]
+    assert any("leads elsewhere" in reason and FIRST in reason for reason in alarms)
 
 
 def test_who_shares_nothing_asks_for_no_difference() -> None:
