@@ -2,10 +2,12 @@ import asyncio
 import gc
 import threading
 
+import msgspec
 import pytest
 
 from p2ptrain.compute.executor import TorchCompute
 from p2ptrain.compute.stage import StageState
+from p2ptrain.core.bottleneck import stage_elements
 from p2ptrain.core.sizes import microbatch_token_bytes
 from p2ptrain.errors import UserError
 from p2ptrain.run import Batch, Cut, Model, RunSpec
@@ -87,6 +89,16 @@ def test_memory_is_counted_with_the_graphs_that_are_kept() -> None:
     assert with_graphs.seat_bytes(FIRST) > without.seat_bytes(FIRST) > 0
     last = Stage(1)
     assert with_graphs.seat_bytes(last) == without.seat_bytes(last)
+
+
+def test_memory_is_counted_with_what_adopting_differences_takes() -> None:
+    sync = msgspec.structs.replace(SPEC.sync, agreement="canonical", adoption="int8")
+    lossy = msgspec.structs.replace(SPEC, sync=sync)
+    exact = msgspec.structs.replace(lossy, sync=msgspec.structs.replace(sync, adoption="exact"))
+    more, less = (
+        TorchCompute(spec, device="cpu", inline=True).seat_bytes(FIRST) for spec in (lossy, exact)
+    )
+    assert more - less == stage_elements(SPEC)[FIRST] * (8 + 48)  # kept, and for a moment
 
 
 @pytest.mark.asyncio
