@@ -259,8 +259,8 @@ def _run_file(flags: PeerFlags) -> Path | None:
             why = "give --new-swarm, or leave it out to join the run that is there"
             raise UserError(f"--preset begins a run: {why}")
         return None
-    if flags.preset is None and not Path(flags.run).exists():
-        ids = "those have 32 hexadecimal digits (p2ptrain status shows them)"
+    if flags.preset is None and not os.path.lexists(flags.run):
+        ids = "those have 32 lower-case hexadecimal digits (p2ptrain status shows them)"
         raise UserError(
             f"--run {flags.run}: no such file (p2ptrain init writes one), and no id of a run: {ids}"
         )

@@ -161,10 +161,11 @@ def simulated_spec(flags: SimulateFlags) -> RunSpec:
 def layers_added(flags: SimulateFlags, spec: RunSpec) -> str:
     """What to say where ``--stages`` made the model deeper than its preset; '' where it did not."""
     named = flags.run_file is not None or "model.n_layers" in pairs(flags.sets)
-    layers = PRESETS[spec.name].model.n_layers if spec.name in PRESETS else spec.model.n_layers
+    base = flags.preset or spec.name
+    layers = PRESETS[base].model.n_layers if base in PRESETS else spec.model.n_layers
     if named or flags.stages is None or layers >= flags.stages:
         return ""
-    has = f"the preset {spec.name} has {layers} layers"
+    has = f"the preset {base} has {layers} layers"
     return f"--stages {flags.stages}: {has}; this run has {flags.stages}, one for each stage"
 
 

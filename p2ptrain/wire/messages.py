@@ -320,11 +320,12 @@ class CorpusChunk(Message, frozen=True, tag=True):
     offset: int
 
 
-class Held(Message, frozen=True, tag=True):
+class Held(Message, frozen=True, tag=True, omit_defaults=True):
     """The states that I hold.
 
     ``waiting``: I wait with others to resume a run that was stopped. ``let_go``: stages beside
-    my seats, and where they began the last step; I cannot help them to count it again.
+    my seats, and where they began the last step; I cannot help them to count it again. It is
+    left out where it is empty: releases without it do not know the field.
     """
 
     held: tuple[Holding, ...]

@@ -50,7 +50,10 @@ def test_a_file_gives_the_run_also_to_a_joiner() -> None:
         ({"initial_peers": ()}, "--new-swarm to begin one"),
         ({"sets": ("seed=1",)}, "--set changes a RunSpec"),
         ({"run": "0" * 32, "new_swarm": True}, "names a run that exists"),
-        ({"run": "nowhere.toml"}, "no such file .*, and no id of a run: .* 32 hexadecimal digits"),
+        (
+            {"run": "nowhere.toml"},
+            "no such file .*, and no id of a run: .* 32 lower-case hexadecimal",
+        ),
         ({"run": "0" * 31}, "no such file .*, and no id of a run: .*p2ptrain status shows them"),
         ({"run": "."}, "cannot be read"),
         ({"preset": "tiny"}, "--preset begins a run: .* --new-swarm, .* leave it out to join"),
