@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from p2ptrain.compute.optimizers import StageOptimizer
 
 EVERY = 15
-"""Steps: ten adoptions in the run, each after more change than later in a long one."""
+"""Steps: nine lossy adoptions in the run, each after more change than later in a long one."""
 
 
 class Counted(Difference):

@@ -2,9 +2,9 @@
 
 Intuition: with one sum per step, replicas of different devices still drift apart, because
 each rounds its own update. The drift is a random walk of roundings; taking one replica's
-state now and then sets it to zero. Whose does not matter, so a hash says: over the step
-record, which all replicas of a chain have alike, and drawn anew each time, so that nobody
-shapes the model by being first for ever.
+state now and then sets it to zero (but for what sync.adoption leaves out, which is bounded).
+Whose does not matter, so a hash says: over the step record, which all replicas of a chain have
+alike, and drawn anew each time, so that nobody shapes the model by being first for ever.
 
 Where the first in the order is lost, replicas ask each other, and who is asked may be adopting
 as well. It is waited for where the order says so: of two that ask each other always the later

@@ -33,7 +33,7 @@ RUN = (
         "--set",
         "cut.stages=1",
         "--set",
-        "batch.microbatches=8",
+        "batch.microbatches=24",  # who is slow to step must not be two steps behind by then
     ),
     *("--set", f"optimizer.steps={STEPS}", "--set", "sync.start_replicas=2"),
 )
