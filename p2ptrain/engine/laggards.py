@@ -2,6 +2,8 @@
 
     one step behind, for BEHIND_SECONDS   -> ask the mates that went on for that step's sums
     two or more, for LOST_SECONDS         -> give the seat up, claim the stage, load state again
+    one, for APART_SECONDS                -> the same where arithmetic differs: it stands under a
+                                             name of the step before that the others left
     just opened, on a state of some steps -> ask at once: the step went on while it loaded
     a frame could not be read back        -> give the seat up, if it has a mate as far as it is:
                                              what it had counted is counted again there
@@ -19,6 +21,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from p2ptrain.core.rounds import Phase
 from p2ptrain.units import Stage
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from p2ptrain.engine.seat import SeatRuntime
     from p2ptrain.units import PeerId, Seconds
 
+APART_SECONDS = 12.0  # four times asked, and the sums of the others are of no use to it
 BEHIND_SECONDS = 3.0  # a commit spreads within a round trip; three seconds behind is lost
 LOST_SECONDS = 1.0  # two steps behind all: nobody holds the sum any more, if it is not on its way
 
@@ -37,10 +41,12 @@ class Laggards:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._behind_since: dict[Stage, Seconds] = {}
+        self._apart_since: dict[Stage, Seconds] = {}
 
     def begin_anew(self) -> None:
         """The run begins again: nobody is behind."""
         self._behind_since.clear()
+        self._apart_since.clear()
 
     def opened(self, seat: SeatRuntime) -> None:
         """Call for a seat that begins with a state: its step's sums may be out already."""
@@ -63,24 +69,36 @@ class Laggards:
             mates = self._ahead(seat)
             if not mates:
                 self._behind_since.pop(stage, None)
+                self._apart_since.pop(stage, None)
                 continue
+            apart = now - self._apart_since.setdefault(stage, now)
             ahead = [view.version - seat.version for view in mates]
             since = self._behind_since.setdefault(stage, now)
             if now - since < (BEHIND_SECONDS if min(ahead) == 1 else LOST_SECONDS):
                 continue
             del self._behind_since[stage]
-            if max(ahead) == 1:
+            if max(ahead) > 1:
+                self._start_over(stage, f"{ahead[0]} steps behind")
+                closed = True
+            elif apart >= APART_SECONDS and self._parts(seat):
+                self._start_over(stage, "a step behind, under another name of the one before")
+                closed = True
+            else:
                 seat.stepper.ask_sums([view.peer for view in mates])
-                continue
-            self._start_over(stage, f"{ahead[0]} steps behind")
-            closed = True
         return closed
 
     def _start_over(self, stage: Stage, reason: str) -> None:
         node = self._node
+        self._apart_since.pop(stage, None)
         node.close_seat(stage, reason)
         if not (node.seats or node.draining):  # its stage is as full as it was: back to it
             node.claims = {stage: 0.0}
+
+    def _parts(self, seat: SeatRuntime) -> bool:
+        """Whether the names of sums may part, and ``seat`` is not just about to step."""
+        machine = seat.stepper.machine
+        canonical = self._node.spec.sync.agreement == "canonical"
+        return canonical and machine is not None and machine.phase is not Phase.COMMITTED
 
     def _torn(self, seat: SeatRuntime) -> bool:
         """Whether ``seat`` lost a frame, and somebody else can take its part."""

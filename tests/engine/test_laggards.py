@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from p2ptrain.engine.laggards import BEHIND_SECONDS, LOST_SECONDS, Laggards
+from p2ptrain.core.rounds import Phase
+from p2ptrain.engine.laggards import APART_SECONDS, BEHIND_SECONDS, LOST_SECONDS, Laggards
 from p2ptrain.engine.roster import Roster
 from p2ptrain.units import PeerId, Stage, Step
 from p2ptrain.wire import messages as m
@@ -115,6 +116,42 @@ def test_with_one_mate_a_step_ahead_it_waits_as_long_as_for_that_alone(
     laggards.look(0.0)
     assert not laggards.look(LOST_SECONDS)
     assert laggards.look(BEHIND_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("agreement", "phase", "closed"),
+    [
+        ("canonical", Phase.COUNTING, ["a step behind, under another name of the one before"]),
+        ("canonical", Phase.COMMITTED, []),
+        ("bitwise", Phase.COUNTING, []),
+    ],
+    ids=["apart", "about to step", "names do not part"],
+)
+def test_one_step_behind_for_ever_stands_apart_where_names_may_part(
+    node: Node, laggards: Laggards, agreement: str, phase: Phase, closed: list[str]
+) -> None:
+    node.spec.sync.agreement = agreement
+    node.seat.stepper.machine = SimpleNamespace(phase=phase)
+    node.hears("mate", 6)
+    now = 0.0
+    while node.seats and now < 2 * APART_SECONDS:
+        assert node.closed == []
+        laggards.look(now)
+        now += 1.0
+    assert node.closed == closed
+    assert now > APART_SECONDS
+    assert len(node.asked) > 1
+
+
+def test_to_catch_up_in_time_is_not_to_stand_apart(node: Node, laggards: Laggards) -> None:
+    node.spec.sync.agreement = "canonical"
+    node.seat.stepper.machine = SimpleNamespace(phase=Phase.COUNTING)
+    for version in range(6, 30):
+        node.hears("mate", version)
+        laggards.look(2.0 * version)
+        node.seat.version = version
+        laggards.look(2.0 * version + 1.0)
+    assert node.closed == []
 
 
 @pytest.mark.parametrize(
