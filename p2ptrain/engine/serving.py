@@ -174,7 +174,8 @@ class Donor:
                 return CorpusChunk(offset=request.offset), (piece,)
             self._refuse(peer, request, "this peer does not hold those bytes")
             return None
-        differences = [self._differences[s] for s in self._differences if s == request.stage]
+        difference = self._differences.get(request.stage)
+        differences = () if difference is None else (difference,)
         for snapshot in (*self._held.get(request.stage, ()), *differences):
             chunk_bytes = snapshot.manifest.chunk_bytes
             start = request.index * chunk_bytes

@@ -245,7 +245,7 @@ class FrameLimits:
             "norms": each(finite(0.0, math.inf)),
             **dict.fromkeys(("chain", "digest", "root"), digest),
             "leaves": each(digest),
-            **dict.fromkeys(("base", "result"), lambda one: one and digest(one)),
+            **dict.fromkeys(("base", "result"), lambda one: None if one is None else digest(one)),
             "signature": sized(0, SIGNATURE_BYTES),
             "peer": peer,
             **dict.fromkeys(("holder", "publisher"), sized(0, PEER_TEXT)),

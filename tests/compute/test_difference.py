@@ -31,7 +31,8 @@ BY_ADAMW = 40 + 9
 class Seat:
     """Weights, optimizer state and their difference."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, number: int = 0) -> None:
+        self._number = number
         random_ = torch.Generator().manual_seed(7)
         self.weights = {
             name: torch.randn(shape, generator=random_).requires_grad_()
@@ -42,9 +43,9 @@ class Seat:
 
     @torch.no_grad()
     def learns(self, seed: int, drift: float = 0.0) -> None:
-        """Moves as others of the same ``seed`` do, but for ``drift``."""
+        """Moves as others of the same ``seed`` do, but for ``drift``, each number's own."""
         same, own = (torch.Generator().manual_seed(seed) for _ in range(2))
-        own.manual_seed(id(self) % 2**31)
+        own.manual_seed(10**6 + self._number)
         gradients = {}
         for name, weight in self.weights.items():
             gradient = torch.randn(weight.shape, generator=same)
@@ -95,7 +96,7 @@ def meet(sender: Seat, *others: Seat) -> bytes:
 
 @KINDS
 def test_who_drifted_apart_meets_in_every_bit_whoever_sends(kind: str) -> None:
-    seats = [Seat(kind) for _ in range(3)]
+    seats = [Seat(kind, number) for number in range(3)]
     for step in range(6):
         for seat in seats:
             seat.learns(step, drift=1e-3)
@@ -140,7 +141,7 @@ def lag(kind: str, *, senders: int, adoptions: int, feedback: bool = True) -> li
     What the little ones move is less than half of an integer's worth, so nearest rounding
     leaves out all of it, every time.
     """
-    seats = [Seat(kind) for _ in range(senders)]
+    seats = [Seat(kind, number) for number in range(senders)]
     way_e = torch.full((ELEMENTS,), 0.4 / (2 ** (BITS[kind] - 1)))
     way_e[::BLOCK_VALUES] = 1.0
     should_e, found = seats[0].flat, []
@@ -176,7 +177,7 @@ def test_without_feedback_it_grows_with_every_adoption(kind: str) -> None:
 @KINDS
 def test_what_a_receiver_has_drifted_is_not_owed(kind: str) -> None:
     """Else it would come back when that seat sends, and adopting would take no drift away."""
-    sender, other = Seat(kind), Seat(kind)
+    sender, other = Seat(kind), Seat(kind, 1)
     sender.moves(torch.full((ELEMENTS,), 0.1))
     other.moves(torch.full((ELEMENTS,), 0.3))
     meet(sender, other)
@@ -187,7 +188,7 @@ def test_what_a_receiver_has_drifted_is_not_owed(kind: str) -> None:
 
 @KINDS
 def test_who_took_over_a_whole_state_shares_it_once_it_has_a_name(kind: str) -> None:
-    sender, joiner = Seat(kind), Seat(kind)
+    sender, joiner = Seat(kind), Seat(kind, 1)
     assert joiner.difference.base == GENESIS
     sender.learns(0)
     joiner.loads(sender)

@@ -345,6 +345,8 @@ async def test_replicas_with_one_base_come_to_one_state_by_a_difference(
         assert await mate.save() == before
         await other.adopt(bytearray(blob))
         assert await mate.save() == await seat.save() != before
+        with pytest.raises(InternalError):
+            await mate.read_sum(0, 1)
         assert one.base is other.base is None
         await one.mark(Digest(b"root".ljust(32)))
         assert one.base == b"root".ljust(32)

@@ -37,6 +37,7 @@ from p2ptrain.wire.messages import (
     Part,
     SeatStatus,
     WantCorpus,
+    WantManifest,
     WantSums,
 )
 
@@ -227,6 +228,16 @@ def bitmap(slots: bytes = b"\x1f", chain: bytes = bytes(32)) -> Bitmap:
 def test_values_outside_the_run_are_refused(message: Message, field: str) -> None:
     with pytest.raises(WireError, match=field):
         LIMITS.check(message)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("base", [None, Digest(bytes(32))])
+def test_a_difference_may_be_wanted_to_a_state_that_has_a_name(base: Digest | None) -> None:
+    LIMITS.check(WantManifest(stage=Stage(0), version=Step(0), base=base))
+
+
+def test_a_difference_to_a_state_without_a_name_is_refused_with_a_reason() -> None:
+    with pytest.raises(WireError, match=r"base: \w"):
+        LIMITS.check(WantManifest(stage=Stage(0), version=Step(0), base=Digest(b"")))
 
 
 @given(st.floats())
