@@ -12,7 +12,8 @@ the holder dies:
                  |                         +--------- RECALLING <--late, link broke--------+ |
                  +--a seat has it--> (repath) COMPUTED <-----------------computed------------+
                                         `--in a live bitmap--> COUNTED (until its gradient
-              is back, whoever counted it is looked for now and then, and told the path)
+              is back, whoever counted it is looked for now and then, and told the path; a
+              forward that is counted before it begins, begins here)
     gradient  IDLE --> SENT --accepted--> HELD --in a live bitmap--> COUNTED
               WAITING: the seat that parked the input is gone; whoever replays the input
               says so (moved), or the seat is found again, and the gradient goes there.
@@ -126,8 +127,16 @@ class Custody:
         self._unheard: set[PeerId] = set()  # asked where it is, not heard yet
         self._next: PeerId | None = None  # of a gradient: where to, if it is needed again
 
-    def start(self, *, now: Seconds, seats: Iterable[PeerId] = ()) -> tuple[Action, ...]:
-        """Begin; call once. ``seats``: of the next stage, who may have a replayed forward."""
+    def start(
+        self, *, now: Seconds, seats: Iterable[PeerId] = (), counted: bool = False
+    ) -> tuple[Action, ...]:
+        """Begin; call once. ``seats``: of the next stage, who may have a replayed forward.
+
+        ``counted``: it stands in a live bitmap there already. Only who counted it is of use
+        then: a mate of that one that has it as well gets no gradient while the count lives.
+        """
+        if counted:
+            return self._counted(now)
         self._unheard = set(seats) if self.replay and self.what == "forward" else set()
         if not self._unheard:
             return self._begin(now)

@@ -81,11 +81,12 @@ class Custodian:
 
     # --- after the step --------------------------------------------------------------------
 
-    def conclude(self, now: Seconds) -> None:
-        """Every stage has counted everything; nobody looks for who did."""
+    def conclude(self, parked: int, now: Seconds) -> None:
+        """Every stage has counted everything; who did is looked for only for what is ``parked``."""
         self._concluded = True
         for work, what in self._duties:
-            self._feed(work, what, c.Returned(), now)
+            if not parked >> work.slot & 1:
+                self._feed(work, what, c.Returned(), now)
         for what in WAYS:
             self.tallied(what, -1, now)
 
@@ -126,14 +127,12 @@ class Custodian:
                 self._feed(work, "forward", c.Owed(), now)
             return
         self._paths[work] = path
-        duty = Custody(
-            work,
-            self._limits,
-            way=Way(router=self._router, delays=self.delays),
-            replay=replay or self._duties.counted_there("forward", work),  # who has it is asked
-            returns=returns,
-        )
-        self._open(duty, now)
+        # Of a step that is over no bitmap tells who lives: there all are asked what they have.
+        counted = not self._concluded and self._duties.counted_there("forward", work)
+        way = Way(router=self._router, delays=self.delays)
+        replay = replay or self._concluded
+        duty = Custody(work, self._limits, way=way, replay=replay, returns=returns)
+        self._open(duty, now, counted=counted)
 
     def forward_ready(self, work: Microbatch, payload: tuple[Buffer, ...], now: Seconds) -> None:
         """The forward is encoded: token ids, then activations."""
@@ -240,10 +239,10 @@ class Custodian:
 
     # --- doing ----------------------------------------------------------------------------
 
-    def _open(self, duty: Custody, now: Seconds) -> None:
+    def _open(self, duty: Custody, now: Seconds, *, counted: bool = False) -> None:
         self._duties.add(duty)
         seats = self._post.seats(self._there(duty.what)) if duty.replay else ()
-        self._perform(duty, duty.start(now=now, seats=seats))
+        self._perform(duty, duty.start(now=now, seats=seats, counted=counted))
 
     def _feed(self, work: Microbatch, what: c.What, event: c.Event, now: Seconds) -> None:
         duty = self._duties.get((work, what))

@@ -95,8 +95,12 @@ class Past:
     # --- what changes -----------------------------------------------------------------------
 
     def begin(self, now: Seconds) -> None:
-        """All of it is counted, as the SUMs say; then look who lives."""
-        self.custodian.conclude(now)
+        """All of it is counted, as the SUMs say; then look who lives.
+
+        What is parked here still may be what a seat below waits for: it has not stepped, and
+        took ours for the copy that will send it its gradient.
+        """
+        self.custodian.conclude(self.pipeline.shelf.parked() if self._stage else 0, now)
         self.refresh(now)
 
     def refresh(self, now: Seconds) -> None:

@@ -116,6 +116,14 @@ class Shelf:
                 slots |= 1 << work.slot
         return slots
 
+    def parked(self) -> int:
+        """Slots whose gradient has not come, as a set."""
+        slots = 0
+        for work, item in self._items.items():
+            if item.state == "parked" and item.gradient is None:
+                slots |= 1 << work.slot
+        return slots
+
     def services_waiting(self) -> float:
         """How many services wait here: a backward, about two forwards, is two thirds of one."""
         items = self._items.values()

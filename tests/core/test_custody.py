@@ -325,6 +325,19 @@ def test_a_replay_that_is_counted_already_still_tells_the_counter_its_path() -> 
     assert custody.due_at is None
 
 
+def test_what_is_counted_before_it_begins_is_looked_for_with_its_counter_alone() -> None:
+    custody = forward(A, B)
+    assert custody.start(now=0.0, seats=(A, B), counted=True) == (d.AskWhere(None),)
+    assert custody.state is d.State.COUNTED
+    custody.handle(d.Ready(), now=0.1)
+    assert custody.handle(d.Located(A, "parked"), now=0.2) == ()
+    assert custody.handle(d.Located(B, "counted"), now=0.3) == (d.TellPath(B),)
+    assert custody.due_at == LIMITS.check_seconds
+    asked = custody.handle(d.Tallied(live=False), now=1.0)
+    assert {type(action) for action in asked} == {d.AskSeat}
+    assert custody.handle(d.Located(A, "parked"), now=1.1)[-1] == d.TellPath(A)
+
+
 def test_a_gradient_that_does_not_return_is_looked_for() -> None:
     custody = computed()
     assert custody.handle(d.Tallied(live=True), now=3.0) == ()
@@ -465,13 +478,14 @@ class Watch:
 
 
 @settings(max_examples=150, deadline=None)
-@given(HISTORIES, st.booleans())
+@given(HISTORIES, st.booleans(), st.booleans())
 def test_every_history_of_a_forward_has_a_deadline_and_forgets_no_offer(
     history: list[d.Event | float],
     replay: bool,  # noqa: FBT001 - drawn by hypothesis
+    counted: bool,  # noqa: FBT001 - drawn by hypothesis
 ) -> None:
     watch = Watch(forward(A, B, C, replay=replay))
-    watch.see(watch.custody.start(now=0.0, seats=(A, B, C)))
+    watch.see(watch.custody.start(now=0.0, seats=(A, B, C), counted=counted))
     for item in history:
         watch.step(item)
     watch.step(d.Tallied(live=True))

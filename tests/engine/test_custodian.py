@@ -168,6 +168,22 @@ def test_what_was_counted_above_already_is_looked_for_before_anybody_is_asked_to
     assert seat.post.last(m.Ask).slot == WORK.slot  # what is said of a step holds for it alone
 
 
+def test_who_counted_it_is_told_the_path_though_a_mate_that_only_passes_has_it_too(
+    bench: MakeBench,
+) -> None:
+    """That one parked it, and gets no gradient: where that is kept, the count is known to live."""
+    seat = bench()
+    seat.post.serving[2] = (ABOVE, NEW)
+    seat.custodian.tallied("forward", 1 << WORK.slot, 0.0)
+    opened(seat, replay=True).custodian.forward_ready(WORK, (b"token", b"output"), 0.0)
+    seat.custodian.hear(NEW, word(seat, m.Whereabouts, state="parked"), 0.1)
+    seat.custodian.hear(ABOVE, word(seat, m.Whereabouts, state="counted"), 0.1)
+    repath = m.Repath(at=seat.at, slot=WORK.slot, stage=Stage(1))
+    assert [peer for peer, told in seat.post.told if told == repath] == [ABOVE]
+    seat.custodian.tallied("forward", 0, 5.0)  # its counter is dead: who else has it says so
+    assert seat.post.last(m.Ask).replay
+
+
 def test_what_is_computed_a_second_time_asks_for_its_gradient_again(bench: MakeBench) -> None:
     seat = sent(bench())
     seat.custodian.hear(ABOVE, word(seat, m.Computed, service_seconds=0.1), 0.1)

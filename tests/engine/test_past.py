@@ -21,7 +21,7 @@ ME, MATE = PeerId("me"), PeerId("mate")
 ABOVE, OTHER, BELOW = PeerId("above"), PeerId("other"), PeerId("below")
 LAST = PeerId("last")
 AT = Position(epoch=0, step=Step(3), chain=Chain(bytes(32)))
-WORK = Microbatch(AT.step, Slot(0))
+WORK, PARKED = Microbatch(AT.step, Slot(0)), Microbatch(AT.step, Slot(1))
 
 
 def whole(stage: int, cover: dict[PeerId, int]) -> Sum:
@@ -39,9 +39,12 @@ def whole(stage: int, cover: dict[PeerId, int]) -> Sum:
 
 
 class Scene:
-    """A seat of stage 1 that has committed step 3; slot 0 was counted above by ABOVE."""
+    """A seat of stage 1 that has committed step 3; slot 0 was counted above by ABOVE.
 
-    def __init__(self, bench: Any) -> None:
+    ``parks``: it has slot 1 as well, which MATE counted, from a seat below that counts again.
+    """
+
+    def __init__(self, bench: Any, *, parks: bool = False) -> None:
         self.bench = bench(stage=1)
         self.post, self.roster = self.bench.post, Roster(ME)
         for peer, stage in ((BELOW, 0), (ME, 1), (MATE, 1), (ABOVE, 2), (OTHER, 2)):
@@ -54,6 +57,8 @@ class Scene:
         custodian.open_forward(WORK, (BELOW, ME), replay=False, returns=True, now=0.0)
         custodian.forward_ready(WORK, (b"tokens", b"activations"), 0.0)
         custodian.send_gradient(WORK, BELOW, b"gradient", 0.0)
+        if parks:
+            self.park(pipeline)
         sums = (whole(0, {BELOW: 3}), whole(1, {ME: 1, MATE: 2}), whole(2, {ABOVE: 1, OTHER: 2}))
         self.over = pipeline.leave(passing=True)
         self.custodian = self.over.custodian
@@ -62,6 +67,19 @@ class Scene:
         self.past.settled_now = lambda: self.settled.append(True)
         self.past.begin(1.0)
         self.post.told.clear()
+
+    def park(self, pipeline: Any) -> None:
+        """Compute the forward of PARKED, and hear that OTHER had counted it above."""
+        pipeline.frozen = pipeline.passing = True
+        pipeline.forward(BELOW, parked_frame(), memoryview(bytes(100)), 0.0)
+        item = pipeline.next_job()
+        path, custodian = (*item.path, ME), pipeline.custodian
+        pipeline.book.started(item.work)
+        custodian.open_forward(item.work, path, replay=True, returns=True, now=0.0)
+        pipeline.book.computed(item.work)
+        item.state = "parked"
+        custodian.forward_ready(item.work, (b"tokens", b"activations"), 0.0)
+        custodian.tallied("forward", 1 << PARKED.slot, 0.0)
 
     def at(self, peer: PeerId, stage: int, version: int, *, beyond: int | None = None) -> None:
         """``beyond``: how far all further stages are, on both sides, it says."""
@@ -77,6 +95,10 @@ class Scene:
             least_below=least,
         )
         self.roster.hear(peer, [status])
+
+
+def parked_frame() -> m.Forward:
+    return m.Forward(at=AT, slot=PARKED.slot, stage=Stage(1), attempt=0, replay=True, path=(BELOW,))
 
 
 def done(sums: tuple[Sum, ...]) -> Done:
@@ -147,14 +169,10 @@ def test_stages_beyond_those_beside_are_waited_for_each_way_on_its_own(
 
 
 def test_it_passes_what_a_stage_mate_had_counted_and_adds_nothing(scene: Scene) -> None:
-    other = Microbatch(AT.step, Slot(1))
-    message = m.Forward(
-        at=AT, slot=other.slot, stage=Stage(1), attempt=0, replay=True, path=(BELOW,)
-    )
-    scene.over.forward(BELOW, message, memoryview(bytes(100)), 2.0)
+    scene.over.forward(BELOW, parked_frame(), memoryview(bytes(100)), 2.0)
     item = scene.over.next_job()
     assert item is not None
-    assert (item.work, scene.over.sign) == (other, 0)
+    assert (item.work, scene.over.sign) == (PARKED, 0)
     scene.past.stop()
     assert scene.over.next_job() is None  # the weights go
 
@@ -175,6 +193,17 @@ def test_a_gradient_that_is_asked_for_is_sent_though_its_counter_lives(
     before = len(post.sent)
     scene.custodian.repath(BELOW, WORK, 2.0)
     assert [type(sent.message) for sent in post.sent[before:]] == [m.Gradient]
+
+
+def test_what_a_seat_below_waits_for_when_the_step_ends_here_is_looked_for_on(bench: Any) -> None:
+    """The seats beside have not stepped: nobody but us will ask for that gradient."""
+    scene = Scene(bench, parks=True)
+    scene.past.tick(20.0)
+    where = m.Where(at=AT, slot=PARKED.slot, stage=Stage(2))
+    assert scene.post.told == [(ABOVE, where), (OTHER, where)]
+    said = m.Whereabouts(at=AT, slot=PARKED.slot, stage=Stage(2), state="counted")
+    scene.custodian.hear(OTHER, said, 20.0)
+    assert scene.post.told[-1] == (OTHER, m.Repath(at=AT, slot=PARKED.slot, stage=Stage(1)))
 
 
 def test_what_a_lost_member_had_counted_is_offered_to_another(scene: Scene, post: Any) -> None:

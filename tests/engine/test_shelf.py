@@ -171,6 +171,14 @@ def test_what_is_counted_keeps_its_place_and_not_its_frames(bench: Bench) -> Non
     assert waiting.gradient == b"g"
 
 
+def test_what_waits_for_its_gradient_is_a_set_of_slots(bench: Bench) -> None:
+    for slot, state, gradient in ((0, "queued", None), (1, "parked", None), (2, "parked", b"g")):
+        bench.put(slot, state, gradient)
+    bench.put(4, "parked")
+    bench.put(3, "counted")
+    assert bench.shelf.parked() == 0b10010
+
+
 def test_what_is_owed_ends_with_the_count_and_holds_what_is_parked(bench: Bench) -> None:
     assert bench.shelf.services_owed() == 0
     bench.put(0, "queued")
