@@ -29,7 +29,7 @@ import msgspec
 import torch
 
 from benchmarks import record
-from p2ptrain.compute.codecs import CodecContext, codec_at
+from p2ptrain.compute.codecs import CodecContext, codec_at, encoded
 from p2ptrain.compute.device import arithmetic_class, choose_device, make_deterministic
 from p2ptrain.compute.stage import StageState
 from p2ptrain.core.agreement import Position
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from p2ptrain.core.sizes import Direction
+    from p2ptrain.ports import Buffer
 
 STAGES, BOUNDARY = 4, 2
 STEP = Step(1000)
@@ -105,12 +106,10 @@ def measure(
         seed=0, step=WORK.step, slot=WORK.slot, boundary=BOUNDARY, direction=direction
     )
     x_rk = values(rows, width).to(device)
-    blob = codec.encode(x_rk, context)
-    encoding = best_seconds(lambda: codec.encode(x_rk, context), device, repeats=repeats)
-    decoding = best_seconds(
-        lambda: codec.decode(blob, rows, width, device), device, repeats=repeats
-    )
-    off_rk = codec.decode(blob, rows, width, device) - x_rk
+    blob, decoded_rk = encoded(codec, x_rk, context), torch.empty_like(x_rk)
+    encoding = best_seconds(lambda: encoded(codec, x_rk, context), device, repeats=repeats)
+    decoding = best_seconds(lambda: codec.decode_into(blob, decoded_rk), device, repeats=repeats)
+    off_rk = decoded_rk - x_rk
     sent = frame(spec, direction, blob).frame_bytes
     megabytes = x_rk.numel() * x_rk.element_size() / 2**20
     levels = composition.forward if direction == "forward" else composition.backward
@@ -130,7 +129,7 @@ def measure(
     )
 
 
-def frame(spec: RunSpec, direction: Direction, payload: bytes) -> DataFrame:
+def frame(spec: RunSpec, direction: Direction, payload: Buffer) -> DataFrame:
     """The frame that carries ``payload`` over the last boundary."""
     at = Position(epoch=0, step=STEP, chain=Chain(bytes(32)))
     if direction == "backward":

@@ -153,7 +153,7 @@ class Loss:
 
     loss: int
     tokens: int
-    gradient: bytes | None
+    gradient: Buffer | None
     poisoned: bool
 
 
@@ -161,7 +161,7 @@ class Loss:
 class Backward:
     """What a backward pass gave: the encoded gradient for the stage below (None at stage 0)."""
 
-    gradient: bytes | None
+    gradient: Buffer | None
     poisoned: bool
 
 
@@ -252,7 +252,7 @@ class StageCompute(Protocol):
         """Length of the accumulator, in integers."""
         ...
 
-    async def forward(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> bytes:
+    async def forward(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> Buffer:
         """Encoded output for the stage above. ``given``: encoded input, None at stage 0."""
         ...
 

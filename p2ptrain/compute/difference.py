@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from p2ptrain.compute.codecs import BFloat16Codec, CodecContext, Quantiser
+from p2ptrain.compute.codecs import BFloat16Codec, CodecContext, Quantiser, decoded, encoded
 from p2ptrain.compute.codecs.contract import check_size
 from p2ptrain.core.adoption import GENESIS
 from p2ptrain.errors import InternalError, MisbehaviourError
@@ -124,9 +124,9 @@ class Difference:
             return None
         way_e = _flat(self._weights.values()) + self._owed_e - self._shared_e
         parts = (
-            self._codec.encode(way_e[None], _NEAREST),
-            self._codec.encode(_flat(self._held(*FIRST))[None], _NEAREST),
-            BFloat16Codec().encode(_flat(self._held(*SECOND))[None], _NEAREST),
+            encoded(self._codec, way_e[None], _NEAREST),
+            encoded(self._codec, _flat(self._held(*FIRST))[None], _NEAREST),
+            encoded(BFloat16Codec(), _flat(self._held(*SECOND))[None], _NEAREST),
         )
         blob = b"".join(parts)
         try:
@@ -144,18 +144,18 @@ class Difference:
         """
         if self.base is None:
             raise InternalError("a difference to a state that was not adopted here")
-        decoded = self._decoded(blob)
+        found = self._decoded(blob)
         stood_e = _flat(self._weights.values()) + self._owed_e
-        shared_e = self._shared_e + decoded.difference_e
-        sound = torch.isfinite(shared_e).all() & torch.isfinite(decoded.first_e).all()
-        if not bool(sound & torch.isfinite(decoded.second_e).all() & (decoded.second_e >= 0).all()):
+        shared_e = self._shared_e + found.difference_e
+        sound = torch.isfinite(shared_e).all() & torch.isfinite(found.first_e).all()
+        if not bool(sound & torch.isfinite(found.second_e).all() & (found.second_e >= 0).all()):
             raise MisbehaviourError("a difference to a state that is not sound")
-        most_e = self._half_steps(decoded.difference_e)
+        most_e = self._half_steps(found.difference_e)
         self._owed_e = (stood_e - shared_e).clamp_(min=-most_e, max=most_e)
         self._shared_e, self.base = shared_e, None
         _copy(shared_e, self._weights.values())
-        _copy(decoded.first_e, self._held(*FIRST))
-        _copy(decoded.second_e, self._held(*SECOND))
+        _copy(found.first_e, self._held(*FIRST))
+        _copy(found.second_e, self._held(*SECOND))
 
     def _decoded(self, blob: Buffer) -> _Decoded:
         check_size(blob, self.size_bytes)
@@ -163,9 +163,9 @@ class Difference:
         cuts = pairwise(accumulate(self._sizes, initial=0))
         way, first, second = (view[begin:end] for begin, end in cuts)
         return _Decoded(
-            difference_e=self._codec.decode(way, 1, self._elements, device)[0],
-            first_e=self._codec.decode(first, 1, self._elements, device)[0],
-            second_e=BFloat16Codec().decode(second, 1, self._sizes[2] // 2, device)[0],
+            difference_e=decoded(self._codec, way, 1, self._elements, device)[0],
+            first_e=decoded(self._codec, first, 1, self._elements, device)[0],
+            second_e=decoded(BFloat16Codec(), second, 1, self._sizes[2] // 2, device)[0],
         )
 
     def _half_steps(self, difference_e: Tensor) -> Tensor:

@@ -27,10 +27,11 @@ from p2ptrain.compute.device import (
     default_memory_bytes,
 )
 from p2ptrain.compute.model import graph_bytes, kept_graphs, stage_slice
+from p2ptrain.compute.passes import boundaries
 from p2ptrain.compute.stage import StageState
 from p2ptrain.compute.turns import Inline, Threaded
 from p2ptrain.core.bottleneck import stage_elements
-from p2ptrain.core.sizes import integer_bytes, nominal_tokens
+from p2ptrain.core.sizes import boundary_width, integer_bytes, nominal_tokens
 from p2ptrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class TorchStage:
         """Of the boundary above, as the last step left it; written whole, so read as such."""
         return self._state.reading
 
-    async def forward(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> bytes:
+    async def forward(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> Buffer:
         """Encoded output for the stage above."""
         return await self._run("forward", lambda: self._state.forward(work, tokens, given))
 
@@ -256,8 +257,8 @@ class TorchCompute:
         Per element: weight, two gradients (of a microbatch, of the step) and two values of
         optimizer state in float32, and two sums; beside other stages, the weight before the
         last step as well; where states are adopted as differences, what is shared and what is
-        owed, and what making a difference holds for a moment. Temporaries of one tensor are not
-        counted.
+        owed, and what making a difference holds for a moment. Beside them, a tensor for what
+        crosses each boundary. Temporaries of one tensor are not counted.
         """
         part = stage_slice(self._spec, stage)
         elements = stage_elements(self._spec)[stage]
@@ -266,7 +267,9 @@ class TorchCompute:
         values += 0 if self._spec.sync.adoption == "exact" else 2 + ADOPTING_VALUES
         per_element = values * FLOAT32_BYTES + 2 * integer_bytes(self._spec)
         graphs = 1 + kept_graphs(self._spec, part, self._kept_graph_bytes)
-        return elements * per_element + graphs * one_graph
+        channels = sum(boundary_width(self._spec, end) for end in boundaries(self._spec, stage))
+        decoded = nominal_tokens(self._spec) * channels * FLOAT32_BYTES
+        return elements * per_element + graphs * one_graph + decoded
 
     async def open(self, stage: Stage) -> TorchStage:
         """A seat with the run's initial weights.

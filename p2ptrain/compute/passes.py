@@ -4,8 +4,13 @@ A microbatch is computed alone, never batched with others, from the bytes that c
 wire. A pass is therefore a function of (weights, bytes), and gives the same bits whether
 its graph was kept since the forward pass or is built again from the retained input.
 
+What comes from outside is decoded into one of two tensors that are there from the start, one
+for each boundary, and stands there until the next call; only the input of a graph that is kept
+has a tensor of its own. What goes out is written once, into the buffer of its frame.
+
 Invariants:
     * input activations are a leaf of the graph, so a graph never reaches below its stage;
+    * a graph that outlives the call shares no memory with the tensors of the next one;
     * ids and sizes are checked before they index anything: on an accelerator, a bad index
       kills the whole process.
 
@@ -27,7 +32,7 @@ import torch
 from torch import Tensor
 
 from p2ptrain.compute.bottleneck import compress, expand
-from p2ptrain.compute.codecs import CodecContext, codec_at
+from p2ptrain.compute.codecs import CodecContext, codec_at, encoded
 from p2ptrain.compute.model import Decoder, Slice, summed_loss
 from p2ptrain.core.sizes import (
     Direction,
@@ -72,6 +77,11 @@ class Before:
     format: FixedPoint
 
 
+def boundaries(spec: RunSpec, stage: Stage) -> tuple[int, ...]:
+    """Those at the ends of a stage."""
+    return tuple(end for end in (stage - 1, stage) if 0 <= end < spec.cut.stages - 1)
+
+
 class Passes:
     """The passes of one stage over weights that its owner updates in place."""
 
@@ -89,6 +99,7 @@ class Passes:
         self._weights = weights
         self._device = device
         self._decoder = Decoder(spec.model, part, device)
+        self._decoded_rk = {boundary: self._room(boundary) for boundary in boundaries(spec, stage)}
 
     def over(self, weights: Mapping[str, Tensor]) -> Passes:
         """The same passes over other weights."""
@@ -96,8 +107,12 @@ class Passes:
         other._weights = weights  # noqa: SLF001 - one of us
         return other
 
-    def run(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> Graph:
+    def run(
+        self, work: Microbatch, tokens: Buffer, given: Buffer | None, *, keep: bool = False
+    ) -> Graph:
         """Forward over encoded input; output (b, t, d), or logits (b, t, v) at the last stage.
+
+        The graph is of use until the next call, or for ever with ``keep``.
 
         Raises:
             MisbehaviourError: token ids or input are not what this run sends.
@@ -107,15 +122,15 @@ class Passes:
         elif given is None:
             raise InternalError(f"stage {self._stage} was given no input")
         else:
-            x = self._received(work, given)
+            x = self._received(work, given, keep=keep)
         half = self._spec.arithmetic.dtype == "bfloat16"
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=half):
             return Graph(given=x, output=self._through(x, tokens))
 
-    def _received(self, work: Microbatch, given: Buffer) -> Tensor:
+    def _received(self, work: Microbatch, given: Buffer, *, keep: bool) -> Tensor:
         """What came over the wire: (b, t, d) or, above a bottleneck, (b, t, k). A leaf."""
-        x_rk = self._decode(given, work, self._stage - 1, "forward")
-        x = x_rk.view(-1, self._spec.model.context, x_rk.shape[1])
+        x_rk = self._decode(given, work, self._stage - 1, "forward", keep=keep)
+        x = x_rk.detach().view(-1, self._spec.model.context, x_rk.shape[1])
         return x.requires_grad_(torch.is_grad_enabled())
 
     def _through(self, x: Tensor, tokens: Buffer) -> Tensor:
@@ -161,7 +176,7 @@ class Passes:
         return gradients[:count], None if self._part.first else gradients[count]
 
     def decode_gradient(self, buffer: Buffer, work: Microbatch) -> Tensor:
-        """The gradient of the output (r, d) that came from the stage above, on the device."""
+        """The gradient of the output (r, k) that came from the stage above, until the next call."""
         return self._decode(buffer, work, self._stage, "backward")
 
     def varied(self, tokens: Buffer) -> bool:
@@ -170,20 +185,20 @@ class Passes:
         return len(np.unique(ids)) >= LEAST_VARIED
 
     def decode_output(self, buffer: Buffer, work: Microbatch) -> Tensor:
-        """What the stage above sees of this stage's output (r, k)."""
+        """What the stage above sees of this stage's output (r, k), until the next call."""
         return self._decode(buffer, work, self._stage, "forward")
 
-    def encode_output(self, x_btd: Tensor, work: Microbatch) -> bytes:
+    def encode_output(self, x_btd: Tensor, work: Microbatch) -> Buffer:
         """Encode activations for the stage above."""
         return self._encode(x_btd.flatten(0, 1), work, self._stage, "forward")
 
-    def encode_gradient(self, x_btd: Tensor | None, work: Microbatch) -> bytes | None:
+    def encode_gradient(self, x_btd: Tensor | None, work: Microbatch) -> Buffer | None:
         """Encode the input's gradient for the stage below; None at stage 0."""
         if x_btd is None:
             return None
         return self._encode(x_btd.flatten(0, 1), work, self._stage - 1, "backward")
 
-    def encode_nothing(self, work: Microbatch) -> bytes | None:
+    def encode_nothing(self, work: Microbatch) -> Buffer | None:
         """The gradient for the stage below of a microbatch that counts as zero."""
         if self._part.first:
             return None
@@ -191,7 +206,7 @@ class Passes:
         zeros_rk = torch.zeros(nominal_tokens(self._spec), boundary_width(self._spec, boundary))
         return self._encode(zeros_rk, work, boundary, "backward")
 
-    def probe_input(self, work: Microbatch) -> bytes | None:
+    def probe_input(self, work: Microbatch) -> Buffer | None:
         """Encoded input that is small and the same everywhere; None at stage 0."""
         if self._part.first:
             return None
@@ -199,7 +214,9 @@ class Passes:
         rows, width = nominal_tokens(self._spec), boundary_width(self._spec, boundary)
         return self._encode(torch.full((rows, width), PROBE_VALUE), work, boundary, "forward")
 
-    def _encode(self, x_rk: Tensor, work: Microbatch, boundary: int, direction: Direction) -> bytes:
+    def _encode(
+        self, x_rk: Tensor, work: Microbatch, boundary: int, direction: Direction
+    ) -> Buffer:
         context = CodecContext(
             seed=self._spec.seed,
             step=work.step,
@@ -208,14 +225,27 @@ class Passes:
             direction=direction,
         )
         codec = codec_at(composition_of(self._spec, boundary), direction, work.step)
-        return codec.encode(x_rk, context)
+        return encoded(codec, x_rk, context)
 
     def _decode(
-        self, buffer: Buffer, work: Microbatch, boundary: int, direction: Direction
+        self,
+        buffer: Buffer,
+        work: Microbatch,
+        boundary: int,
+        direction: Direction,
+        *,
+        keep: bool = False,
     ) -> Tensor:
+        """What crossed a boundary (r, k), in its tensor or, to ``keep``, in a new one."""
         codec = codec_at(composition_of(self._spec, boundary), direction, work.step)
+        out_rk = self._room(boundary) if keep else self._decoded_rk[boundary]
+        codec.decode_into(buffer, out_rk)
+        return out_rk
+
+    def _room(self, boundary: int) -> Tensor:
+        """A tensor (r, k) for what crosses ``boundary``, with anything in it."""
         rows, width = nominal_tokens(self._spec), boundary_width(self._spec, boundary)
-        return codec.decode(buffer, rows, width, self._device)
+        return torch.empty(rows, width, device=self._device)
 
     def _token_ids(self, tokens: Buffer) -> Tensor:
         """Token ids (b, t + 1) as int64 on the device; the last of each row is only a label."""

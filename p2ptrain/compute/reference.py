@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from p2ptrain.compute.codecs import CodecContext, codec_at
+from p2ptrain.compute.codecs import CodecContext, codec_at, encoded
 from p2ptrain.compute.device import choose_device, make_deterministic
 from p2ptrain.compute.stage import LOSS_SCALE, StageState
 from p2ptrain.core.adoption import differs_at
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from p2ptrain.core.health import BoundaryReading
-    from p2ptrain.ports import Corpus, Loss
+    from p2ptrain.ports import Buffer, Corpus, Loss
     from p2ptrain.run import RunSpec
 
 ALONE = Digest(b"one process".ljust(DIGEST_BYTES))
@@ -192,7 +192,7 @@ class Training:
             stage.load(blob)
 
 
-def silence(spec: RunSpec, work: Microbatch) -> bytes | None:
+def silence(spec: RunSpec, work: Microbatch) -> Buffer | None:
     """Zeros for the last stage, encoded as this run encodes; None where it is the first too."""
     boundary = spec.cut.stages - 2
     if boundary < 0:
@@ -202,15 +202,15 @@ def silence(spec: RunSpec, work: Microbatch) -> bytes | None:
     )
     zeros_rk = torch.zeros(nominal_tokens(spec), boundary_width(spec, boundary))
     codec = codec_at(composition_of(spec, boundary), "forward", work.step)
-    return codec.encode(zeros_rk, context)
+    return encoded(codec, zeros_rk, context)
 
 
 def _train(
-    stages: Sequence[StageState], work: Microbatch, tokens: bytes, given: bytes | None
+    stages: Sequence[StageState], work: Microbatch, tokens: bytes, given: Buffer | None
 ) -> tuple[Loss, bool]:
     """One microbatch up and down again; returns its loss and whether a stage was poisoned."""
     *lower, last = stages
-    inputs: list[bytes | None] = [given]
+    inputs: list[Buffer | None] = [given]
     for stage in lower:
         inputs.append(stage.forward(work, tokens, inputs[-1]))
     loss = last.loss(work, tokens, inputs.pop())
@@ -224,7 +224,7 @@ def _train(
 
 
 def _evaluate(
-    stages: Sequence[StageState], work: Microbatch, tokens: bytes, given: bytes | None
+    stages: Sequence[StageState], work: Microbatch, tokens: bytes, given: Buffer | None
 ) -> Loss:
     *lower, last = stages
     for stage in lower:

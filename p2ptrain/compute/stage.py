@@ -88,14 +88,15 @@ class StageState:
 
     # --- passes -------------------------------------------------------------------------
 
-    def forward(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> bytes:
+    def forward(self, work: Microbatch, tokens: Buffer, given: Buffer | None) -> Buffer:
         """Encoded output; keeps the graph for the backward pass while there is room."""
         passes = self._passes_of(work)
         if passes is not self._passes or is_evaluation(self._spec, work):
             with torch.no_grad():
                 return passes.encode_output(passes.run(work, tokens, given).output, work)
-        graph = passes.run(work, tokens, given)
-        if len(self._graphs) < self._kept_graphs:
+        keep = len(self._graphs) < self._kept_graphs
+        graph = passes.run(work, tokens, given, keep=keep)
+        if keep:
             self._graphs[work] = graph
         sent = self._passes.encode_output(graph.output, work)
         if self._watch is not None and self._watch.waits and self._passes.varied(tokens):
@@ -153,7 +154,7 @@ class StageState:
             return Loss(loss=0, tokens=0, gradient=None, poisoned=False)
         return self._loss(value, None, poisoned=False)
 
-    def _loss(self, value: float, gradient: bytes | None, *, poisoned: bool) -> Loss:
+    def _loss(self, value: float, gradient: Buffer | None, *, poisoned: bool) -> Loss:
         return Loss(
             loss=round(value * LOSS_SCALE),
             tokens=nominal_tokens(self._spec),
@@ -176,7 +177,7 @@ class StageState:
         output_gradient_rd: Tensor | None,
         work: Microbatch,
         sign: Literal[1, 0, -1],
-    ) -> tuple[bytes | None, bool]:
+    ) -> tuple[Buffer | None, bool]:
         """Backward through ``graph``; returns (encoded gradient for below, poisoned)."""
         passes, before = self._passes_of(work), self._before
         if passes is not self._passes and sign:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import torch
 
-from p2ptrain.compute.codecs import CodecContext, codec_at
+from p2ptrain.compute.codecs import CodecContext, codec_at, decoded, encoded
 from p2ptrain.compute.device import make_deterministic
 from p2ptrain.compute.reference import Training
 from p2ptrain.data import corpus_from_bytes
@@ -83,10 +83,10 @@ def test_a_codec_gives_a_processors_bytes(
         direction=direction,  # type: ignore[arg-type]
     )
     x_rk = torch.randn(1000, 64, generator=torch.Generator().manual_seed(bits)).mul(3).add(1)
-    blob = codec.encode(x_rk, context)
-    assert codec.encode(x_rk.to(gpu), context) == blob
-    there = codec.decode(blob, 1000, 64, gpu).cpu()
-    assert torch.equal(there, codec.decode(blob, 1000, 64, CPU))
+    blob = encoded(codec, x_rk, context)
+    assert encoded(codec, x_rk.to(gpu), context) == blob
+    there = decoded(codec, blob, 1000, 64, gpu).cpu()
+    assert torch.equal(there, decoded(codec, blob, 1000, 64, CPU))
 
 
 @pytest.mark.usefixtures("gpu")

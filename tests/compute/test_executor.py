@@ -8,9 +8,9 @@ import pytest
 from p2ptrain.compute.executor import TorchCompute
 from p2ptrain.compute.stage import StageState
 from p2ptrain.core.bottleneck import stage_elements
-from p2ptrain.core.sizes import microbatch_token_bytes
+from p2ptrain.core.sizes import microbatch_token_bytes, nominal_tokens
 from p2ptrain.errors import UserError
-from p2ptrain.run import Batch, Cut, Model, RunSpec
+from p2ptrain.run import Batch, Codec, Composition, Cut, Model, RunSpec
 from p2ptrain.sim import loop as virtual
 from p2ptrain.units import Microbatch, Slot, Stage, Step
 
@@ -89,6 +89,23 @@ def test_memory_is_counted_with_the_graphs_that_are_kept() -> None:
     assert with_graphs.seat_bytes(FIRST) > without.seat_bytes(FIRST) > 0
     last = Stage(1)
     assert with_graphs.seat_bytes(last) == without.seat_bytes(last)
+
+
+def test_memory_is_counted_with_what_crosses_both_ends() -> None:
+    model, middle = msgspec.structs.replace(SPEC.model, n_layers=3), Stage(1)
+    sizes, elements = [], []
+    for width in (4, 12):
+        held = Composition(name="held", width=width)
+        spec = msgspec.structs.replace(
+            SPEC,
+            model=model,
+            cut=Cut(stages=3),
+            codec=Codec(name="held", compositions=(held,)),
+        )
+        sizes.append(TorchCompute(spec, device="cpu", inline=True).seat_bytes(middle))
+        elements.append(stage_elements(spec)[middle])
+    parameters = (elements[1] - elements[0]) * (6 * 4 + 2 * 8)
+    assert sizes[1] - sizes[0] == parameters + 2 * nominal_tokens(SPEC) * (12 - 4) * 4
 
 
 def test_memory_is_counted_with_what_adopting_differences_takes() -> None:

@@ -11,7 +11,7 @@ from p2ptrain.units import Microbatch, Slot, Stage, Step
 
 MODEL = Model(vocab_size=300, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=24, context=4)
 SPEC = RunSpec(model=MODEL, cut=Cut(stages=2), batch=Batch(sequences=2), codec=Codec(name="fp32"))
-WORK = Microbatch(Step(0), Slot(0))
+WORK, NEXT = Microbatch(Step(0), Slot(0)), Microbatch(Step(0), Slot(1))
 TOKENS = bytes(microbatch_token_bytes(SPEC))
 
 
@@ -76,6 +76,27 @@ def test_activations_of_another_size_are_refused() -> None:
 def test_a_missing_input_is_our_own_fault() -> None:
     with pytest.raises(InternalError):
         passes(1).run(WORK, TOKENS, None)
+
+
+def test_what_comes_in_is_decoded_into_one_tensor_unless_its_graph_is_kept() -> None:
+    first, last, works = passes(0), passes(1), (WORK, NEXT)
+    texts = TOKENS, b"\1\0" * (len(TOKENS) // 2)
+    sent = [
+        first.encode_output(first.run(work, text, None).output, work)
+        for work, text in zip(works, texts, strict=True)
+    ]
+    assert sent[0] != sent[1]
+    inputs = [last.run(work, TOKENS, given).given for work, given in zip(works, sent, strict=True)]
+    assert inputs[0].data_ptr() == inputs[1].data_ptr()
+    kept = last.run(WORK, TOKENS, sent[0], keep=True)
+    before = kept.given.detach().clone()
+    assert kept.given.data_ptr() != inputs[0].data_ptr()
+    last.run(NEXT, TOKENS, sent[1])
+    assert torch.equal(kept.given, before)
+    assert kept.given.is_leaf
+
+    gradients = [first.decode_gradient(given, WORK) for given in sent]
+    assert gradients[0] is gradients[1]
 
 
 def test_bfloat16_keeps_the_residual_stream_in_float32() -> None:

@@ -14,7 +14,17 @@ from p2ptrain.core.health import trouble
 from p2ptrain.core.sizes import boundary_bytes, microbatch_token_bytes, nominal_tokens
 from p2ptrain.errors import InternalError, MisbehaviourError
 from p2ptrain.ports import Update
-from p2ptrain.run import Accumulator, Batch, Codec, Composition, Cut, Model, Optimizer, RunSpec
+from p2ptrain.run import (
+    Accumulator,
+    Batch,
+    Bits,
+    Codec,
+    Composition,
+    Cut,
+    Model,
+    Optimizer,
+    RunSpec,
+)
 from p2ptrain.units import Microbatch, Slot, Stage, Step
 
 MODEL = Model(d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=24, context=8)
@@ -140,6 +150,31 @@ def test_a_gradient_that_is_not_finite_is_poisoned_and_counts_as_zero() -> None:
 LATENT = Composition(
     name="latent", width=4, mean=True, anchor_order=1, forward=((0, 4),), backward=((0, 3),)
 )
+
+
+@pytest.mark.parametrize("bits", [32, 16, 4])
+def test_a_kept_graph_does_not_see_what_comes_in_later(bits: Bits) -> None:
+    """Inputs share one tensor, but for those of graphs that are kept: a decoder's are needed."""
+    levels = ((0, bits),)
+    latent = msgspec.structs.replace(LATENT, forward=levels, backward=levels)
+    model = msgspec.structs.replace(MODEL, n_layers=3)
+    three = msgspec.structs.replace(
+        SPEC, model=model, cut=Cut(stages=3), codec=Codec(name="latent", compositions=(latent,))
+    )
+    lower, upper, state = seat(0, three), seat(2, three), seat(1, three)
+    works = [Microbatch(Step(0), Slot(slot)) for slot in range(3)]
+    texts = [TOKENS[slot:] + TOKENS[:slot] for slot in range(3)]
+    frames = []
+    for work, text in zip(works, texts, strict=True):
+        below = lower.forward(work, text, None)
+        gradient = upper.loss(work, text, state.forward(work, text, below)).gradient
+        assert gradient is not None
+        frames.append((work, text, below, gradient))
+    fresh = seat(1, three, kept_graph_bytes=0)
+    for work, text, below, gradient in frames:
+        kept = state.backward(work, text, below, gradient)
+        assert kept == fresh.backward(work, text, below, gradient)
+    assert own(state) == own(fresh)
 
 
 @pytest.mark.parametrize(

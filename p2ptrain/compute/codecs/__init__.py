@@ -5,7 +5,7 @@ A codec is a pure function of the tensor and of where it stands in the run
 encodes to the same bytes anywhere, and one process that pushes its activations through
 the same codec computes what the swarm computes.
 
-    contract   what a codec promises, and where a tensor stands
+    contract   what a codec promises, where a tensor stands, and new memory for both ways
     floats     fp32 and bf16: values as they are
     quantiser  integers of 8, 4, 3 or 2 bits under a scale per token or block
     scales, noise, packing, rotation   its parts
@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from p2ptrain.compute.codecs.contract import Codec, CodecContext
+from p2ptrain.compute.codecs.contract import Codec, CodecContext, decoded, encoded
 from p2ptrain.compute.codecs.floats import BFloat16Codec, Float32Codec
 from p2ptrain.compute.codecs.quantiser import Quantiser
 from p2ptrain.run.frames import bits_at, levels_of
@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     from p2ptrain.core.sizes import Direction
     from p2ptrain.run import Bits, Composition
 
-__all__ = ["BFloat16Codec", "Codec", "CodecContext", "Float32Codec", "Quantiser", "codec_at"]
+__all__ = [
+    "BFloat16Codec",
+    "Codec",
+    "CodecContext",
+    "Float32Codec",
+    "Quantiser",
+    "codec_at",
+    "decoded",
+    "encoded",
+]
 
 
 def codec_at(composition: Composition, direction: Direction, step: int) -> Codec:

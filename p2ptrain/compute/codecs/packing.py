@@ -14,6 +14,8 @@ Refused: a shift for every place of a byte (strided reads of single bytes, eight
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -53,38 +55,45 @@ def unpack(packed: Tensor, bits: int, codes: int) -> Tensor:
     if bits == GROUP:
         return packed
     groups = -(-codes // GROUP)
-    if packed.numel() < groups * bits:
-        packed = torch.nn.functional.pad(packed, (0, groups * bits - packed.numel()))
+    # Copied, for only at the start of a storage may bytes be read as words.
+    aligned = packed.new_empty(groups * bits)
+    aligned[: packed.numel()] = packed
+    aligned[packed.numel() :] = 0
     if bits in _WORDS:
         mask = (1 << bits * GROUP) - 1
-        aligned = packed.clone()  # only at the start of a storage may bytes be read as words
         words = aligned.view(_WORDS[bits]).to(torch.int64).bitwise_and_(mask)
     else:
         bytes_g8 = packed.new_zeros(groups, GROUP)
-        bytes_g8[:, :bits] = packed.view(groups, bits)
+        bytes_g8[:, :bits] = aligned.view(groups, bits)
         words = bytes_g8.view(torch.int64).view(groups)
     return _scattered(words, bits).view(torch.uint8)[:codes]
 
 
 def _gathered(words: Tensor, bits: int) -> Tensor:
+    moved, gathered = torch.empty_like(words), torch.empty_like(words)
     for shift, mask in _rounds(bits):
-        words = (words | (words >> shift)).bitwise_and_(mask)
+        torch.bitwise_right_shift(words, shift, out=moved)
+        words = torch.bitwise_or(words, moved, out=gathered).bitwise_and_(mask)
     return words
 
 
 def _scattered(words: Tensor, bits: int) -> Tensor:
+    """The reverse, where ``words`` stand."""
     single = int.from_bytes(bytes([(1 << bits) - 1]) * GROUP, "little")
     masks = [single, *(mask for _, mask in _rounds(bits)[:-1])]
+    moved = torch.empty_like(words)
     for (shift, _), mask in zip(reversed(_rounds(bits)), reversed(masks), strict=True):
-        words = (words | (words << shift)).bitwise_and_(mask)
+        torch.bitwise_left_shift(words, shift, out=moved)
+        words.bitwise_or_(moved).bitwise_and_(mask)
     return words
 
 
-def _rounds(bits: int) -> list[tuple[int, int]]:
+@functools.cache
+def _rounds(bits: int) -> tuple[tuple[int, int], ...]:
     """(shift, mask of what is then in place) for 2, 4 and 8 codes drawn together."""
     rounds = []
     for codes in (2, 4, 8):
         span, used = 8 * codes, bits * codes
         mask = sum(((1 << used) - 1) << place for place in range(0, 64, span))
         rounds.append(((8 - bits) * codes // 2, mask))
-    return rounds
+    return tuple(rounds)

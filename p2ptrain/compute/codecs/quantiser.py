@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     from p2ptrain.ports import Buffer
     from p2ptrain.run import Bits, Composition
+    from p2ptrain.units import Bytes
 
 SLAB_VALUES = 1 << 17
 """Values that a CPU takes through all passes at a time: 512 KiB of floats, which stay in a cache of
@@ -67,10 +68,10 @@ MEAN_DIGITS = 22
 
 
 class _Parts(NamedTuple):
-    """The parts of a message, as views into it."""
+    """The parts of a message, as views of its bytes."""
 
-    mean_k: Tensor
-    scale_n: Tensor
+    means: Tensor
+    scales: Tensor
     packed: Tensor
 
 
@@ -87,43 +88,42 @@ class Quantiser:
         self._middle = (self._least_code + self._most_code) / 2
         self._reach = self._most_code - self._middle
 
-    def encode(self, x_rk: Tensor, context: CodecContext) -> bytes:
+    def encoded_bytes(self, rows: int, width: int) -> Bytes:
+        """Exact size."""
+        return encoded_bytes(self._composition, self._bits, rows, width)
+
+    def encode_into(self, x_rk: Tensor, context: CodecContext, out: Tensor) -> None:
         """Encode; what is not finite spoils the message."""
         x_rk = x_rk.detach().float().contiguous()
-        rows, width = x_rk.shape
-        size = encoded_bytes(self._composition, self._bits, rows, width)
-        message = torch.empty(size, dtype=torch.uint8, device=x_rk.device)
-        highest = self._encode(x_rk, context, self._parts(message, rows, width))
+        message = out if x_rk.is_cpu else torch.empty_like(out, device=x_rk.device)
+        highest = self._encode(x_rk, context, self._parts(message, *x_rk.shape))
         if highest == scales.SPOILT:
             message.zero_()
         message[0], message[1] = highest & 0xFF, highest >> 8
-        return message.cpu().numpy().tobytes()
+        if message is not out:
+            out.copy_(message)
 
-    def decode(self, buffer: Buffer, rows: int, width: int, device: torch.device) -> Tensor:
+    def decode_into(self, buffer: Buffer, out_rk: Tensor) -> None:
         """Decode, or refuse another size and what no encoder writes."""
-        size = encoded_bytes(self._composition, self._bits, rows, width)
-        check_size(buffer, size)
-        message = torch.empty(size, dtype=torch.uint8)
-        np.copyto(message.numpy(), np.frombuffer(buffer, dtype=np.uint8))
+        rows, width = out_rk.shape
+        check_size(buffer, self.encoded_bytes(rows, width))
+        message = _bytes(buffer)
         highest = int.from_bytes(bytes(message[:QUANTISER_HEADER_BYTES].tolist()), "little")
         if highest == scales.SPOILT:
             if bool(message[QUANTISER_HEADER_BYTES:].any()):
                 raise MisbehaviourError("a spoilt message with something in it")
-            return torch.full((rows, width), math.nan, device=device)
-        parts = self._parts(message.to(device), rows, width)
+            out_rk.fill_(math.nan)
+            return
+        parts = self._parts(message.to(out_rk.device), rows, width)
         if self._by_token:
-            scale_n = scales.token_scales(highest, parts.scale_n)
+            scale_n = scales.token_scales(highest, parts.scales)
         elif highest:
             raise MisbehaviourError(f"a message of blocks with the header {highest}")
         else:
-            scale_n = scales.checked_block_scales(parts.scale_n)
-        x_ng = self._dequantised(parts.packed, scale_n, width)
-        if self._composition.hadamard:
-            x_ng = rotated(x_ng)
-        x_rk = x_ng.view(-1)[: rows * width].view(rows, width)
+            scale_n = scales.checked_block_scales(_halves(parts.scales))
+        self._dequantise(parts.packed, scale_n, out_rk)
         if self._composition.mean:
-            x_rk = x_rk + scales.checked_means(parts.mean_k)
-        return x_rk
+            out_rk += scales.checked_means(_halves(parts.means))
 
     # --- inside -------------------------------------------------------------------------
 
@@ -133,8 +133,9 @@ class Quantiser:
             top = float(x_rk.abs().amax())
             if not top <= scales.LARGEST:
                 return scales.SPOILT
-            parts.mean_k.copy_(channel_means(x_rk, top))
-            x_rk = x_rk - parts.mean_k.float()
+            mean_k = channel_means(x_rk, top)
+            parts.means.copy_(mean_k.view(torch.uint8))
+            x_rk = x_rk - mean_k.float()
         x_ng = self._under_scales(x_rk)
         if self._composition.hadamard:
             x_ng = rotated(x_ng)
@@ -144,11 +145,12 @@ class Quantiser:
         header = 0
         if self._by_token:
             header, code_n = scales.token_codes(peak_n)
-            parts.scale_n.copy_(code_n)
+            parts.scales.copy_(code_n)
             scale_n = scales.token_scales(header, code_n)
         else:
-            parts.scale_n.copy_(scales.block_scales(peak_n))
-            scale_n = parts.scale_n.float()
+            half_n = scales.block_scales(peak_n)
+            parts.scales.copy_(half_n.view(torch.uint8))
+            scale_n = half_n.float()
         self._quantise(x_ng, scale_n, context, parts.packed)
         return header
 
@@ -171,21 +173,24 @@ class Quantiser:
             code_sg = y_sg.to(torch.int16).to(torch.uint8)  # four times as fast as at once
             pack(code_sg.view(-1), self._bits, out)
 
-    def _dequantised(self, packed: Tensor, scale_n: Tensor, width: int) -> Tensor:
+    def _dequantise(self, packed: Tensor, scale_n: Tensor, out_rk: Tensor) -> None:
         # Times the inverse: a GPU divides by a number so, and a CPU must do as it does.
         steps_n = (scale_n * (1 / self._reach))[:, None]
-        group = width if self._by_token else BLOCK_VALUES
-        x_ng = torch.empty(len(scale_n), group, device=packed.device)
+        x_ng = self._under_scales(out_rk)
+        group = x_ng.shape[1]
         for slab in _slabs(x_ng):
             begin, end = slab.start * group * self._bits, slab.stop * group * self._bits
             codes = (slab.stop - slab.start) * group
             code_s = unpack(packed[begin // 8 : -(-end // 8)], self._bits, codes)
             torch.sub(code_s.view(-1, group), self._middle, out=x_ng[slab])
             x_ng[slab] *= steps_n[slab]
-        return x_ng
+        if self._composition.hadamard:
+            x_ng = rotated(x_ng)
+        if x_ng.data_ptr() != out_rk.data_ptr():
+            out_rk.view(-1).copy_(x_ng.view(-1)[: out_rk.numel()])
 
     def _under_scales(self, x_rk: Tensor) -> Tensor:
-        """A row for every scale; the last block is filled with zeros."""
+        """A row for every scale: a view, but for a last block that is filled with zeros."""
         if self._by_token:
             return x_rk
         values = x_rk.view(-1)
@@ -199,15 +204,22 @@ class Quantiser:
         blocks = -(-rows * width // BLOCK_VALUES)
         codes = rows * width if self._by_token else blocks * BLOCK_VALUES
         scale_bytes = rows * TOKEN_SCALE_BYTES if self._by_token else blocks * BLOCK_SCALE_BYTES
-        _, mean_k, scale_n, packed = torch.split(
+        _, means, scales_, packed = torch.split(
             message,
             [QUANTISER_HEADER_BYTES, mean_bytes, scale_bytes, packed_bytes(codes, self._bits)],
         )
-        return _Parts(
-            mean_k=mean_k.view(torch.bfloat16),
-            scale_n=scale_n if self._by_token else scale_n.view(torch.bfloat16),
-            packed=packed,
-        )
+        return _Parts(means=means, scales=scales_, packed=packed)
+
+
+def _bytes(buffer: Buffer) -> Tensor:
+    """As flat uint8 on the CPU; copied where it is read-only, for torch warns of such memory."""
+    view = memoryview(buffer).cast("B")
+    return torch.frombuffer(bytearray(view) if view.readonly else view, dtype=torch.uint8)
+
+
+def _halves(part: Tensor) -> Tensor:
+    """Bytes as bf16; copied, for a payload may begin at an odd address."""
+    return part.clone().view(torch.bfloat16)
 
 
 def channel_means(x_rk: Tensor, top: float) -> Tensor:

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from p2ptrain.compute.codecs import BFloat16Codec, Codec, CodecContext, Float32Codec
+from p2ptrain.compute.codecs import (
+    BFloat16Codec,
+    Codec,
+    CodecContext,
+    Float32Codec,
+    decoded,
+    encoded,
+)
 from p2ptrain.errors import MisbehaviourError
 from p2ptrain.units import Slot, Step
 
@@ -25,7 +32,7 @@ tensors = hnp.arrays(
 
 def there_and_back(codec: Codec, x_rk: torch.Tensor) -> torch.Tensor:
     rows, width = x_rk.shape
-    return codec.decode(codec.encode(x_rk, CONTEXT), rows, width, CPU)
+    return decoded(codec, encoded(codec, x_rk, CONTEXT), rows, width, CPU)
 
 
 @CODECS
@@ -33,11 +40,11 @@ def there_and_back(codec: Codec, x_rk: torch.Tensor) -> torch.Tensor:
 def test_size_is_exact_and_decoding_is_stable(
     codec: Codec, value_bytes: int, x_rk: torch.Tensor
 ) -> None:
-    blob = codec.encode(x_rk, CONTEXT)
+    blob = encoded(codec, x_rk, CONTEXT)
     assert len(blob) == value_bytes * x_rk.numel()
-    decoded = codec.decode(blob, *x_rk.shape, CPU)
-    assert decoded.dtype == torch.float32
-    assert codec.encode(decoded, CONTEXT) == blob
+    there_rk = decoded(codec, blob, *x_rk.shape, CPU)
+    assert there_rk.dtype == torch.float32
+    assert encoded(codec, there_rk, CONTEXT) == blob
 
 
 @given(x_rk=tensors)
@@ -67,15 +74,15 @@ def test_what_is_not_finite_arrives_as_such(codec: Codec, value_bytes: int) -> N
 @pytest.mark.parametrize("extra", [-1, 1, 2, 4])
 def test_another_size_is_refused(codec: Codec, value_bytes: int, extra: int) -> None:
     with pytest.raises(MisbehaviourError, match="bytes"):
-        codec.decode(bytes(6 * value_bytes + extra), 2, 3, CPU)
+        decoded(codec, bytes(6 * value_bytes + extra), 2, 3, CPU)
 
 
 @CODECS
 def test_a_decoded_tensor_does_not_share_the_receive_buffer(codec: Codec, value_bytes: int) -> None:
-    buffer = bytearray(codec.encode(torch.ones(2, 2), CONTEXT))
-    decoded = codec.decode(memoryview(buffer), 2, 2, CPU)
+    buffer = bytearray(encoded(codec, torch.ones(2, 2), CONTEXT))
+    there_rk = decoded(codec, memoryview(buffer), 2, 2, CPU)
     buffer[:] = bytes(len(buffer))
-    assert torch.equal(decoded, torch.ones(2, 2))
+    assert torch.equal(there_rk, torch.ones(2, 2))
 
 
 def test_strided_tensors_encode_by_value() -> None:
