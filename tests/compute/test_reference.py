@@ -14,6 +14,7 @@ from p2ptrain.run import (
     Accumulator,
     Arithmetic,
     Batch,
+    Bits,
     Codec,
     Composition,
     Cut,
@@ -112,9 +113,16 @@ def test_another_process_gets_the_same_bits() -> None:
     assert json.loads(there.stdout) == [here.weights_digest, losses]
 
 
-def narrow(anchor_order: int) -> RunSpec:
+def narrow(anchor_order: int, bits: Bits = 16) -> RunSpec:
     """Cut in two, with a bottleneck between."""
-    latents = Composition(name="latents", width=8, anchor_order=anchor_order)  # type: ignore[arg-type]
+    latents = Composition(
+        name="latents",
+        width=8,
+        anchor_order=anchor_order,  # type: ignore[arg-type]
+        mean=bits < 16,  # of integers alone
+        forward=((0, bits),),
+        backward=((0, bits),),
+    )
     return change(
         cut=Cut(stages=2),
         codec=Codec(name="latents", compositions=(latents,)),
@@ -141,11 +149,16 @@ def last_loss(spec: RunSpec, *, severed: bool) -> float:
     return last.val_loss
 
 
-def test_without_a_wire_a_run_is_worse_and_has_what_its_anchors_tell() -> None:
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_without_a_wire_a_run_is_worse_than_with_a_codec(bits: Bits) -> None:
     """Sixteen equally frequent tokens, each of which tells the next."""
-    blind, seeing = last_loss(narrow(0), severed=True), last_loss(narrow(0), severed=False)
+    blind, seeing = (last_loss(narrow(0, bits), severed=severed) for severed in (True, False))
     assert blind > 0.95 * math.log(16)
     assert seeing < blind - 0.4
+
+
+def test_without_a_wire_a_run_has_what_its_anchors_tell() -> None:
+    blind = last_loss(narrow(0), severed=True)
     assert last_loss(narrow(1), severed=True) < blind - 0.4
 
 

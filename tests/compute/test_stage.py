@@ -381,6 +381,22 @@ def test_a_step_leaves_its_reading_and_an_encoder_that_died_is_told(
     assert told is None if word is None else told is not None and word in told
 
 
+def test_a_decoder_that_died_sends_no_gradient_back_and_is_told() -> None:
+    lower, upper = seat(0, NARROW), seat(1, NARROW)
+    tensors = safetensors.torch.load(upper.save())
+    tensors["weights/bottleneck.0.decoder.weight"].zero_()
+    upper.load(pack(tensors))
+    gradient = upper.loss(WORK, TOKENS, lower.forward(WORK, TOKENS, None)).gradient
+    assert gradient is not None
+    lower.backward(WORK, TOKENS, None, gradient)
+    lower.step(Update(step=Step(0), tokens=0, norms=(), skip=True))
+    assert lower.reading is not None
+    assert lower.reading.gradient_norm == 0.0
+    told = trouble(lower.reading)
+    assert told is not None
+    assert "no gradient" in told
+
+
 @pytest.mark.parametrize("ids", [[7], [7, 9], [7, 8, 9]])
 def test_a_text_that_says_nothing_is_not_read_as_a_dead_boundary(ids: list[int]) -> None:
     lower = seat(0, NARROW)

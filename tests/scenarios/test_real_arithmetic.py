@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from p2ptrain.compute import reference
@@ -237,6 +238,13 @@ async def test_every_tensor_of_every_stage_has_learnt() -> None:
 @pytest.mark.parametrize("codec", BOTTLENECKS, ids=lambda codec: codec.name)
 def test_a_bottleneck_at_every_boundary_gives_what_one_process_gives(codec: Composition) -> None:
     spec = spec_of(stages=4, replicas=1, codec=codec)
+    assert swarm(spec, 4) == alone(spec)
+
+
+def test_every_boundary_may_have_a_codec_of_its_own() -> None:
+    boundaries = ("int4", WARMING.name, "bf16")
+    codec = Codec(name="bf16", boundaries=boundaries, compositions=(WARMING,))
+    spec = validate(msgspec.structs.replace(spec_of(stages=4, replicas=1), codec=codec))
     assert swarm(spec, 4) == alone(spec)
 
 

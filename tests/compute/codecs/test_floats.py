@@ -1,4 +1,5 @@
 import math
+import random
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from p2ptrain.units import Slot, Step
 
 CONTEXT = CodecContext(seed=1, step=Step(2), slot=Slot(3), boundary=0, direction="forward")
 CPU = torch.device("cpu")
+EXAMPLES = 10_000
 FP32, BF16 = Float32Codec(), BFloat16Codec()
 CODECS = pytest.mark.parametrize(("codec", "value_bytes"), [(FP32, 4), (BF16, 2)])
 
@@ -75,6 +77,38 @@ def test_what_is_not_finite_arrives_as_such(codec: Codec, value_bytes: int) -> N
 def test_another_size_is_refused(codec: Codec, value_bytes: int, extra: int) -> None:
     with pytest.raises(MisbehaviourError, match="bytes"):
         decoded(codec, bytes(6 * value_bytes + extra), 2, 3, CPU)
+
+
+@CODECS
+def test_any_bytes_are_refused_or_are_the_numbers_that_they_stand_for(
+    codec: Codec, value_bytes: int
+) -> None:
+    """NaN and infinities among them: a stage must see what is spoilt."""
+    rng, refused, spoilt = random.Random(value_bytes), 0, 0
+    honest = encoded(codec, torch.randn(4, 16, generator=torch.Generator().manual_seed(0)), CONTEXT)
+    low = bytes(4 - value_bytes)
+    for _ in range(EXAMPLES):
+        blob = bytearray(honest)
+        match rng.randrange(4):
+            case 0:
+                blob[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
+            case 1:
+                del blob[rng.randrange(len(blob)) :]
+            case 2:
+                blob += rng.randbytes(rng.randint(1, 8))
+            case _:
+                blob[:] = rng.randbytes(len(blob))
+        try:
+            there_rk = decoded(codec, blob, 4, 16, CPU)
+        except MisbehaviourError:
+            refused += 1
+            continue
+        assert there_rk.shape == (4, 16)
+        values = (blob[at : at + value_bytes] for at in range(0, len(blob), value_bytes))
+        assert there_rk.numpy().tobytes() == b"".join(low + value for value in values)
+        spoilt += not bool(torch.isfinite(there_rk).all())
+    assert 0.4 * EXAMPLES < refused < 0.6 * EXAMPLES
+    assert spoilt > 0.02 * EXAMPLES
 
 
 @CODECS
