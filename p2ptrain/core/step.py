@@ -40,7 +40,7 @@ Invariants:
       may differ by rounding where its holders had died; core/adoption mends that.
 
 Bounds: every phase but COMMITTED has a deadline (``due_at``); a Nack makes a leader plan
-again only if it taught something; fetching tries each holder once per SUM heard; a Subtract
+again only if it taught something; fetching tries each live holder once per SUM heard; a Subtract
 is Seen before the compute is asked for anything else.
 
 Refused: Paxos over replicas (any disjoint cover gives the same sum, or one that differs by
@@ -246,8 +246,12 @@ class StepMachine:
         self._live = peers | {self._me}
         self.ledger.set_live(self._live)
         asked = self._doubt(self.stage, now) if gone else ()
+        current = self._holders[:1]
+        self._holders = [peer for peer in self._holders if peer not in gone]
         if self.plan is None:
             self._elect()
+            if self._fetching and self._holders[:1] != current:
+                return asked + self._fetch(now)
         elif lost := sorted(share.peer for share in self.plan.shares if share.peer in gone):
             return asked + self._on_loss(f"{', '.join(lost)} left", now)
         return asked + self._review(now)
@@ -548,6 +552,11 @@ class StepMachine:
         self._enter(Phase.REDUCING, self._limits.reduce_seconds, now)
         return (FetchSum(self._holders[0], self._told),)
 
+    @property
+    def _fetching(self) -> bool:
+        """Whether a holder of the sum has been asked for it."""
+        return self.phase is Phase.REDUCING and self.plan is None and self._told is not None
+
     def _pause(self, reason: str, now: Seconds) -> tuple[Action, ...]:
         """No way to the sum is left: let a plan's time pass, or broken links spin the rounds."""
         self._failure = reason
@@ -600,8 +609,8 @@ class StepMachine:
             self._lost = None
         if self._told is None or self._told.publisher != peer:
             return ()
+        fetching = self._fetching
         self._told, self._holders = None, []
-        fetching = self.phase is Phase.REDUCING and self.plan is None
         return self._pause(f"{peer} has lied of the sum", now) if fetching else ()
 
     def _on_failure(self, event: ReduceFailed | FetchFailed, now: Seconds) -> tuple[Action, ...]:

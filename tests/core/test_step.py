@@ -563,6 +563,22 @@ def test_a_counting_seat_freezes_to_fetch_and_thaws_if_nobody_gives() -> None:
     assert seat.phase is Phase.COUNTING
 
 
+def test_a_holder_that_is_lost_is_waited_for_no_longer() -> None:
+    seat = machine(BOB, ANN)
+    seat.handle(Live(frozenset({ANN, BOB, EVE})), now=0.0)
+    told = total(STAGE)
+    seat.handle(Received(ANN, told), now=1.0)
+    assert seat.handle(Live(frozenset({ANN, BOB})), now=1.5) == ()  # it was not asked yet
+    assert seat.handle(Live(frozenset({BOB, EVE})), now=2.0) == ()
+    assert seat.handle(FetchFailed(ANN, "late news"), now=2.5) == ()
+    assert seat.tick(now=3.0) == (Unfreeze(),)
+    assert seat.reason == "nobody gave the sum they announced"
+    seat = machine(BOB, ANN)
+    seat.handle(Live(frozenset({ANN, BOB, EVE})), now=0.0)
+    seat.handle(Received(ANN, told), now=1.0)
+    assert seat.handle(Live(frozenset({BOB, EVE})), now=2.0) == (FetchSum(EVE, told),)
+
+
 def test_a_sum_that_died_with_its_holders_is_no_reason_to_stop_counting() -> None:
     seat = machine(BOB, ANN)
     seat.handle(Live(frozenset({BOB})), now=0.0)
