@@ -32,7 +32,7 @@ import click
 
 from benchmarks import record
 from benchmarks.rebalance import SHARE, Phases, crowd, mend
-from benchmarks.uneven import Swarm, Trouble, Watch
+from benchmarks.uneven import WINDOW, Swarm, Trouble, Watch
 from p2ptrain.units import Step
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ HEAD = (
 
 WARM_SHARE, COLD_SHARE = 0.25, 0.7
 """Of the microbatches of the long step: between these the stream is measured. What is in
-flight, four a stage and average seat, is less than a sixth at the sizes used here."""
+flight, eight a stage and average seat, is a quarter at the sizes used here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +195,7 @@ def joining(*, long: bool, seed: int) -> dict[str, object]:
 @click.command(help=__doc__)
 @click.option("--long", is_flag=True, help="the record's size")
 @click.option("--seed", "seeds", multiple=True, default=(0,), help="draws: one case each")
-@click.option("--window", default=4, show_default=True, help="limits.window_per_stage of flows")
+@click.option("--window", default=WINDOW, show_default=True, help="limits.window_per_stage")
 @click.option("--only", multiple=True, help="names of cases; all without")
 @click.option("--out", type=click.Path(path_type=Path), default=None)
 def cli(

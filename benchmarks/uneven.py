@@ -24,7 +24,7 @@ import click
 import msgspec
 
 from p2ptrain.observe import events as ev
-from p2ptrain.run import Evaluation
+from p2ptrain.run import Evaluation, preset
 from p2ptrain.sim.compute import CostModel, ToyCompute
 from p2ptrain.sim.pipes import Link
 from p2ptrain.sim.scenario import PeerPlan, Scenario, toy_compute
@@ -59,6 +59,8 @@ HEARTBEAT_SECONDS = 2.0
 TELL_SECONDS = 30.0
 """Of virtual time between two lines that say how far a run is: seconds of ours to a minute."""
 
+WINDOW = preset("small").limits.window_per_stage
+
 QUIET_SECONDS = 1e6
 """For watchdogs, which know nothing of steps of ten minutes."""
 
@@ -92,7 +94,7 @@ class Swarm:
     sum_seconds: Seconds = 0.0
     load_seconds: Seconds = 0.0
     memory_seats: int | None = None
-    window: int = 4
+    window: int = WINDOW
     trouble: Trouble = field(default_factory=Trouble)
 
     @cached_property

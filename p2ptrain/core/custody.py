@@ -38,7 +38,7 @@ after a pause. Refused: hedging. A copy computed twice costs work and an overlap
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, assert_never
 
 from p2ptrain.core.duties import (
@@ -64,6 +64,7 @@ from p2ptrain.core.duties import (
     Tallied,
     TellPath,
 )
+from p2ptrain.core.sparing import TURN_SECONDS, Spare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,6 +87,7 @@ class Way:
 
     router: Router
     delays: Delays
+    spare: Spare = field(default_factory=Spare)
 
 
 class Custody:
@@ -115,6 +117,8 @@ class Custody:
         self.state = State.IDLE
         self._limits = limits
         self._owed = returns  # a gradient
+        self._back = False  # it is here
+        self._spare = way.spare if way is not None else Spare()
         self._router = way.router if way is not None else None
         self._delays = way.delays if way is not None else None
         self._choice: Choice | None = None
@@ -126,6 +130,11 @@ class Custody:
         self._silences = 0
         self._unheard: set[PeerId] = set()  # asked where it is, not heard yet
         self._next: PeerId | None = None  # of a gradient: where to, if it is needed again
+
+    @property
+    def spare(self) -> bool:
+        """Whether nobody below waits for it: the next stage alone lacks it (core/sparing)."""
+        return self._back and not self._spare.over
 
     def start(
         self, *, now: Seconds, seats: Iterable[PeerId] = (), counted: bool = False
@@ -170,7 +179,7 @@ class Custody:
             case Tallied(live):
                 return self._counted(now) if live else self._uncounted(now)
             case Returned():
-                self._owed = False
+                self._owed, self._back = False, True
                 self.due_at = None if self.state is State.COUNTED else self.due_at
             case Owed():
                 return self._owe(now)
@@ -207,7 +216,10 @@ class Custody:
         """From IDLE: ask somebody, or send at once where the way is given."""
         if self._router is None:
             return self._send(now)
-        self._unheard, self._answers, self._choice = set(), {}, self._router.choose(now=now)
+        self._unheard, self._answers = set(), {}
+        if self.spare and not self._spare.may_ask(self.work, now=now):
+            return self._rest(now)
+        self._choice = self._router.choose(now=now)
         if self._choice is None:  # everybody is busy, backed off or gone
             return self._rest(now)
         self.state, self.due_at = State.ASKING, now + self._limits.answer_seconds
@@ -215,6 +227,9 @@ class Custody:
 
     def _rest(self, now: Seconds, *, at: Seconds | None = None) -> tuple[Action, ...]:
         """Wait until ``at``, or until the first seat may be asked again."""
+        if self.spare:
+            self.state, self.due_at = State.IDLE, now + TURN_SECONDS
+            return ()
         assert self._router is not None
         at = self._router.retry_at(now=now) if at is None else at
         soonest = now + (self._limits.retry_seconds if at is None else ASK_GAP_SECONDS)
@@ -234,7 +249,7 @@ class Custody:
             return (DeclineOffer(event.peer, event.attempt),) if late else ()
         self._answers[event.peer] = event.quote
         self._leases[event.peer] = event.seconds
-        if event.quote is None:
+        if event.quote is None and not self.spare:
             self._router.busy(event.peer, event.seconds, now=now)
         return self._settle_if_heard(now)
 
@@ -260,6 +275,8 @@ class Custody:
         taken = {"first": choice.first, "alternative": other, None: None}[settlement.take]
         declined = self._unused_offers(but=taken)
         quote = answers[taken] if taken is not None else None
+        if self.spare:
+            self._spare.answered(self.work, offered=taken is not None, now=now)
         if taken is None or quote is None:
             return declined + self._rest(now, at=settlement.retry_at)
         self.holder, self.state = taken, State.OFFERED
@@ -455,7 +472,7 @@ class Custody:
 
     def _owe(self, now: Seconds) -> tuple[Action, ...]:
         """The gradient came and is gone: its keeper took us to have it, or sent it elsewhere."""
-        self._owed = True
+        self._owed, self._back = True, False
         if self.state is State.COUNTED:
             return self._find_counter(now)
         if self.state is State.COMPUTED and self.holder is not None:

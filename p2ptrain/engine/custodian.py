@@ -18,6 +18,7 @@ from p2ptrain.core import duties as c
 from p2ptrain.core.custody import Custody, Way
 from p2ptrain.core.ledger import slots_of
 from p2ptrain.core.routing import Quote
+from p2ptrain.core.sparing import Spare
 from p2ptrain.core.spilling import Frame
 from p2ptrain.core.stragglers import Delays
 from p2ptrain.engine.docket import WAYS, Docket
@@ -54,7 +55,7 @@ class Custodian:
         self._emit = emit
         self._limits = limits or c.CustodyLimits()
         self._at: Position | None = None
-        self._duties, self._concluded = Docket(), False
+        self._duties, self._concluded, self._spare = Docket(), False, Spare()
         self.frames = Frames(stage, spill, emit)
         self._paths: dict[Microbatch, tuple[PeerId, ...]] = {}
 
@@ -79,11 +80,16 @@ class Custodian:
         """When :meth:`tick` must run next."""
         return self._duties.due_at
 
+    @property
+    def counted_above(self) -> int:
+        """The slots that live seats of the next stage have counted, as far as was told."""
+        return self._duties.counted_there("forward")
+
     # --- after the step --------------------------------------------------------------------
 
     def conclude(self, parked: int, now: Seconds) -> None:
         """Every stage has counted everything; who did is looked for only for what is ``parked``."""
-        self._concluded = True
+        self._concluded = self._spare.over = True
         for work, what in self._duties:
             if not parked >> work.slot & 1:
                 self._feed(work, what, c.Returned(), now)
@@ -128,10 +134,10 @@ class Custodian:
             return
         self._paths[work] = path
         # Of a step that is over no bitmap tells who lives: there all are asked what they have.
-        counted = not self._concluded and self._duties.counted_there("forward", work)
-        way = Way(router=self._router, delays=self.delays)
-        replay = replay or self._concluded
-        duty = Custody(work, self._limits, way=way, replay=replay, returns=returns)
+        counted = not self._concluded and bool(self.counted_above >> work.slot & 1)
+        way = Way(router=self._router, delays=self.delays, spare=self._spare)
+        again = replay or self._concluded
+        duty = Custody(work, self._limits, way=way, replay=again, returns=returns)
         self._open(duty, now, counted=counted)
 
     def forward_ready(self, work: Microbatch, payload: tuple[Buffer, ...], now: Seconds) -> None:
@@ -260,17 +266,11 @@ class Custodian:
 
     def _act(self, duty: Custody, action: c.Action) -> None:
         assert self._at is not None
-        work, at = duty.work, self._at
-        there = self._there(duty.what)
+        work, at, there = duty.work, self._at, self._there(duty.what)
         match action:
             case c.AskSeat(peer, attempt):
-                ask = m.Ask(
-                    at=at,
-                    slot=work.slot,
-                    stage=there,
-                    attempt=attempt,
-                    replay=duty.replay or attempt > 0,
-                )
+                again = duty.replay or attempt > 0
+                ask = m.Ask(at, work.slot, there, attempt, replay=again, spare=duty.spare)
                 self._post.tell(peer, ask)
             case c.DeclineOffer(peer, attempt):
                 decline = m.Decline(at=at, slot=work.slot, stage=there, attempt=attempt)
@@ -301,6 +301,7 @@ class Custodian:
                 attempt=attempt,
                 replay=duty.replay or attempt > 0,
                 path=self._paths[work],
+                spare=duty.spare,
             )
         else:
             frame = m.Gradient(at=at, slot=work.slot, stage=Stage(self.stage - 1))

@@ -79,9 +79,9 @@ class Docket:
         self._unions[what] = union
         return self._slots[what] & (union ^ self._counted[what])
 
-    def counted_there(self, what: c.What, work: Microbatch) -> bool:
-        """Whether somebody had counted it where it goes, as far as was told."""
-        return bool(self._unions[what] >> work.slot & 1)
+    def counted_there(self, what: c.What) -> int:
+        """The slots that are counted where frames of this direction go, as far as was told."""
+        return self._unions[what]
 
     def drop(self, what: c.What) -> list[Key]:
         """Forget all of one direction, and say which."""

@@ -38,7 +38,8 @@ class Ending:
 
     def late(self) -> bool:
         """Whether one more microbatch would end here when the stage could have been through."""
-        services, pipeline = self._services(), self._pipeline
+        pipeline = self._pipeline
+        services = math.inf if pipeline.frozen else self._services()
         coming = pipeline.shelf.services_owed() + pipeline.book.reserved  # offered, not here yet
         return services < math.inf and coming + 1.0 > services
 

@@ -29,7 +29,10 @@ Held = Literal["none", "queued", "computing", "parked", "counted", "committed"]
 
 @dataclass(slots=True)
 class Item:
-    """A microbatch at this seat. ``sender`` gets its gradient (None at stage 0)."""
+    """A microbatch at this seat. ``sender`` gets its gradient (None at stage 0).
+
+    ``spare``: nobody waits for it but the step's end.
+    """
 
     work: Microbatch
     state: Literal["queued", "computing", "parked", "counted"]
@@ -38,6 +41,7 @@ class Item:
     tokens: Buffer
     given: Buffer | None
     replay: bool
+    spare: bool = False
     gradient: Buffer | None = None
     forward_seconds: Seconds = 0.0
 
@@ -55,16 +59,24 @@ class Item:
         return BACKWARD_SHARE if begun else 1.0
 
     @property
-    def age(self) -> tuple[int, bool, int]:
-        """Smallest is computed first: oldest step, then replays (all wait for them), then slot."""
-        return self.work.step, not self.replay, self.work.slot
+    def age(self) -> tuple[int, bool, bool, int]:
+        """Smallest is computed first: oldest step, then replays (all wait for them), then slot.
+
+        What nobody waits for (core/sparing) begins after all others; then it is like any.
+        """
+        last = self.spare and self.state == "queued"
+        return self.work.step, last, self.spare or not self.replay, self.work.slot
+
+    def move(self, sender: PeerId) -> None:
+        """``sender`` replays it, and gets its gradient; from now on somebody waits for that."""
+        self.sender = sender
+        self.path = (*self.path[:-1], sender)
+        self.spare &= self.state != "queued"
 
 
-def sourced(work: Microbatch, tokens: Buffer, *, replay: bool) -> Item:
+def sourced(work: Microbatch, tokens: Buffer, *, replay: bool, spare: bool = False) -> Item:
     """A microbatch that is taken from the data here."""
-    return Item(
-        work=work, state="queued", sender=None, path=(), tokens=tokens, given=None, replay=replay
-    )
+    return Item(work, "queued", None, (), tokens, given=None, replay=replay, spare=spare)
 
 
 def arrived(peer: PeerId, frame: m.Forward, payload: memoryview, token_bytes: Bytes) -> Item:
@@ -77,6 +89,7 @@ def arrived(peer: PeerId, frame: m.Forward, payload: memoryview, token_bytes: By
         tokens=payload[:token_bytes],
         given=payload[token_bytes:],
         replay=frame.replay,
+        spare=frame.spare,
     )
 
 

@@ -170,7 +170,7 @@ class Pipeline:
             reason, retry = "unknown", FOREIGN_RETRY_SECONDS
         elif self.draining:
             reason, retry = "draining", self.pace.service_seconds
-        elif self._stands_still or (not self.frozen and self.late()) or not self.shelf.has_room():
+        elif self._stands_still or self.late() or not self.shelf.has_room(spare=message.spare):
             reason, retry = "queue", max(self.pace.service_seconds, BEHIND_RETRY_SECONDS)
         else:
             answer = self.book.ask(
@@ -241,19 +241,18 @@ class Pipeline:
         work = Microbatch(message.at.step, message.slot)
         item = self.shelf.get(work)
         if message.at == self.at and item is not None:
-            item.sender = peer
-            item.path = (*item.path[:-1], peer)
+            item.move(peer)
         self.custodian.repath(peer, work, now)
 
     # --- work -------------------------------------------------------------------------------
 
-    def source(self, work: Microbatch, *, replay: bool) -> bool:
+    def source(self, work: Microbatch, *, replay: bool, spare: bool = False) -> bool:
         """Stage 0: take a microbatch from the data, unless the parked bound forbids it."""
         if self._stands_still or self.corpus is None or self.shelf.state(work) != "none":
             return False
-        if not self.shelf.has_room() or not self.book.source(work):
+        if not self.shelf.has_room(spare=spare) or not self.book.source(work, parks=not spare):
             return False
-        self.shelf.put(sourced(work, self.corpus.tokens(work), replay=replay))
+        self.shelf.put(sourced(work, self.corpus.tokens(work), replay=replay, spare=spare))
         self._emit(ev.Sourced(step=work.step, slot=work.slot, order=int(replay)))
         return True
 

@@ -71,15 +71,30 @@ class Shelf:
         """Whether all that is here is counted."""
         return all(item.state == "counted" for item in self._items.values())
 
-    def has_room(self) -> bool:
+    def has_room(self, *, spare: bool = False) -> bool:
         """Whether one more fits, when all that is here or is offered has left its frames.
 
-        If not, ``on_short`` is told: somebody is refused.
+        If not, ``on_short`` is told: somebody is refused. What nobody waits for (``spare``)
+        is given a place only where nothing else could be computed.
         """
+        if spare and not self._has_spare_time():
+            return False
         fits = self._retained() + self.coming_bytes() <= self._place.retained_bound
         if not fits:
             self.on_short()
         return fits
+
+    def _has_spare_time(self) -> bool:
+        """Whether nothing waits for the compute here, and little of this kind has begun.
+
+        What has begun does not count as parked, so it has a bound of its own.
+        """
+        may_start, begun = self._book.may_start(), 0
+        for item in self._items.values():
+            begun += item.spare and item.state != "counted"
+            if item.returned or (item.state == "queued" and (may_start or item.spare)):
+                return False
+        return not self._book.reserved and begun < self._book.limits.replay_slots
 
     def coming_bytes(self) -> Bytes:
         """What all that is here or is offered, and one more, will leave in memory at most."""
@@ -104,7 +119,8 @@ class Shelf:
         ready = (
             item
             for item in self._items.values()
-            if item.returned or (item.state == "queued" and (may_start or passes(item.work)))
+            if item.returned
+            or (item.state == "queued" and (may_start or item.spare or passes(item.work)))
         )
         return min(ready, key=lambda item: item.age, default=None)
 

@@ -125,18 +125,25 @@ class Sourcer:
         shares, at = self._shares, self._at
         if shares is None or at is None:
             return
+        above = self._pipeline.custodian.counted_above  # nobody waits for these
+        through = self._source(shares, at, self._pending & ~above)
+        self._source(shares, at, self._pending & above, spare=True)
+        if through and not self._retiring:
+            self._want(shares, at, now)
+
+    def _source(self, shares: Shares, at: Position, slots: int, *, spare: bool = False) -> bool:
+        """Take these until there is no room; False: some are left without."""
         left = shares.givable(self._pending) if self._retiring else 0
-        for slot in slots_of(self._pending):
+        for slot in slots_of(slots):
             work = Microbatch(at.step, Slot(slot))
             if not self._pipeline.holds(work):
                 if left >> slot & 1:
                     continue
                 again = not shares.is_first_choice(slot) or bool(self._counted >> slot & 1)
-                if not self._pipeline.source(work, replay=again):
-                    return
+                if not self._pipeline.source(work, replay=again, spare=spare):
+                    return False
             self._pending &= ~(1 << slot)
-        if not self._retiring:
-            self._want(shares, at, now)
+        return True
 
     # --- handing on ---------------------------------------------------------------------------
 

@@ -100,7 +100,7 @@ async def _forward(pipeline: Pipeline, compute: StageCompute, item: Item) -> Non
     output = await compute.forward(item.work, item.tokens, item.given)
     now = _now()
     item.forward_seconds = now - began
-    pipeline.book.computed(item.work, parks=not passes)
+    pipeline.book.computed(item.work, parks=not passes and not item.spare)
     item.state = "parked"
     pipeline.custodian.forward_ready(item.work, (item.tokens, output), now)
     pipeline.computed(item)

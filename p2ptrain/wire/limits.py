@@ -279,7 +279,7 @@ class FrameLimits:
 FREE_FIELDS = frozenset(
     {  # choices and flags: the schema says it all
         "channel", "what", "state", "replay", "behind", "finite", "available", "waiting", "final",
-        "begun",
+        "begun", "spare",
         "size_bytes",  # of a snapshot: the puller bounds it; of a corpus piece: see check
     }
 )  # fmt: skip

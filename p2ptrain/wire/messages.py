@@ -84,14 +84,19 @@ class Leaving(Message, frozen=True, tag=True):
 # --- flow: offers (DESIGN 4) ---------------------------------------------------------
 
 
-class Ask(Message, frozen=True, tag=True):
-    """May I send you this microbatch for ``stage``? ``replay`` asks for a replay slot."""
+class Ask(Message, frozen=True, tag=True, omit_defaults=True):
+    """May I send you this microbatch for ``stage``? ``replay`` asks for a replay slot.
+
+    ``spare``: its gradient is back below already, so ``stage`` alone lacks it, and computes it
+    where it has time to spare.
+    """
 
     at: Position
     slot: Slot
     stage: Stage
     attempt: int
     replay: bool
+    spare: bool = False
 
 
 class Offer(Message, frozen=True, tag=True):
@@ -181,10 +186,11 @@ class Repath(Message, frozen=True, tag=True):
     stage: Stage
 
 
-class Forward(Message, frozen=True, tag=True):
+class Forward(Message, frozen=True, tag=True, omit_defaults=True):
     """Input of ``stage`` for a microbatch. Payload: token ids, then the encoded activations.
 
-    ``path``: the peer that serves each stage below ``stage``.
+    ``path``: the peer that serves each stage below ``stage``. ``spare``: as in the Ask; a first
+    send does not name it, and is as long as a codec was sized for (run/frames).
     """
 
     at: Position
@@ -193,6 +199,7 @@ class Forward(Message, frozen=True, tag=True):
     attempt: int
     replay: bool
     path: tuple[PeerId, ...]
+    spare: bool = False
 
 
 class Gradient(Message, frozen=True, tag=True):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from p2ptrain.core import duties as d
 from p2ptrain.core.custody import Custody, Way
 from p2ptrain.core.routing import Quote, Router
+from p2ptrain.core.sparing import ASKS_MOST, TURN_SECONDS
 from p2ptrain.core.stragglers import Delays
 from p2ptrain.units import Microbatch, PeerId, Slot, Step
 
@@ -568,3 +569,82 @@ def test_who_asks_for_a_gradient_that_it_had_gets_it_again() -> None:
     custody.handle(d.Arrived(A), now=0.1)
     assert custody.handle(d.Moved(A), now=1.0) == (d.SendFrame(A, 0),)
     assert custody.handle(d.Moved(A), now=1.1) == ()  # it is on its way
+
+
+# --- what only the step's end waits for -------------------------------------------------
+
+
+def spared(*peers: PeerId) -> Custody:
+    """Counted, its gradient back, and then who had counted it is lost."""
+    custody = forward(*peers)
+    custody.start(now=0.0)
+    custody.handle(d.Ready(), now=0.0)
+    (send,) = [
+        action
+        for peer in peers
+        for action in custody.handle(offer(peer), now=0.0)
+        if isinstance(action, d.SendFrame)
+    ]
+    custody.handle(d.Arrived(send.peer), now=1.0)
+    custody.handle(d.Tallied(live=True), now=2.0)
+    custody.handle(d.Returned(), now=2.5)
+    assert not any(isinstance(a, d.Again) for a in custody.handle(d.Lost(send.peer), now=3.0))
+    return custody
+
+
+def test_what_was_counted_and_whose_gradient_is_back_is_spare_once_the_count_is_lost() -> None:
+    custody = spared(A)
+    actions = custody.handle(d.Tallied(live=False), now=3.0)
+    assert d.AskSeat(A, 1) in actions
+    assert custody.spare
+
+
+def test_what_a_seat_below_waits_for_is_not_spare() -> None:
+    custody = computed()
+    custody.handle(d.Tallied(live=True), now=3.0)
+    custody.handle(d.Tallied(live=False), now=4.0)
+    assert not custody.spare
+    again = spared(A)
+    again.handle(d.Owed(), now=3.0)
+    assert not again.spare
+
+
+def test_busy_with_other_work_is_no_word_on_a_seats_room_for_others() -> None:
+    router = Router(random.Random(0))
+    router.set_seats({A: 1.0})
+    way = Way(router=router, delays=Delays())
+    custody = Custody(WORK, LIMITS, way=way, returns=True)
+    custody.start(now=0.0)
+    custody.handle(d.Returned(), now=0.0)
+    custody.handle(busy(A, retry=5.0), now=0.1)
+    assert custody.state is d.State.IDLE
+    assert router.choose(now=0.2) is not None
+    assert custody.due_at == pytest.approx(0.1 + TURN_SECONDS)
+
+
+def test_few_spare_frames_of_a_seat_ask_at_a_time() -> None:
+    router = Router(random.Random(0))
+    router.set_seats({A: 1.0})
+    way = Way(router=router, delays=Delays())
+    duties = [
+        Custody(Microbatch(Step(3), Slot(slot)), LIMITS, way=way, returns=True)
+        for slot in range(ASKS_MOST + 1)
+    ]
+    for duty in duties:
+        duty.start(now=0.0, counted=True)
+        duty.handle(d.Returned(), now=0.0)
+        duty.handle(d.Tallied(live=False), now=1.0)
+    assert [duty.state for duty in duties] == [d.State.ASKING] * ASKS_MOST + [d.State.IDLE]
+    duties[0].handle(offer(A, attempt=1), now=1.5)
+    assert duties[-1].tick(now=1.0 + TURN_SECONDS) == (d.AskSeat(A, 1),)
+
+
+def test_when_the_step_is_over_others_wait_for_all_of_them() -> None:
+    router = Router(random.Random(0))
+    router.set_seats({A: 1.0})
+    way = Way(router=router, delays=Delays())
+    custody = Custody(WORK, LIMITS, way=way, returns=True)
+    custody.handle(d.Returned(), now=0.0)
+    assert custody.spare
+    way.spare.over = True
+    assert not custody.spare

@@ -158,6 +158,13 @@ def test_a_lowered_bound_is_reached_by_draining() -> None:
     assert seat.may_start()
 
 
+def test_what_will_not_park_is_sourced_though_the_window_is_full() -> None:
+    seat = book(1)
+    assert seat.source(work(0))
+    assert not seat.source(work(1))
+    assert seat.source(work(1), parks=False)
+
+
 def test_clear_forgets_everything() -> None:
     seat = book()
     park(seat, 0)

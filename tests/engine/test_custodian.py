@@ -197,6 +197,22 @@ def test_what_is_computed_a_second_time_asks_for_its_gradient_again(bench: MakeB
     assert len(seat.post.sent) == 1
 
 
+def test_what_only_the_steps_end_waits_for_says_so_until_the_step_is_over(
+    bench: MakeBench,
+) -> None:
+    seat = sent(bench())
+    seat.custodian.tallied("forward", 1 << WORK.slot, 0.2)
+    assert seat.custodian.counted_above == 1 << WORK.slot
+    seat.custodian.gradient_back(WORK, 0.3)
+    seat.custodian.tallied("forward", 0, 0.4)
+    assert (seat.post.last(m.Ask).spare, seat.post.last(m.Ask).replay) == (True, True)
+    seat.custodian.answered(ABOVE, offer(seat, attempt=1), 0.5)
+    assert seat.post.sent[-1].message.spare
+    seat.custodian.conclude(0, 1.0)
+    seat.custodian.count_out("forward", 1 << WORK.slot, 2.0)
+    assert not seat.post.last(m.Ask).spare
+
+
 def test_a_recall_is_told_as_such(bench: MakeBench) -> None:
     seat = sent(bench())
     seat.custodian.hear(ABOVE, word(seat, m.Accepted, what="forward"), 0.1)

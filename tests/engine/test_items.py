@@ -30,6 +30,24 @@ def test_the_oldest_step_goes_first_then_replays_then_the_lowest_slot() -> None:
     assert sorted(mixed, key=lambda one: one.age) == expected
 
 
+def test_what_nobody_waits_for_begins_last_in_its_step_and_then_is_like_any() -> None:
+    waiting = item(0, 0, replay=True, spare=True)
+    expected = [item(0, 9, replay=True), item(0, 8), waiting, item(1, 0, replay=True)]
+    mixed = [expected[place] for place in (2, 3, 1, 0)]
+    assert sorted(mixed, key=lambda one: one.age) == expected
+    begun = item(0, 0, replay=True, spare=True, state="parked", gradient=b"g")
+    assert item(0, 9, replay=True).age < begun.age < item(0, 1).age
+
+
+def test_once_a_seat_below_replays_it_somebody_waits_for_it() -> None:
+    waiting = item(replay=True, spare=True, path=(PeerId("dead"),))
+    waiting.move(PeerId("new"))
+    assert (waiting.sender, waiting.path, waiting.spare) == ("new", ("new",), False)
+    begun = item(replay=True, spare=True, state="computing", path=(PeerId("dead"),))
+    begun.move(PeerId("new"))
+    assert begun.spare  # its place is not among the parked ones, and will not be
+
+
 @pytest.mark.parametrize("state", ["queued", "computing", "parked", "counted"])
 def test_a_gradient_is_back_only_for_what_is_parked(state: str) -> None:
     assert item(state=state, gradient=b"g").returned is (state == "parked")

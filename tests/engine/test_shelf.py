@@ -143,6 +143,44 @@ def test_full_parking_stops_forwards_but_neither_backwards_nor_what_only_passes(
     assert bench.shelf.oldest(lambda _work: False) is parked
 
 
+def test_what_nobody_waits_for_fits_only_where_nothing_else_could_be_computed() -> None:
+    bench = Bench(parked=2)
+    assert bench.shelf.has_room(spare=True)
+    waiting = bench.put(0)
+    assert bench.shelf.has_room()
+    assert not bench.shelf.has_room(spare=True)
+    waiting.state = "computing"
+    assert bench.shelf.has_room(spare=True)
+    bench.book.ask(work(1), replay=False, now=0.0)
+    assert not bench.shelf.has_room(spare=True)  # that is on its way
+    bench.book.decline(work(1))
+    waiting.state, waiting.gradient = "parked", b"g"
+    assert not bench.shelf.has_room(spare=True)
+
+
+def test_little_that_nobody_waits_for_has_begun_at_a_time() -> None:
+    bench = Bench()
+    for slot in range(LIMITS.replay_slots):
+        assert bench.shelf.has_room(spare=True)
+        begun = item(slot, "parked")
+        begun.spare = True
+        bench.shelf.put(begun)
+    assert not bench.shelf.has_room(spare=True)
+    begun.state = "counted"
+    assert bench.shelf.has_room(spare=True)
+
+
+def test_full_parking_does_not_stop_what_will_not_park() -> None:
+    bench = Bench(parked=1)
+    bench.put(0, "parked")
+    bench.put(1)
+    assert bench.shelf.has_room(spare=True)  # what waits here cannot begin
+    spare = item(2)
+    spare.spare = True
+    bench.shelf.put(spare)
+    assert bench.shelf.oldest(lambda _work: False) is spare
+
+
 def test_what_waits_is_counted_in_services(bench: Bench) -> None:
     assert bench.shelf.services_waiting() == 0
     for slot, state in enumerate(("queued", "queued", "computing", "counted", "parked")):

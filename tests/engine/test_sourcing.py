@@ -90,6 +90,24 @@ def test_what_was_counted_and_lost_is_sourced_again_as_a_replay(bench: MakeBench
     assert (event.slot, event.order) == (0, 1)
 
 
+def test_what_the_stage_above_has_counted_is_sourced_after_all_else_and_in_spare_time(
+    bench: MakeBench,
+) -> None:
+    seat = bench(stage=0, parked=2)
+    sourcer = begun(seat, (ME,))
+    seat.pipeline.custodian.tallied("forward", 0b111, 0.0)
+    sourcer.refresh(frozenset({ME}), 0, 0.0)
+    assert sourced(seat) == {3, 4}  # the window is full, and what is in it can begin
+    for slot in (3, 4):
+        seat.pipeline.shelf.get(Microbatch(Step(0), Slot(slot))).state = "computing"
+    sourcer.feed(0.0)
+    assert sourced(seat) == {0, 3, 4}
+    assert seat.pipeline.next_job().spare
+    seat.pipeline.next_job().state = "computing"
+    sourcer.feed(0.0)
+    assert sourced(seat) == {0, 1, 3, 4}
+
+
 def test_a_stopped_sourcer_takes_nothing(bench: MakeBench) -> None:
     seat = bench(stage=0)
     sourcer = begun(seat)

@@ -47,7 +47,7 @@ class Compute:
         return Loss(loss=7, tokens=4, gradient=b"down", poisoned=False)
 
 
-def arrive(seat: Any, slot: int, *, replay: bool = False) -> None:
+def arrive(seat: Any, slot: int, *, replay: bool = False, spare: bool = False) -> None:
     frame = m.Forward(
         at=seat.at,
         slot=Slot(slot),
@@ -55,6 +55,7 @@ def arrive(seat: Any, slot: int, *, replay: bool = False) -> None:
         attempt=0,
         replay=replay,
         path=(BELOW,) * seat.stage,
+        spare=spare,
     )
     seat.pipeline.forward(BELOW, frame, memoryview(b"tokeninput"), 0.0)
 
@@ -136,6 +137,22 @@ async def test_an_early_gradient_is_computed_right_after_its_forward(bench: Make
         returned(seat, 0)
         compute.gate.set()
     assert seat.pipeline.counted == 0b1
+
+
+@pytest.mark.asyncio
+async def test_what_nobody_waits_for_takes_no_parked_place_and_is_counted_like_any(
+    bench: MakeBench,
+) -> None:
+    seat, compute = bench(parked=1), Compute()
+    arrive(seat, 0)
+    await work_off(seat, compute)
+    arrive(seat, 1, replay=True, spare=True)
+    await work_off(seat, compute)
+    spare = Microbatch(seat.at.step, Slot(1))
+    assert (seat.pipeline.shelf.state(spare), seat.pipeline.book.parked) == ("parked", 1)
+    returned(seat, 1)
+    await work_off(seat, compute)
+    assert seat.pipeline.counted == 0b10
 
 
 @pytest.mark.asyncio

@@ -24,6 +24,7 @@ from p2ptrain.core.custody import Custody
 from p2ptrain.core.ledger import Ledger, bytes_to_mask
 from p2ptrain.core.offers import OfferBook
 from p2ptrain.core.rounds import Commit, Phase
+from p2ptrain.core.sparing import Spare
 from p2ptrain.core.step import StepMachine
 from p2ptrain.engine import falling, holdings, reduction, worker
 from p2ptrain.engine.frames import Frames
@@ -86,7 +87,12 @@ PLANS = {
     "asked": plan(8, blow("kill", "offer arrived", 6, 2.0), blow("reset", "counting", 9)),
     "left": plan(9, blow("leave", "counting", 9), replicas=3),
     "busy": plan(10, ids=48),
-    "reducing": plan(2000, *(blow("kill", "go arrived", nth) for nth in (1, 4)), replicas=3),
+    **{  # whose parts lie where when somebody dies: about two draws of five
+        f"reducing, {seed}": plan(
+            seed, *(blow("kill", "go arrived", nth) for nth in (1, 4)), replicas=3
+        )
+        for seed in range(2000, 2006)
+    },
     "spilled": plan(12, blow("kill", "counting", 20, 2.0), replicas=3, retained=2),
     # a stage is lost: it is restored alone, or the run begins again, at step 3 or at the first
     "restored": plan(13, blow("stage-loss", "counting", 40), steps=5, kept=1),
@@ -208,6 +214,10 @@ def custody_ends_when_the_frame_has_arrived(patch: Patch) -> None:
     patch.setattr(Custody, "handle", handle)
 
 
+def what_nobody_below_waits_for_is_never_sent(patch: Patch) -> None:
+    patch.setattr(Spare, "may_ask", lambda *_args, **_named: False)
+
+
 def a_computed_microbatch_keeps_its_slot(patch: Patch) -> None:
     good = OfferBook.computed
 
@@ -327,6 +337,7 @@ MUTATIONS: dict[Callable[[Patch], None], tuple[str, ...]] = {
     parts_of_any_ballot_are_taken: ("I2",),
     a_stage_commits_on_its_own_sum: ("I2",),
     custody_ends_when_the_frame_has_arrived: ("stalled",),
+    what_nobody_below_waits_for_is_never_sent: ("stalled",),
     a_computed_microbatch_keeps_its_slot: ("stalled",),
     the_queue_has_no_bound: ("I4",),
     parking_has_no_bound: ("I4",),
