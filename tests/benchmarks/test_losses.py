@@ -127,6 +127,22 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "loss.png").stat().st_size > 0
 
 
+def test_a_table_is_told_and_drawn_from_its_file_alone(tmp_path: Path) -> None:
+    """Whoever trained it, and of whichever settings."""
+    pytest.importorskip("matplotlib")
+    path, picture = tmp_path / "table.json", tmp_path / "loss.png"
+    table = Table("losses", path, "c0ffee", "cuda")
+    for key, loss in (("none/0", 1.0), ("k18 int3/0", 1.1), ("cut/0", 1.3)):
+        table.add(key, Progress(run=RunId("feed"), val_loss=loss), SIZE)
+    written = path.read_bytes()
+    told = CliRunner().invoke(cli, ["--told", "--out", str(path), "--plot", str(picture)])
+    assert told.exit_code == 0, told.output
+    assert [line.split("  ")[0] for line in told.output.splitlines()] == ["none", "k18 int3", "cut"]
+    assert "recovery 0.67" in told.output
+    assert picture.stat().st_size > 0
+    assert path.read_bytes() == written
+
+
 def test_a_row_of_other_settings_is_refused_not_skipped(tmp_path: Path) -> None:
     table = Table("losses", tmp_path / "table.json", "c0ffee")
     table.add("none/0", Progress(run=RunId("feed"), val_loss=1.0), SIZE)
