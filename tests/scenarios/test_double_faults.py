@@ -245,7 +245,8 @@ def struck(
     result = play(
         scenario,
         cue("cut", publishes(lost, step), holder.cut_off),
-        *(cue("kill", commits(keeper, step), kill_it) for keeper in keepers),
+        # each once its own SUM has reached the others: it may have been the last of all
+        *(cue("kill", commits(keeper, step), kill_it, 0.1) for keeper in keepers),
         cue("kill", commits(keepers[-1], step), holder.kill, 0.1),
     )
     kills = [e for e in result.entries if isinstance(e.event, ev.FaultFired)]
