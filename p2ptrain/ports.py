@@ -389,6 +389,11 @@ SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Errors of a process that lacks something at the moment: they say nothing of what a disk holds."""
 
 
+DISTRUST_SECONDS = 30.0
+"""For so long a disk that has not given back a frame is given no other: a kernel has reset a
+drive by then. Not for ever: a seat that has no mate would wait for memory that never comes."""
+
+
 class Spill(Protocol):
     """Frames put out of memory for as long as this process lives; nothing outlives it.
 
@@ -411,8 +416,8 @@ class Spill(Protocol):
         Returns the handle by which it is had back. Cancelled, nothing stays.
 
         Raises:
-            OSError: the disk, or the bound, refused, or it has not given back a frame before;
-                nothing stays.
+            OSError: the disk, or the bound, refused, or it has not given back a frame within
+                DISTRUST_SECONDS; nothing stays.
         """
         ...
 

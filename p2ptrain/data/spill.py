@@ -11,8 +11,8 @@ Invariants:
       (a seat has one write on its way);
     * a frame comes back exactly as it was given, or not at all: its checksum stays in memory;
     * a put that failed or was cancelled leaves neither bytes nor their count;
-    * a disk that has not given back one frame is given no other; a process that lacks a
-      descriptor or memory for a moment says nothing of its disk.
+    * a disk that has not given back one frame is given no other for a while; a process that
+      lacks a descriptor or memory for a moment says nothing of its disk.
 
 Refused: one large file with holes. A step's frames go all at once, and so do their files.
 """
@@ -23,19 +23,20 @@ import asyncio
 import contextlib
 import errno
 import itertools
+import math
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from p2ptrain.ports import SHORTAGES
+from p2ptrain.ports import DISTRUST_SECONDS, SHORTAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from p2ptrain.ports import Buffer
-    from p2ptrain.units import Bytes
+    from p2ptrain.units import Bytes, Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +54,28 @@ class _Blob:
 class DiskSpill:
     """Implements ``ports.Spill`` in ``folder``, which must be there and empty. Close it."""
 
-    def __init__(self, folder: Path, *, bound_bytes: Bytes) -> None:
+    def __init__(
+        self, folder: Path, *, bound_bytes: Bytes, distrust_seconds: Seconds = DISTRUST_SECONDS
+    ) -> None:
         self.bound_bytes = bound_bytes
         self.used_bytes: Bytes = 0
         self._folder = folder
         self._handles = itertools.count()
         self._blobs: dict[int, _Blob] = {}
-        self._distrusted = False
+        self._distrust_seconds, self._distrusted_until = distrust_seconds, -math.inf
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spill")
 
     async def put(self, parts: Sequence[Buffer]) -> int:
         """Put a frame away. See ``ports.Spill``."""
         handle, size_bytes = next(self._handles), sum(len(part) for part in parts)
+        loop = asyncio.get_running_loop()
         if self.used_bytes + size_bytes > self.bound_bytes:
             raise OSError(errno.EDQUOT, "this peer's bound for spilled frames is reached")
-        if self._distrusted:
+        if loop.time() < self._distrusted_until:
             raise OSError(errno.EIO, "it has not given back a frame")
         self.used_bytes += size_bytes
         try:
-            blob = await asyncio.get_running_loop().run_in_executor(
+            blob = await loop.run_in_executor(
                 self._thread, _write, self._path(handle), tuple(parts)
             )
         except BaseException:
@@ -83,15 +87,14 @@ class DiskSpill:
 
     async def get(self, handle: int) -> tuple[bytes, ...]:
         """The parts as they were given. See ``ports.Spill``."""
-        blob = self._blobs.get(handle)
+        blob, loop = self._blobs.get(handle), asyncio.get_running_loop()
         if blob is None:
             raise FileNotFoundError(errno.ENOENT, "no such frame is kept")
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._thread, _read, self._path(handle), blob
-            )
+            return await loop.run_in_executor(self._thread, _read, self._path(handle), blob)
         except OSError as error:
-            self._distrusted |= error.errno not in SHORTAGES
+            if error.errno not in SHORTAGES:
+                self._distrusted_until = loop.time() + self._distrust_seconds
             raise
 
     def drop(self, handle: int) -> None:

@@ -10,8 +10,8 @@
 
 A claim is an announcement in state "joining": others count it where it is going. What a
 seat needs before it serves, ``loading`` fetches; what joiners need of ours, ``keeping`` saves;
-how a seat is given up, ``handover`` knows, ``moving`` when to change stages, and ``laggards``
-what becomes of a seat that fell behind.
+how a seat is given up, ``handover`` knows, ``moving`` when to change stages, ``laggards`` what
+becomes of a seat that fell behind, and ``rewinding`` of one that lost frames.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from p2ptrain.engine.keeping import Keeper
 from p2ptrain.engine.laggards import Laggards
 from p2ptrain.engine.loading import Loader
 from p2ptrain.engine.moving import Moves
+from p2ptrain.engine.rewinding import Rewinding
 from p2ptrain.engine.seat import SeatRuntime
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Stage
@@ -62,6 +63,7 @@ class Admission:
         self._handover = Handover(node)
         self._laggards = Laggards(node)
         self._moves = Moves(node, self._handover, self._take)
+        self._rewinding = Rewinding(node, self._loader, self._take)
 
     async def run(self) -> None:
         """Look and act until cancelled."""
@@ -92,6 +94,7 @@ class Admission:
             node.lineage.look()
             node.snapshots.expire(asyncio.get_running_loop().time())
             self._look_down(asyncio.get_running_loop().time())
+            await self._rewinding.look()
             if not self._laggards.look(asyncio.get_running_loop().time()):
                 await asyncio.sleep(node.options.assign_seconds)
 

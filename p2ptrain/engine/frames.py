@@ -42,7 +42,7 @@ class _Kept:
 class Frames:
     """See the module. ``spill`` None: everything stays in memory.
 
-    ``torn``: a frame that is needed could not be had back; whoever has a mate gives the seat up.
+    ``torn``: a frame that is needed could not be had back: see engine/rewinding.
     """
 
     def __init__(self, stage: Stage, spill: Spill | None, emit: ev.Emit) -> None:
@@ -124,6 +124,8 @@ class Frames:
             if lost and self._kept.get(key) is kept and not self.torn:  # else nobody needs it
                 self.torn = True
                 where = f"the {what} of {work.step}/{work.slot} at stage {self._stage}"
+                step, slot = work.step, work.slot
+                self._emit(ev.SpillLost(stage=self._stage, step=step, slot=slot, what=what))
                 self._emit(ev.Alarm(reason=f"{where} cannot be read back: {error.strerror}"))
             raise
         read = ev.SpillRead(stage=self._stage, step=work.step, slot=work.slot, what=what)

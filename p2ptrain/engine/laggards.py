@@ -1,12 +1,10 @@
-"""Seats of ours that fell behind, or lost frames: asking for what they missed, or starting over.
+"""Seats of ours that fell behind: asking for what they missed, or starting over.
 
     one step behind, for BEHIND_SECONDS   -> ask the mates that went on for that step's sums
     two or more, for LOST_SECONDS         -> give the seat up, claim the stage, load state again
     one, for APART_SECONDS                -> the same where arithmetic differs: it stands under a
                                              name of the step before that the others left
     just opened, on a state of some steps -> ask at once: the step went on while it loaded
-    a frame could not be read back        -> give the seat up, if it has a mate as far as it is:
-                                             what it had counted is counted again there
 
 Invariants:
     * a seat that parts, has finished or holds no state yet is left alone;
@@ -62,10 +60,6 @@ class Laggards:
         for stage, seat in list(node.seats.items()):
             if seat.stepper.machine is None or seat.finished or seat.parting:
                 continue
-            if self._torn(seat):
-                self._start_over(stage, "frames that it had spilled cannot be read back")
-                closed = True
-                continue
             mates = self._ahead(seat)
             if not mates:
                 self._behind_since.pop(stage, None)
@@ -99,14 +93,6 @@ class Laggards:
         machine = seat.stepper.machine
         canonical = self._node.spec.sync.agreement == "canonical"
         return canonical and machine is not None and machine.phase is not Phase.COMMITTED
-
-    def _torn(self, seat: SeatRuntime) -> bool:
-        """Whether ``seat`` lost a frame, and somebody else can take its part."""
-        torn = any(line.custodian.frames.torn for line, _ in seat.lines())
-        return torn and any(
-            view.peer != self._node.me and view.version >= seat.version
-            for view in self._node.roster.present(seat.stage)
-        )
 
     def _ahead(self, seat: SeatRuntime) -> list[SeatView]:
         """The mates of ``seat`` that are further, as far as that can be.

@@ -3,6 +3,7 @@
     at genesis   the initial weights, which everybody computes from the seed
     later        donors' snapshot (several give, see core/download) -> load -> probe
     nobody left  what a disk or the stage's buddy kept (holdings) -> load -> probe
+    our own      that a seat of ours began its step with, to begin it again (rewinding)
 
 The probe is a forward pass over fixed input. A state that two owners hold can still be of
 no use *here*: another device, a fault of this machine's memory. Better found before the
@@ -41,6 +42,7 @@ class Loader:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._told = ""
+        self.own: dict[Stage, Pulled] = {}  # for the next seat of that stage, before all others
 
     async def state(
         self, stage: Stage, compute: StageCompute, *, fresh: bool
@@ -50,8 +52,10 @@ class Loader:
         ``fresh``: nobody was ever heard to be past the first step.
         """
         node = self._node
-        if node.resumption.origin is not None:
-            return await self._take_over(stage, compute, node.resumption.fetch(stage))
+        own = self.own.pop(stage, None)
+        if own is not None or node.resumption.origin is not None:
+            pull = node.resumption.fetch(stage) if own is None else _given(own)
+            return await self._take_over(stage, compute, pull)
         fresh = (fresh or node.resumption.anew) and node.lineage.root.step == 0
         if fresh and all(view.version == 0 for view in node.roster.views()):
             return node.lineage.root, self._nobody()
@@ -171,3 +175,7 @@ class Loader:
             sources=pulled.sources,
         )
         self._node.emit(loaded)
+
+
+async def _given(pulled: Pulled) -> Pulled:
+    return pulled

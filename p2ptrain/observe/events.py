@@ -341,6 +341,15 @@ class SpillRead(Event, frozen=True, tag=True):
     what: Literal["forward", "gradient"]
 
 
+class SpillLost(Event, frozen=True, tag=True):
+    """A spilled frame of this seat could not be read back, and is still needed."""
+
+    stage: Stage
+    step: Step
+    slot: Slot
+    what: Literal["forward", "gradient"]
+
+
 class Resources(Event, frozen=True, tag=True):
     """What this peer's process holds now, and apart from it its p2pd (zeros while that restarts).
 
@@ -431,6 +440,7 @@ AnyEvent: TypeAlias = (
     | Bounds
     | Spilled
     | SpillRead
+    | SpillLost
     | Resources
     | Alarm
     | Halted

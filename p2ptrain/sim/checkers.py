@@ -11,7 +11,8 @@ the event files of real peers.
                  arithmetic differs, chains may part for a while, and one root per adoption
                  on each
     I3 progress  while every stage has a live replica, the next step commits in time
-    I4 bounds    nothing is filled beyond its bound
+    I4 bounds    nothing is filled beyond its bound, and what went to a disk to stay within
+                 comes back, unless the disk was struck
     I5 remains   see leftovers; I6 forgeries, where there is a forger: see witness
 
 A verdict says how many facts it rests on: a checker that saw nothing has shown nothing.
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from p2ptrain.units import Chain, Digest, Seconds, Stage, Step
 
 ABSENCE_BEGINS = frozenset({"kill", "freeze", "isolate"})
+BAD_DISK = "bad disk"
 ABSENCE_ENDS = frozenset({"thaw", "mend"})
 PARTITION_BEGINS = "partition"
 PARTITION_ENDS = "heal"
@@ -266,8 +268,13 @@ class _ProgressWatch:
 def check_bounds(entries: Iterable[ev.Entry]) -> Verdict:
     """I4."""
     facts, problems = 0, []
+    bad_disks: set[str] = set()
     for entry in entries:
         event = entry.event
+        if isinstance(event, ev.FaultFired) and event.fault == BAD_DISK:
+            bad_disks.add(event.target)
+        elif isinstance(event, ev.SpillLost) and entry.peer not in bad_disks:
+            problems.append(f"{_name(entry, event)}: a spilled {event.what} is lost")
         if not isinstance(event, ev.Bounds):
             continue
         fills = (
@@ -301,5 +308,5 @@ def _by_lineage(entries: Iterable[ev.Entry]) -> Iterator[tuple[_Root, ev.Entry, 
                 pass
 
 
-def _name(entry: ev.Entry, event: ev.StepCommitted) -> str:
+def _name(entry: ev.Entry, event: ev.StepCommitted | ev.SpillLost) -> str:
     return f"{entry.at:.3f} s, {entry.peer}, stage {event.stage}, step {event.step}"

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import math
 import os
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from p2ptrain.engine.surroundings import frames_of_a_step, retained_bytes_each
+from p2ptrain.ports import DISTRUST_SECONDS
 from p2ptrain.units import Stage
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ class MemorySpill:
         self.used_bytes: Bytes = 0
         self.refusal: int | None = None
         self.shortage: int | None = None
-        self.unreadable = self._distrusted = False
+        self.unreadable = False
+        self._distrusted_until = -math.inf
         self.refused = 0
         self._handles = itertools.count()
         self._frames: dict[int, tuple[bytes, ...]] = {}
@@ -55,7 +58,7 @@ class MemorySpill:
         size_bytes = sum(map(len, frame))
         if self.used_bytes + size_bytes > self.bound_bytes:
             raise OSError(errno.EDQUOT, "the simulated bound is reached")
-        if self._distrusted:
+        if asyncio.get_running_loop().time() < self._distrusted_until:
             raise OSError(errno.EIO, "it has not given back a frame")
         self.used_bytes += size_bytes
         try:
@@ -71,7 +74,8 @@ class MemorySpill:
     async def get(self, handle: int) -> tuple[bytes, ...]:
         """See ``ports.Spill``."""
         await asyncio.sleep(SECONDS)
-        self._distrusted |= self.unreadable
+        if self.unreadable:
+            self._distrusted_until = asyncio.get_running_loop().time() + DISTRUST_SECONDS
         self._allow(errno.EIO if self.unreadable else self.shortage)
         if handle not in self._frames:
             raise FileNotFoundError(errno.ENOENT, "no such frame is kept")

@@ -29,6 +29,18 @@ async def test_a_disk_that_forgets_or_garbles_is_found_out(tmp_path: Path) -> No
     spill.close()
 
 
+async def test_a_disk_that_lost_a_frame_is_trusted_again_when_its_time_is_over(
+    tmp_path: Path,
+) -> None:
+    spill = DiskSpill(tmp_path, bound_bytes=1000, distrust_seconds=0.0)
+    lost = await spill.put((b"frame",))
+    files(tmp_path)[lost].unlink()
+    with pytest.raises(FileNotFoundError):
+        await spill.get(lost)
+    assert await spill.get(await spill.put((b"another",))) == (b"another",)
+    spill.close()
+
+
 async def test_who_lacks_descriptors_for_a_moment_trusts_its_disk(tmp_path: Path) -> None:
     spill = DiskSpill(tmp_path, bound_bytes=1000)
     handle = await spill.put((b"frame",))

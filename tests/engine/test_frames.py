@@ -113,7 +113,8 @@ def test_a_disk_that_gives_nothing_back_is_told_unless_nobody_needs_it_any_more(
         assert kept.frames.torn
         with pytest.raises(OSError, match="error"):
             await kept.payload()
-        (alarm,) = kept.said  # once: it is tried again every moment
+        lost, alarm = kept.said  # once: it is tried again every moment
+        assert lost == ev.SpillLost(stage=Stage(2), step=Step(0), slot=Slot(1), what="forward")
         assert isinstance(alarm, ev.Alarm)
         assert "the forward of 0/1 at stage 2 cannot be read back: Input/output" in alarm.reason
         late = kept.frames.payload(KEY)
@@ -121,7 +122,7 @@ def test_a_disk_that_gives_nothing_back_is_told_unless_nobody_needs_it_any_more(
         kept.frames.release(KEY)
         with pytest.raises(OSError, match="error"):
             await late()
-        assert kept.said == [alarm]
+        assert kept.said == [lost, alarm]
 
     loop.run(play())
 

@@ -25,10 +25,7 @@ class Node:
         self.asked: list[list[str]] = []
         self.closed: list[str] = []
         self.claims: dict[Stage, float] = {}
-        self.frames = SimpleNamespace(torn=False)
-        pipeline = SimpleNamespace(custodian=SimpleNamespace(frames=self.frames))
         self.seat = SimpleNamespace(
-            lines=lambda: ((pipeline, "compute"),),
             stage=STAGE,
             version=5,
             finished=False,
@@ -93,18 +90,6 @@ def test_two_steps_behind_gives_up_and_comes_back_to_its_stage(
     assert not laggards.look(0.0)
     assert laggards.look(LOST_SECONDS)
     assert (node.closed, node.asked) == (["2 steps behind"], [])
-    assert node.claims == {STAGE: 0.0}
-
-
-def test_who_lost_a_frame_gives_up_where_a_mate_is_as_far(node: Node, laggards: Laggards) -> None:
-    node.frames.torn = True
-    node.hears("me", 5)
-    assert not laggards.look(0.0)
-    node.hears("late", 4)  # the only copy of the stage's newest state would go
-    assert not laggards.look(1.0)
-    node.hears("mate", 5)
-    assert laggards.look(2.0)
-    assert node.closed == ["frames that it had spilled cannot be read back"]
     assert node.claims == {STAGE: 0.0}
 
 

@@ -345,7 +345,7 @@ MUTATIONS: dict[Callable[[Patch], None], tuple[str, ...]] = {
     a_task_outlives_its_peer: ("I5",),
     who_leaves_stays_listed: ("I5",),
     another_frame_comes_back_from_the_disk: ("I2",),
-    what_is_spilled_is_not_on_the_disk: ("stalled",),
+    what_is_spilled_is_not_on_the_disk: ("I4",),
     a_rollback_leaves_the_seats_where_they_are: ("stalled",),
     a_rollback_does_not_raise_the_epoch: ("stalled",),
     seats_of_every_epoch_are_seen: ("stalled",),

@@ -6,6 +6,8 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from p2ptrain.engine.surroundings import frames_of_a_step
 from p2ptrain.observe import events as ev
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult
@@ -167,3 +169,69 @@ def test_a_disk_that_does_not_give_back_what_it_took_costs_its_seat_and_not_the_
     assert [(e.peer, e.event.stage) for e in closed if "read back" in e.event.reason] == [
         ("0-0", 0)
     ]
+
+
+def loses_frames(peer: str, *, lost: bool = True) -> Callable[[SimWorld, ev.Entry], PeerId]:
+    def act(world: SimWorld, _: ev.Entry) -> PeerId:
+        spill = world.hosts[PeerId(peer)].spill
+        assert spill is not None
+        spill.unreadable = lost
+        return PeerId(peer)
+
+    return act
+
+
+def seat_closed(entry: ev.Entry) -> bool:
+    return isinstance(entry.event, ev.SeatClosed)
+
+
+def spilled_by(peer: str) -> Callable[[ev.Entry], bool]:
+    return lambda entry: isinstance(entry.event, ev.Spilled) and entry.peer == peer
+
+
+@pytest.mark.parametrize(
+    ("seats", "bad", "dies", "least"),
+    [((1, 2), "0-0", "1-0", 6), ((1, 2), "0-0", "1-0", 22), ((1, 1, 2), "1-0", "2-0", 22)],
+)
+def test_a_seat_without_a_mate_whose_frames_are_lost_begins_its_step_again(
+    play: Play, cue: MakeCue, seats: tuple[int, ...], bad: str, dies: str, least: int
+) -> None:
+    """Nobody else holds its state: it is the one that it began the step with itself."""
+    spec = tiny(stages=len(seats))
+    result = play(
+        Scenario(spec=spec, peers=peers(*seats), spill_bytes=DISK),
+        cue("bad disk", counted(dies, least=least - 2), loses_frames(bad)),
+        cue("good disk", seat_closed, loses_frames(bad, lost=False)),
+        cue("kill", counted(dies, least=least), kill(dies)),
+    )
+    assert trained(result, spec)
+    closed = [e for e in result.entries if isinstance(e.event, ev.SeatClosed)]
+    stage = Stage(int(bad[0]))
+    assert [(e.peer, e.event.stage) for e in closed if "read back" in e.event.reason] == [
+        (bad, stage)
+    ]
+    assert not found(result, ev.RolledBack)
+
+
+def test_the_only_peer_of_a_run_begins_its_step_again_too(play: Play, cue: MakeCue) -> None:
+    spec = tiny()
+    result = play(
+        Scenario(spec=spec, peers=[PeerPlan(peer=PeerId("alone"))], spill_bytes=DISK),
+        cue("bad disk", spilled_by("alone"), loses_frames("alone")),
+        cue("good disk", seat_closed, loses_frames("alone", lost=False)),
+    )
+    assert trained(result, spec)
+
+
+def test_a_disk_that_loses_frames_again_and_again_ends_its_peer_with_the_reason(
+    play: Play, cue: MakeCue
+) -> None:
+    result = play(
+        Scenario(spec=tiny(), peers=[PeerPlan(peer=PeerId("alone"))], spill_bytes=DISK),
+        cue("bad disk", spilled_by("alone"), loses_frames("alone")),
+        holds=False,
+    )
+    assert result.peers[PeerId("alone")].lost == (
+        "stage 0: this peer's disk has lost frames 4 times"
+    )
+    assert len(found(result, ev.RunLost)) == 1

@@ -217,6 +217,15 @@ def test_what_overflows_is_seen(fill: tuple[int, ...]) -> None:
     assert "beyond" in verdict.problems[0]
 
 
+def test_a_spilled_frame_that_is_lost_is_seen_unless_the_disk_was_struck() -> None:
+    lost = ev.SpillLost(stage=Stage(0), step=Step(1), slot=Slot(2), what="gradient")
+    (problem,) = check_bounds([*stream(), entry(4.0, B, lost)]).problems
+    assert "stage 0, step 1: a spilled gradient is lost" in problem
+    struck = ev.FaultFired(fault="bad disk", target=B)
+    assert check_bounds([entry(0.0, B, struck), entry(4.0, B, lost)]).holds
+    assert not check_bounds([entry(0.0, B, struck), entry(4.0, A, lost)]).holds
+
+
 def test_an_empty_stream_rests_on_no_facts() -> None:
     for verdict in judge([], SPEC, patience_seconds=1.0):
         assert verdict.facts == 0

@@ -8,6 +8,7 @@ import errno
 import pytest
 
 from p2ptrain.engine.surroundings import frames_of_a_step, retained_bytes_each
+from p2ptrain.ports import DISTRUST_SECONDS
 from p2ptrain.sim import loop
 from p2ptrain.sim.spill import SECONDS, MemorySpill, disk_bytes, short_of_memory
 from p2ptrain.sim.toy import toy_spec
@@ -27,6 +28,22 @@ def test_every_call_takes_its_time_and_refusals_count() -> None:
         with pytest.raises(OSError, match="error"):
             await spill.get(handle)
         assert (spill.refused, spill.used_bytes) == (2, len(b"frame"))
+
+    loop.run(play())
+
+
+def test_who_has_lost_a_frame_is_given_no_other_for_a_while() -> None:
+    async def play() -> None:
+        spill = MemorySpill(bound_bytes=100)
+        handle = await spill.put((b"frame",))
+        spill.unreadable = True
+        with pytest.raises(OSError, match="error"):
+            await spill.get(handle)
+        await asyncio.sleep(DISTRUST_SECONDS - 1.0)
+        with pytest.raises(OSError, match="given back"):
+            await spill.put((b"frame",))
+        await asyncio.sleep(1.0)
+        await spill.put((b"frame",))
 
     loop.run(play())
 
