@@ -1,9 +1,9 @@
 """The last moments of a peer that has done its part: stay while needed, then sum up.
 
 A finished peer may be the only one that holds the sums of the last step, or what others need
-of it. So it stays until everybody has stepped as far, or its patience ends: the others may
-be dead without anybody having noticed. It hears the stages beside its own, and from them of
-those beyond.
+of it. So it stays until everybody has stepped as far, who loads a seat of its stages as well, or
+its patience ends: the others may be dead without anybody having noticed. It hears the stages
+beside its own, and from them of those beyond.
 
 Invariants:
     * nothing here changes a seat; the weights are digested as the last step left them;
@@ -67,8 +67,9 @@ async def linger(
     """Stay while others have not reached version ``final``, ``seconds`` at most.
 
     ``stages``: of our seats. ``tell``: says how far we and those behind us are; called on news.
-    Only who was heard and is not suspected counts: nobody judges those of other stages, and
-    who only joins has come too late.
+    Only who was heard and is not suspected counts: nobody judges those of other stages. Who
+    loads a seat of ours may have given it up for being behind, and be a step behind when it
+    opens; for whom it is too late, goes as soon as it has heard of us.
     """
     loop = asyncio.get_running_loop()
     until, said = loop.time() + seconds, None
@@ -77,7 +78,7 @@ async def linger(
         if leasts != said:
             said = leasts
             tell()
-        if all(least >= final for least in leasts):
+        if all(least >= final for least in leasts) and not _coming(roster, me, stages):
             return
         await asyncio.sleep(min(LOOK_SECONDS, seconds / LOOKS_MIN))
 
@@ -89,6 +90,12 @@ def _leasts(roster: Roster, me: PeerId, stage: Stage) -> Iterator[int]:
     for there, way in ways:
         if any(view.peer != me for view in roster.present(Stage(there))):
             yield roster.least(Stage(there), way)
+
+
+def _coming(roster: Roster, me: PeerId, stages: Collection[Stage]) -> bool:
+    """Whether anybody who lives loads a seat of one of ``stages``."""
+    joining = [view for view in roster.views() if view.state == "joining" and view.stage in stages]
+    return any(view.peer != me and roster.counts(view.peer) for view in joining)
 
 
 async def sum_up(

@@ -87,6 +87,7 @@ class Laggards:
         node.close_seat(stage, reason)
         if not (node.seats or node.draining):  # its stage is as full as it was: back to it
             node.claims = {stage: 0.0}
+            node.statuses_changed()  # who has finished waits for us
 
     def _parts(self, seat: SeatRuntime) -> bool:
         """Whether the names of sums may part, and ``seat`` is not just about to step."""

@@ -41,7 +41,7 @@ class Roster:
     def __init__(self, me: PeerId) -> None:
         self.begun = False
         self._me = me
-        self._epoch = 0
+        self._epoch, self._most = 0, Step(0)  # the latter: of those who have left
         self._heard: dict[PeerId, dict[Stage, SeatView]] = {}
         self._listed: tuple[SeatView, ...] = ()
         self._dead: dict[PeerId, bool] = {}  # and whether it has vanished
@@ -98,7 +98,7 @@ class Roster:
 
     def begin_anew(self, epoch: int) -> None:
         """We are of another lineage now: whoever is not yet serves nothing."""
-        self._epoch = epoch
+        self._epoch, self._most = epoch, Step(0)
         self._beyond.clear()
         self._forget()
 
@@ -162,7 +162,8 @@ class Roster:
             self._views = self._order = None
 
     def left(self, peer: PeerId) -> None:
-        """``peer`` went in an orderly way."""
+        """``peer`` went in an orderly way; how far it had come stays known."""
+        self._most = self.furthest()
         self._heard.pop(peer, None)
         self._dead[peer] = False
         self._forget()
@@ -244,7 +245,7 @@ class Roster:
     def furthest(self) -> Step:
         """The highest version that a peer has told us itself; the directory's word is a hint."""
         told = (view for views in self._heard.values() for view in views.values())
-        return max((view.version for view in told if self._ours(view)), default=Step(0))
+        return max((self._most, *(view.version for view in told if self._ours(view))))
 
     def callable_seats(self) -> tuple[SeatView, ...]:
         """Whom to open links to: also who could not be reached, or was lost, while it is listed.

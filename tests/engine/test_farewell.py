@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from p2ptrain.core.assignment import SeatView
 from p2ptrain.core.chain import genesis_chain
 from p2ptrain.engine.farewell import linger, sum_up
 from p2ptrain.engine.roster import Roster
@@ -24,6 +25,10 @@ def status(version: int, stage: int = 0, state: Any = "serving") -> SeatStatus:
     return SeatStatus(
         stage=Stage(stage), state=state, version=Step(version), rate=1.0, queue=0, parked=0
     )
+
+
+def view(peer: PeerId, state: Any) -> SeatView:
+    return SeatView(peer=peer, stage=Stage(0), state=state, rate=1.0, version=Step(0))
 
 
 def stayed(roster: Roster, *, arrives_at: float | None, seconds: float = 30.0) -> float:
@@ -68,10 +73,23 @@ def test_a_suspect_is_not_waited_for() -> None:
     assert stayed(roster, arrives_at=None) == 0.0
 
 
-@pytest.mark.parametrize(("stage", "state"), [(0, "joining"), (2, "serving")])
-def test_who_only_joins_and_who_is_not_beside_us_is_not_waited_for(stage: int, state: str) -> None:
+@pytest.mark.parametrize(("stage", "state"), [(1, "joining"), (2, "serving")])
+def test_who_joins_another_stage_and_who_is_not_beside_us_is_not_waited_for(
+    stage: int, state: str
+) -> None:
     roster = Roster(ME)
     roster.hear(MATE, [status(FINAL - 1, stage, state)])
+    assert stayed(roster, arrives_at=None) == 0.0
+
+
+def test_who_loads_a_seat_of_ours_is_waited_for_unless_only_the_directory_says_so() -> None:
+    roster = Roster(ME)
+    roster.list([view(MATE, "joining")])
+    assert stayed(roster, arrives_at=None) == 0.0
+    roster.hear(MATE, [status(0, state="joining")])
+    assert 7.0 <= stayed(roster, arrives_at=7.0) <= 7.2
+    roster.hear(PeerId("newcomer"), [status(0, state="joining")])
+    roster.left(PeerId("newcomer"))
     assert stayed(roster, arrives_at=None) == 0.0
 
 

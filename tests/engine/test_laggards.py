@@ -24,6 +24,7 @@ class Node:
         self.spec = SimpleNamespace(sync=SimpleNamespace(agreement="bitwise"))
         self.asked: list[list[str]] = []
         self.closed: list[str] = []
+        self.told: list[dict[Stage, float]] = []
         self.claims: dict[Stage, float] = {}
         self.seat = SimpleNamespace(
             stage=STAGE,
@@ -37,6 +38,9 @@ class Node:
     def close_seat(self, stage: Stage, reason: str) -> None:
         del self.seats[stage]
         self.closed.append(reason)
+
+    def statuses_changed(self) -> None:
+        self.told.append(dict(self.claims))
 
     def hears(self, peer: str, version: int, stage: Stage = STAGE) -> None:
         status = m.SeatStatus(
@@ -91,6 +95,7 @@ def test_two_steps_behind_gives_up_and_comes_back_to_its_stage(
     assert laggards.look(LOST_SECONDS)
     assert (node.closed, node.asked) == (["2 steps behind"], [])
     assert node.claims == {STAGE: 0.0}
+    assert node.told == [{STAGE: 0.0}]  # or who has finished would not wait for us
 
 
 def test_with_one_mate_a_step_ahead_it_waits_as_long_as_for_that_alone(

@@ -266,3 +266,13 @@ def test_whom_it_has_met_is_known_also_when_it_is_gone() -> None:
     roster.list([view(strangers[0], 0)])
     roster.unreached(strangers[0])
     assert roster.has_met(strangers[0])
+
+
+def test_how_far_somebody_had_come_stays_known_when_he_has_left() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0, version=7)])
+    roster.hear(B, [status(0, version=5)])
+    roster.left(A)
+    assert roster.furthest() == 7
+    roster.begin_anew(1)  # of this lineage nobody has been anywhere
+    assert roster.furthest() == 0

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from p2ptrain.observe import events as ev
+from p2ptrain.sim.compute import CostModel
 from p2ptrain.sim.pipes import Link
-from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult
+from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, toy_compute
 from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
 from p2ptrain.units import PeerId, Stage
 
@@ -130,3 +132,32 @@ def test_a_leaver_who_has_fallen_behind_goes(play: Play, cue: MakeCue) -> None:
     result = play(Scenario(spec=spec, peers=peers, link=link), cue("drain", behind, drain_it))
     leaver = next(e.peer for e in result.entries if behind(e))
     assert leaving_seconds(result, leaver) < 20.0
+
+
+@pytest.mark.parametrize("agreement", ["bitwise", "canonical"])
+@pytest.mark.parametrize(("steps", "load_seconds", "in_time"), [(9, 8.0, True), (12, 12.0, False)])
+def test_who_has_finished_stays_for_who_fell_behind_and_loads_a_seat_again(
+    play: Play, *, agreement: Any, steps: int, load_seconds: float, in_time: bool
+) -> None:
+    """It opens a step behind, and gets the last one's sums; or hears that it comes too late."""
+    plain = toy_spec(stages=2, microbatches=12, steps=steps)
+    sync = msgspec.structs.replace(plain.sync, agreement=agreement)
+    peers = [
+        PeerPlan(peer=PeerId("first"), speed=0.2),
+        PeerPlan(peer=PeerId("late"), speed=0.2, starts_at=30.0),
+    ]
+    result = play(
+        Scenario(
+            spec=msgspec.structs.replace(plain, sync=sync),
+            peers=peers,
+            compute=toy_compute(CostModel(load_seconds=load_seconds)),
+            verify=False,
+        )
+    )
+    closed = [e.event.reason for e in events(result, "late", ev.SeatClosed)]  # type: ignore[union-attr]
+    assert all("steps behind" in reason for reason in closed)
+    assert len(closed) == (1 if in_time else 2)
+    first, late = result.peers[PeerId("first")], result.peers[PeerId("late")]
+    assert (first.finished, first.lost, late.lost) == (True, "", "")
+    assert result.unfinished == ()
+    assert late.finished is in_time
