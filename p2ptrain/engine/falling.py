@@ -116,7 +116,7 @@ class Falling:
         stages, every = node.spec.cut.stages, node.spec.checkpoint.every_steps
         genesis = genesis_chain(node.run_id)
         held += beginning(genesis, version, stages=stages, every_steps=every)
-        known = Known(held=tuple(held), let_go=node.holdings.let_go(others.values()))
+        known = Known(held=tuple(held), let_go=node.holdings.let_go(others))
         found = fall(root, version, lost, known, stages=stages, stuck=stuck)
         if found.to is not None:
             node.lineage.declare(found.to, found.reason)

@@ -8,6 +8,7 @@
 
 Invariants:
     * nothing is taken or given that does not match its root;
+    * that frames are gone is believed of those who have, or had, a seat that kept them;
     * every question ends: when all have answered or gone, or after ANSWER_SECONDS;
     * however often others ask: one look at the archives at a time, and one wish waits for each
       peer and stage.
@@ -26,16 +27,17 @@ from p2ptrain.engine.attic import Attic
 from p2ptrain.engine.past import let_go
 from p2ptrain.engine.pulling import Pulled
 from p2ptrain.errors import LinkError
+from p2ptrain.units import Stage
 from p2ptrain.wire.messages import Held, WantHeld, WantManifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
     from p2ptrain.core.agreement import Position
     from p2ptrain.core.resuming import Holding
     from p2ptrain.engine.lifecycle import Node
     from p2ptrain.engine.seat import SeatRuntime
-    from p2ptrain.units import PeerId, Stage, Step
+    from p2ptrain.units import PeerId, Step
 
 ANSWER_SECONDS = 3.0  # a disk is read and a line crossed; who takes longer is asked again later
 
@@ -78,12 +80,26 @@ class Holdings:
         """What our archives hold, each once; their states are not read."""
         return tuple(dict.fromkeys([h for a in self._archives for h in await a.holdings()]))
 
-    def let_go(self, others: Iterable[Held] = ()) -> tuple[Holding, ...]:
+    def let_go(self, others: Mapping[PeerId, Held] | None = None) -> tuple[Holding, ...]:
         """Which stages beside our seats, or those of ``others``, those cannot help any more."""
         seats = sorted(self._node.seats.items())
-        ours = (let_go(s, seat.stepper.last, seat.pipeline.past) for s, seat in seats)
-        theirs = (word.let_go for word in others)
-        return tuple(one for each in (*ours, *theirs) for one in each)
+        ours = [let_go(s, seat.stepper.last, seat.pipeline.past) for s, seat in seats]
+        told = [(peer, one) for peer, word in (others or {}).items() for one in word.let_go]
+        theirs = [one for peer, one in told if self._beside(peer, one.stage)]
+        return (*(one for each in ours for one in each), *theirs)
+
+    def _beside(self, peer: PeerId, stage: Stage) -> bool:
+        """Whether ``peer`` has a seat beside ``stage``, or had one in a record that we know.
+
+        Nobody else ever kept frames for it; and who says that they are gone may take the run back.
+        """
+        for near in (Stage(one) for one in (stage - 1, stage + 1) if one >= 0):
+            records = (seat.stepper.members[near:][:1] for seat in self._node.seats.values())
+            if any(peer in there for record in records for there in record):
+                return True
+            if self._node.roster.serves(peer, near):
+                return True
+        return False
 
     async def of_others(self) -> dict[PeerId, Held]:
         """Ask everybody with a link what they hold. Also while another asks."""
@@ -144,7 +160,7 @@ class Holdings:
         """
         ours, others = await self.ours(), await self.of_others()
         told = [one for word in others.values() for one in word.held]
-        known = Known(held=(*ours, *told), let_go=self.let_go(others.values()))
+        known = Known(held=(*ours, *told), let_go=self.let_go(others))
         mine = {one.at for one in ours if one.stage == stage}
         fit = fitting(self._node.lineage.root, version, stage, known)
         for at in sorted(fit, key=lambda at: at not in mine):

@@ -80,7 +80,7 @@ class Loader:
             return True
         others = await node.holdings.of_others()
         seed = (Holding(stage=stage, at=root),)
-        known = Known(held=seed, let_go=node.holdings.let_go(others.values()))
+        known = Known(held=seed, let_go=node.holdings.let_go(others))
         return bool(fitting(root, version, stage, known))
 
     def _pull(self, stage: Stage, donors: list[PeerId]) -> Coroutine[None, None, Pulled]:

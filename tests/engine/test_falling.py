@@ -30,7 +30,7 @@ from p2ptrain.units import Chain, PeerId, Stage, Step
 from p2ptrain.wire.messages import Held, SeatStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Coroutine, Mapping
 
 SPEC = msgspec.structs.replace(
     toy_spec(stages=2, microbatches=4, steps=50), checkpoint=Checkpoint(every_steps=2)
@@ -87,8 +87,8 @@ class Node:
         told = self.others.items()
         return {peer: Held(held=held, waiting=False, let_go=self.gone) for peer, held in told}
 
-    def let_go(self, others: Iterable[Held]) -> tuple[Holding, ...]:
-        return tuple(one for word in others for one in word.let_go)
+    def let_go(self, others: Mapping[PeerId, Held]) -> tuple[Holding, ...]:
+        return tuple(one for word in others.values() for one in word.let_go)
 
     async def ours(self) -> tuple[Holding, ...]:
         return self.own

@@ -11,17 +11,19 @@ import msgspec
 import pytest
 
 from p2ptrain.core.agreement import Position
+from p2ptrain.core.assignment import SeatView
 from p2ptrain.core.resuming import Holding
 from p2ptrain.engine.archive import Archive
 from p2ptrain.engine.holdings import ANSWER_SECONDS, Holdings
 from p2ptrain.engine.pulling import Pulled
+from p2ptrain.engine.roster import Roster
 from p2ptrain.errors import LinkError
 from p2ptrain.run import Checkpoint, digest
 from p2ptrain.sim.loop import run
 from p2ptrain.sim.store import MemoryStore
 from p2ptrain.sim.toy import toy_spec
 from p2ptrain.units import Chain, PeerId, Stage, Step
-from p2ptrain.wire.messages import Held, WantHeld, WantManifest
+from p2ptrain.wire.messages import Held, SeatStatus, WantHeld, WantManifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -60,6 +62,7 @@ class Seat:
 
     last: Any
     past: Any
+    members: tuple[tuple[PeerId, ...], ...] = MEMBERS
 
     def __post_init__(self) -> None:
         self.stepper = self.pipeline = self
@@ -88,6 +91,7 @@ class Node:
         self.emit = self.events.append
         self.disk = MemoryStore()
         self.seats: dict[Stage, Any] = {}
+        self.roster = Roster(ME)
         archive = Archive(self.disk, RUN, 10, emit=self.emit, spawn=self.spawn)
         self.holdings = Holdings(self, archive)  # type: ignore[arg-type]  # what they use
 
@@ -177,6 +181,37 @@ def test_a_copy_of_the_step_before_is_of_no_use_once_somebody_beside_has_let_tha
         assert node.said[-1] == (ANN, msgspec.structs.replace(held(), let_go=held(19).held))
 
     play(story)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_that_frames_are_gone_is_believed_of_those_who_can_have_kept_them(*, listed: bool) -> None:
+    """Who has a seat beside that stage, or had one in the last record; else it is a lie."""
+    liar, newcomer = PeerId("liar"), PeerId("newcomer")
+
+    async def story(node: Node) -> None:
+        gone = msgspec.structs.replace(held(), let_go=held(19).held)
+        node.seats = {Stage(1): Seat(last=None, past=None)}
+        node.answers = {ANN: held(19), liar: gone}
+        assert await node.holdings.restore(STAGE, Step(20)) == state(19, ANN)
+        assert node.holdings.let_go({liar: gone}) == ()
+        assert node.holdings.let_go({BOB: gone}) == gone.let_go
+        for stage, believed in ((2, ()), (0, ()), (1, gone.let_go)):
+            seat = SeatView(
+                peer=newcomer, stage=Stage(stage), state="serving", rate=1.0, version=Step(20)
+            )
+            if listed:
+                node.roster.list([seat])
+            else:
+                node.roster.hear(newcomer, [said_of(seat)])
+            assert node.holdings.let_go({newcomer: gone}) == believed
+
+    play(story)
+
+
+def said_of(seat: SeatView) -> SeatStatus:
+    return SeatStatus(
+        stage=seat.stage, state="serving", version=seat.version, rate=1.0, queue=0, parked=0
+    )
 
 
 def test_who_does_not_answer_is_not_waited_for_for_ever() -> None:
