@@ -16,6 +16,7 @@ import logging
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from p2ptrain.core.assignment import expect_stage
 from p2ptrain.data.spill import DiskSpill
 from p2ptrain.engine.surroundings import frames_of_a_step
 from p2ptrain.errors import UserError
@@ -57,8 +58,10 @@ def check_frames_fit(spec: RunSpec, stage: Stage | None, spill: Spill | None) ->
     """Whether this peer could keep a whole step of its stage, or of any that it may take.
 
     Raises:
-        UserError: memory and disk together cannot.
+        UserError: memory and disk together cannot, or the run has no such stage.
     """
+    if stage is not None:
+        expect_stage(stage, spec.cut.stages)
     stages = range(spec.cut.stages) if stage is None else (stage,)
     needed, most = max((frames_of_a_step(spec, Stage(each)), each) for each in stages)
     disk, memory = 0 if spill is None else spill.bound_bytes, spec.limits.retained_bytes

@@ -198,6 +198,8 @@ def _folder(options: SimulationOptions) -> Path:
     if options.report is None:
         return Path(tempfile.mkdtemp(prefix="p2ptrain-simulate-"))
     processes = options.report / "processes"
+    if options.report.is_file():
+        raise UserError(f"--report {options.report}: a file, not a folder; name another")
     try:
         if processes.exists() or (options.report / REPORT_FILE).exists():
             why = "the files of another simulation lie there; name another folder, or remove it"

@@ -28,7 +28,7 @@ from p2ptrain.errors import UserError
 from p2ptrain.net.emulation import parse_link
 from p2ptrain.run import PRESETS, RunSpec, preset
 from p2ptrain.run.codecs import LEAST_TOKENS, NAMES, RATIOS
-from p2ptrain.sim.faults import parse
+from p2ptrain.sim.faults import FaultPlan, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +38,9 @@ DEFAULT_STEPS = 100
 
 MOST_THREADS = 1024
 """As in a RunSpec."""
+
+MOST_SEATS_EACH = 4
+"""Stages for each peer until it is worth a word: a hole stands ten seconds before it is taken."""
 
 MOST_PEERS = 256
 """Each is a Python with torch and a p2pd (0.4 GB); more fit on a virtual clock."""
@@ -88,13 +91,13 @@ def simulate(**given: Any) -> int:
     """Run a whole swarm on this machine."""
     flags = SimulateFlags(**given)
     spec = simulated_spec(flags)
-    if deepened := layers_added(flags, spec):
-        click.echo(deepened, err=True)
+    for line in filter(None, (layers_added(flags, spec), slow_start(flags.peers, spec))):
+        click.echo(line, err=True)
     if flags.link is not None:
         parse_link(flags.link)
+    chaos = planned(flags.chaos)
     if flags.virtual:
         return _virtual(flags, spec)
-    chaos = parse(flags.chaos)
     if flags.peers > MOST_PEERS:
         raise UserError(f"--peers {flags.peers}: at most {MOST_PEERS} real ones; try --virtual")
     from peers.launch import SwarmOptions  # noqa: PLC0415
@@ -115,6 +118,19 @@ def simulate(**given: Any) -> int:
         report=flags.report,
     )
     return conduct(options, as_json=flags.as_json)
+
+
+def planned(text: str) -> FaultPlan:
+    """What ``--chaos`` says.
+
+    Raises:
+        UserError: it is malformed, or kills more than there are.
+    """
+    plan = parse(text)
+    if plan.kill is not None and plan.kill.share_per_minute > 1.0:
+        rate = f"kill={plan.kill.share_per_minute:.0%}/min"
+        raise UserError(f"--chaos {rate}: at most 100%/min, each peer once a minute")
+    return plan
 
 
 def threads_in_turn(text: str | None) -> tuple[int, ...]:
@@ -167,6 +183,15 @@ def layers_added(flags: SimulateFlags, spec: RunSpec) -> str:
         return ""
     has = f"the preset {base} has {layers} layers"
     return f"--stages {flags.stages}: {has}; this run has {flags.stages}, one for each stage"
+
+
+def slow_start(peers: int, spec: RunSpec) -> str:
+    """What to say where few peers serve many stages; '' where they do not."""
+    stages = spec.cut.stages
+    if stages <= MOST_SEATS_EACH * peers:
+        return ""
+    each = f"{peers} peers take {stages} stages one after another, {-(-stages // peers)} each"
+    return f"{each}; the first step may be minutes away"
 
 
 def _virtual(flags: SimulateFlags, spec: RunSpec) -> int:

@@ -105,8 +105,7 @@ def choose_stage(
         UserError: the run has no stage ``wanted``.
     """
     if wanted is not None:
-        if not 0 <= wanted < stages:
-            raise UserError(f"--stage {wanted}: this run has the stages 0 to {stages - 1}")
+        expect_stage(wanted, stages)
         return Assignment(stage=wanted, reason="as the operator wants")
     present = _present(view)
     seats = Counter[int](seat.stage for seat in present)
@@ -118,6 +117,16 @@ def choose_stage(
         return Assignment(stage=stage, reason=f"nobody serves stage {stage}")
     reason = f"stage {stage} is the weakest: {sums[stage]:.3g} microbatches/s by {seats[stage]}"
     return Assignment(stage=stage, reason=reason)
+
+
+def expect_stage(wanted: Stage, stages: int) -> None:
+    """Refuse a stage that a run of so many ``stages`` does not have.
+
+    Raises:
+        UserError: there is none such.
+    """
+    if not 0 <= wanted < stages:
+        raise UserError(f"--stage {wanted}: this run has the stages 0 to {stages - 1}")
 
 
 def spare_stage(

@@ -106,7 +106,7 @@ async def _fetch(directory: Directory, run: RunId | None) -> tuple[RunId, RunSpe
         runs = await find_runs(directory)
         if not runs:
             raise RefusedError(
-                "nobody trains at this address; start a run with --new-swarm --run FILE"
+                "nobody trains at this address; begin one with p2ptrain peer --new-swarm --run FILE"
             )
         if len(runs) > 1:
             raise _SeveralError(
@@ -120,7 +120,7 @@ async def _fetch(directory: Directory, run: RunId | None) -> tuple[RunId, RunSpe
             continue
         if digest(spec) == run:
             return run, spec
-    raise RefusedError(f"nobody here publishes run {run}; check the id, or give its --run FILE")
+    raise RefusedError(f"nobody here publishes run {run}; check the id")
 
 
 def _named(runs: Mapping[RunId, str]) -> str:

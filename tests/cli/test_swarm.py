@@ -52,6 +52,18 @@ def test_that_layers_are_added_is_said(capsys: pytest.CaptureFixture[str]) -> No
     assert [line in each for each in said] == [True, False, False]
 
 
+def test_that_few_peers_take_long_to_serve_many_stages_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(summary, "conduct", lambda _options, *, as_json: int(as_json))
+    said = []
+    for many in ("--peers 8 --stages 33", "--peers 8 --stages 32", "--peers 1"):
+        assert cli.run(["simulate", *many.split()]) == 0
+        said.append(capsys.readouterr().err)
+    line = "8 peers take 33 stages one after another, 5 each; the first step may be minutes away"
+    assert [line in each for each in said] == [True, False, False]
+
+
 def test_a_sized_codec_takes_a_model_and_microbatches_that_are_wide_enough() -> None:
     spec = simulated_spec(flags(codec="b128x"))
     assert spec.model.d_model >= 512
@@ -116,6 +128,8 @@ def test_a_virtual_swarm_runs_at_once(capsys: pytest.CaptureFixture[str]) -> Non
         ("--peers 0", "--peers"),
         ("--peers 300", "at most 256 real ones; try --virtual"),
         ("--chaos kill=30%", "write kill=30%/min"),
+        ("--chaos kill=300%/min", "kill=300%/min: at most 100%/min, each peer once a minute"),
+        ("--virtual --chaos kill=101%/min:min=2", "at most 100%/min"),
         ("--virtual --verify", "--verify is for real peers"),
         ("--virtual --chaos fire", "no fault 'fire'"),
         ("--link fast", "--link"),

@@ -71,12 +71,16 @@ def test_with_several_runs_the_user_says_which() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "line"), [(None, "--new-swarm"), (RunId("feed"), "nobody here publishes run feed")]
+    ("wanted", "line"),
+    [
+        (None, "begin one with p2ptrain peer --new-swarm --run FILE"),
+        (RunId("feed"), "nobody here publishes run feed; check the id"),
+    ],
 )
 def test_nothing_there_is_said_in_one_line(wanted: RunId | None, line: str) -> None:
     async def main() -> None:
         with pytest.raises(RefusedError, match=line):
-            await fetch_spec(directory(SimTable()), wanted)
+            await fetch_spec(directory(SimTable()), wanted)  # whatever command asked
 
     run(main(), ceiling_seconds=100.0)
 

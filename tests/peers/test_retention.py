@@ -94,3 +94,8 @@ def test_frames_that_have_no_place_are_refused_in_one_line() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="at stage 0"):
         check_frames_fit(TIGHT, Stage(0), None)
+
+
+def test_a_stage_that_the_run_does_not_have_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(UserError, match="--stage 9: this run has the stages 0 to 2"):
+        check_frames_fit(SPEC, Stage(9), None)

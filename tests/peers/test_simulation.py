@@ -58,6 +58,13 @@ async def test_outcomes_are_put_together_and_files_kept_where_asked(
 
 
 @pytest.mark.asyncio
+async def test_a_report_that_is_a_file_is_refused(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "afile").touch()
+    with pytest.raises(UserError, match=r"--report .*afile: a file, not a folder; name another"):
+        await simulate(options(program(), report=tmp_path / "afile"), Display())
+
+
+@pytest.mark.asyncio
 async def test_a_report_of_before_is_not_written_over(program: Program, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(UserError, match="name another folder"):

@@ -92,7 +92,7 @@ def test_a_run_that_was_resumed_has_begun_and_stands_where_its_seats_do() -> Non
 def test_a_run_that_is_not_there_is_refused() -> None:
     with pytest.raises(RefusedError, match="nobody trains at this address"):
         run(statuses(None, listed=False))
-    with pytest.raises(RefusedError, match="nobody here publishes run"):
+    with pytest.raises(RefusedError, match=r"nobody here publishes run 0{32}; check the id$"):
         run(statuses(RunId("0" * 32)))
 
 
