@@ -20,7 +20,7 @@ from p2ptrain.units import DIGEST_BYTES, Chain
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from p2ptrain.core.agreement import Sum
+    from p2ptrain.core.agreement import Position, Sum
     from p2ptrain.units import Digest, RunId, Step
 
 _FIXED_POINT_BITS = 32
@@ -85,6 +85,16 @@ def genesis_chain(run: RunId) -> Chain:
 def next_chain(previous: Chain, epoch: int, step: Step, sums: Sequence[Sum]) -> Chain:
     """The chain after ``step``, given the SUMs of all stages in stage order."""
     return Chain(digest("p2ptrain chain", previous, epoch, step, *map(sum_digest, sums)))
+
+
+def leads_to(at: Position, sums: Sequence[Sum], stages: int) -> bool:
+    """Whether ``sums`` are those of all stages, in their order, of a step that ended ``at``."""
+    if len(sums) != stages:
+        return False
+    was = sums[0].at
+    whole = [(one.at, one.stage) for one in sums] == [(was, stage) for stage in range(stages)]
+    near = (was.epoch, was.step + 1) == (at.epoch, at.step)
+    return whole and near and next_chain(was.chain, was.epoch, was.step, sums) == at.chain
 
 
 def step_outcome(sums: Sequence[Sum], nominal_tokens: int) -> StepOutcome:

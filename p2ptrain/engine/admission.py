@@ -294,16 +294,17 @@ class Admission:
         node.seats[stage] = seat
         node.statuses_changed()  # the claim
         seat.pipeline.corpus = await self._loader.corpus() if stage == 0 else None
-        at = await self._loader.state(stage, compute, fresh=not self._furthest)
+        loaded = await self._loader.state(stage, compute, fresh=not self._furthest)
         if node.seats.get(stage) is not seat:
             return  # the run began again meanwhile
-        if at is None or (stage == 0 and seat.pipeline.corpus is None):
+        if loaded is None or (stage == 0 and seat.pipeline.corpus is None):
             del node.seats[stage]
             node.statuses_changed()
             return
-        position, members = at
+        position = loaded.at
         node.emit(ev.SeatOpened(stage=stage, version=position.step, reason=reason))
-        seat.begin(position, members)
+        seat.begin(position, loaded.members)
+        seat.stepper.sums.learn(position, loaded.taken)
         node.statuses_changed()  # first: where there is no step record, who serves owns the data
         node.beginning.opened(seat, position)
         if position.step > 0:  # the step went on while we loaded: its sums may be out already

@@ -150,7 +150,8 @@ class Adoption:
         own, snapshots = self._difference(seat), self._node.snapshots
         base = None if own is None else own.base
         blob = None if own is None else await own.make()
-        root = await snapshots.offer(seat.stage, at, members, await seat.compute.save())
+        whole, taken = await seat.compute.save(), seat.stepper.sums.taken(at)
+        root = await snapshots.offer(seat.stage, at, members, whole, taken=taken)
         if blob is not None and base is not None:
             await snapshots.offer(seat.stage, at, members, blob, leads=(base, root))
         await _mark(seat, root)

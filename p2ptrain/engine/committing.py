@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from p2ptrain.core.chain import next_chain, step_outcome
+from p2ptrain.core.chain import leads_to, next_chain, step_outcome
 from p2ptrain.core.health import trouble
 from p2ptrain.core.ledger import mask_to_bytes
 from p2ptrain.core.schedule import step_slots
@@ -46,13 +46,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """A step that this seat has committed."""
+    """The step that a seat's state comes of: committed here, or by whoever gave the state."""
 
     at: Position
     sums: tuple[Sum, ...]
     outcome: StepOutcome
     chain: Chain  # after it
     kept: bool = False  # whether the weights before it are
+    learned: bool = False  # taken by others: it came with the state
 
     def told(self) -> tuple[Sum, ...]:
         """The SUMs as somebody tells them who has stepped with them."""
@@ -133,6 +134,12 @@ class Committer:
             await self._became_quiet.wait()
         await self._compute.clear()
         self.last = done
+
+    def learn(self, at: Position, sums: tuple[Sum, ...]) -> None:
+        """Whoever gave the state, which stands ``at``, says that ``sums`` led there."""
+        if leads_to(at, sums, self._spec.cut.stages):  # else it is as if nothing was said
+            was, outcome = sums[0].at, step_outcome(sums, self._nominal_tokens)
+            self.last = Done(at=was, sums=sums, outcome=outcome, chain=at.chain, learned=True)
 
     def _record(self, done: Done, now: Seconds) -> None:
         at, outcome, stage = done.at, done.outcome, self._compute.stage

@@ -102,7 +102,8 @@ class Keeper:
         at, members = seat.standing()
         blob = await seat.compute.save()
         if (at, members) == seat.standing():  # no commit came between
-            await self._snapshots.offer(seat.stage, at, members, blob)
+            taken = seat.stepper.sums.taken(at)
+            await self._snapshots.offer(seat.stage, at, members, blob, taken=taken)
 
     def _due(self, seat: SeatRuntime) -> list[tuple[PeerId, WantManifest]]:
         wishes = {} if seat.adopting else self._wishes.get(seat.stage, {})  # not its own for long

@@ -16,6 +16,7 @@ once, and it is tried again at the next look.
 from __future__ import annotations
 
 import statistics
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.lineage import Known, fitting
@@ -27,11 +28,24 @@ from p2ptrain.units import Stage, Step
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from p2ptrain.core.agreement import Position
+    from p2ptrain.core.agreement import Position, Sum
     from p2ptrain.engine.lifecycle import Node
     from p2ptrain.engine.pulling import Pulled
     from p2ptrain.ports import Corpus, StageCompute
     from p2ptrain.units import PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """Where a state that was loaded stands, and what its giver says of the step before.
+
+    ``members``: the peers of that step's record, per stage; ``taken``: see StageManifest.
+    """
+
+    at: Position
+    members: tuple[tuple[PeerId, ...], ...]
+    taken: tuple[Sum, ...] = ()
+
 
 DONORS_MOST = 6  # asked at once: more neither fill a line better nor vouch better
 
@@ -44,9 +58,7 @@ class Loader:
         self._told = ""
         self.own: dict[Stage, Pulled] = {}  # for the next seat of that stage, before all others
 
-    async def state(
-        self, stage: Stage, compute: StageCompute, *, fresh: bool
-    ) -> tuple[Position, tuple[tuple[PeerId, ...], ...]] | None:
+    async def state(self, stage: Stage, compute: StageCompute, *, fresh: bool) -> Loaded | None:
         """Where the stage stands, with its state loaded; None: not now.
 
         ``fresh``: nobody was ever heard to be past the first step.
@@ -58,12 +70,12 @@ class Loader:
             return await self._take_over(stage, compute, pull)
         fresh = (fresh or node.resumption.anew) and node.lineage.root.step == 0
         if fresh and all(view.version == 0 for view in node.roster.views()):
-            return node.lineage.root, self._nobody()
+            return self._beginning()
         donors = self._donors(stage)
         begun = any(view.state != "joining" for view in node.roster.views())
         early = begun and node.lineage.root.step == 0 and self.foremost() <= 1
         if early and not donors and await self._seed_will_do(stage):
-            return node.lineage.root, self._nobody()
+            return self._beginning()
         if not donors:
             pull = node.holdings.restore(stage, self.foremost())
             return await self._take_over(stage, compute, pull)
@@ -93,7 +105,7 @@ class Loader:
 
     async def _take_over(
         self, stage: Stage, compute: StageCompute, pull: Coroutine[None, None, Pulled]
-    ) -> tuple[Position, tuple[tuple[PeerId, ...], ...]] | None:
+    ) -> Loaded | None:
         node = self._node
         try:
             pulled = await pull
@@ -107,12 +119,13 @@ class Loader:
         self._told = ""
         self._tell(stage, pulled)
         if node.lineage.begins(pulled.at):  # those who took that step may be gone
-            return node.lineage.root, self._nobody()
-        return pulled.at, pulled.members
+            return self._beginning()
+        return Loaded(at=pulled.at, members=pulled.members, taken=pulled.taken)
 
-    def _nobody(self) -> tuple[tuple[PeerId, ...], ...]:
+    def _beginning(self) -> Loaded:
         """Where a lineage begins there is no step record: who serves then counts."""
-        return tuple(() for _ in range(self._node.spec.cut.stages))
+        nobody = tuple(() for _ in range(self._node.spec.cut.stages))
+        return Loaded(at=self._node.lineage.root, members=nobody)
 
     async def corpus(self) -> Corpus | None:
         """The run's data: ours, or pulled from a peer of stage 0."""

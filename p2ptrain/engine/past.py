@@ -185,9 +185,9 @@ class Past:
 def let_go(stage: Stage, last: Done | None, past: Past | None) -> list[Holding]:
     """The stages beside a seat of ``stage`` that it cannot help to count its last step again.
 
-    It had heard that all of them had taken it.
+    It had heard that all of them had taken it. Who came later never kept anything of it.
     """
-    if last is None:
+    if last is None or last.learned:
         return []
     beside = (Stage(one) for one in (stage - 1, stage + 1) if 0 <= one < len(last.sums))
     gone = [one for one in beside if past is None or not past.awaits(one)]

@@ -33,6 +33,7 @@ from p2ptrain.wire.messages import Chunk, NoSuch, StageManifest, WantChunk, Want
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from p2ptrain.core.agreement import Sum
     from p2ptrain.engine.links import Links
     from p2ptrain.observe.events import Emit
     from p2ptrain.units import Bytes, Digest, PeerId, Stage, Step
@@ -46,7 +47,8 @@ class Pulled:
     """A stage's state: where it stands, the last step record's peers, and who gave it.
 
     ``root``: over its chunks; None if it comes from our own disk. ``result``: the blob is a
-    difference to the state that was asked for, and leads to the one with this root.
+    difference to the state that was asked for, and leads to the one with this root. ``taken``:
+    as its owner says, the SUMs that led there.
     """
 
     at: Position
@@ -55,6 +57,7 @@ class Pulled:
     sources: tuple[PeerId, ...]
     root: Digest | None = None
     result: Digest | None = None
+    taken: tuple[Sum, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +138,7 @@ class _Pull:
         self._changed = asyncio.Event()
         self._manifests: dict[PeerId, StageManifest] = {}
         self._members: tuple[tuple[PeerId, ...], ...] = ()
+        self._taken: tuple[Sum, ...] = ()
         self._blob = bytearray()
 
     async def run(self) -> Pulled:
@@ -157,6 +161,7 @@ class _Pull:
             sources=download.sources,
             root=got.root,
             result=got.result,
+            taken=self._taken,
         )
 
     def heard(
@@ -201,6 +206,7 @@ class _Pull:
             self._blob = bytearray(snapshot.size_bytes)
         told = Counter(self._manifests[owner].members for owner in owners)
         self._members = told.most_common(1)[0][0]  # not under the root, so the most told
+        self._taken = self._manifests[owners[0]].taken  # the chain says whether it is right
 
     def _keep(self, index: int, payload: memoryview | bytes) -> None:
         snapshot = self._download.snapshot

@@ -34,7 +34,7 @@ from p2ptrain.wire.messages import (
 if TYPE_CHECKING:
     from typing import Literal
 
-    from p2ptrain.core.agreement import Position
+    from p2ptrain.core.agreement import Position, Sum
     from p2ptrain.engine.links import Links
     from p2ptrain.ports import Buffer, Corpus
     from p2ptrain.units import Digest, PeerId, Seconds, Step
@@ -72,11 +72,13 @@ class Donor:
         blob: Buffer,
         *,
         leads: tuple[Digest, Digest] | None = None,
+        taken: tuple[Sum, ...] = (),
     ) -> Digest:
         """Serve ``blob``, the state of ``stage`` at the beginning of step ``at.step``.
 
         The blob must not change any more. ``leads``: it is the difference of two states, which
-        have these roots. Gives way between the chunks it hashes; returns the root over them.
+        have these roots. ``taken``: see StageManifest. Gives way between the chunks it hashes;
+        returns the root over them.
         """
         view = memoryview(blob).cast("B").toreadonly()
         leaves = await leaves_of(view)
@@ -93,6 +95,7 @@ class Donor:
             members=members,
             base=None if leads is None else leads[0],
             result=None if leads is None else leads[1],
+            taken=taken,
         )
         snapshot = _Snapshot(manifest=manifest, blob=view, used_at=_now())
         if leads is not None:

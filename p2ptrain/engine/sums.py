@@ -4,6 +4,8 @@
     a SUM of the last step   -> who tells another than the one we stepped with is told ours
     ... from who stepped so  -> kept: the run may have come in two (engine/forks)
     a Plan of the last step  -> answered with its SUM: the adopt rule, one step late
+    those of the last step   -> given along with our state, and learned with somebody else's:
+                                where a step can have two names, a newcomer must know which
     any SUM                  -> looked at only with the signature of a seat of its stage; two
                                 under one signature are a lie, and the liar is told (distrust)
 
@@ -48,6 +50,10 @@ PULLS_MOST = 8
 
 STARTS_MOST = 8
 """Each start of a peer may sign a SUM of its own; nobody starts more often within a step."""
+
+TAKEN_BYTES = 128 << 10
+"""Of a step's SUMs beside a state's leaves: nine bytes a parameter tensor, and some hundred a
+replica. Larger ones stay behind, or the manifest would be longer than a message can be."""
 
 Account: TypeAlias = "tuple[Position, Stage, PeerId, int]"  # who can sign one SUM only
 
@@ -175,6 +181,24 @@ class Sums:
         self._last_held = False  # compute forgets it, and its name is not ours any more
         await self._committer.stand_on(done)
         return True
+
+    def taken(self, at: Position) -> tuple[Sum, ...]:
+        """What led to ``at``, for whoever takes over our state; nothing where names cannot part."""
+        last = self._committer.last
+        if not self._canonical or last is None or last.chain != at.chain:
+            return ()
+        return last.sums if len(msgspec.msgpack.encode(last.sums)) <= TAKEN_BYTES else ()
+
+    def learn(self, at: Position, taken: tuple[Sum, ...]) -> None:
+        """Our state stands ``at``, and whoever gave it says that these led there.
+
+        They are told to others from now on, so one wrong signature spoils them all.
+        """
+        if self._canonical and all(map(self._is_signed, taken)):
+            self._committer.learn(at, taken)
+
+    def _is_signed(self, whole: Sum) -> bool:
+        return self._signer.verify(whole.publisher, sum_bytes(whole), whole.signature)
 
     def late(self, peer: PeerId, plan: Plan) -> None:
         """``peer`` plans at a position that is not the present one."""

@@ -33,7 +33,7 @@ from p2ptrain.wire.messages import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from p2ptrain.core.agreement import Position
+    from p2ptrain.core.agreement import Position, Sum
     from p2ptrain.engine.links import Links
     from p2ptrain.engine.pulling import Base, Pulled
     from p2ptrain.observe.events import Emit
@@ -84,13 +84,15 @@ class Snapshots:
         blob: Buffer,
         *,
         leads: tuple[Digest, Digest] | None = None,
+        taken: tuple[Sum, ...] = (),
     ) -> Digest:
         """Serve ``blob``, the state of ``stage`` at the beginning of step ``at.step``.
 
         The blob must not change any more. ``leads``: it is a difference, from the one state to
-        the other. Gives way between the chunks it hashes; returns the root over them.
+        the other. ``taken``: the SUMs that led there. Gives way between the chunks it hashes;
+        returns the root over them.
         """
-        return await self._donor.offer(stage, at, members, blob, leads=leads)
+        return await self._donor.offer(stage, at, members, blob, leads=leads, taken=taken)
 
     def holds(self, stage: Stage, version: Step) -> bool:
         """Whether a snapshot of ``version`` or a later step can be given."""

@@ -60,9 +60,9 @@ HANDSHAKE_BYTES = 4096
 """A handshake is three short strings; a stranger's may cost no more memory than this."""
 
 CONTROL_BYTES = 1 << 20
-"""The long ones are StageManifest (34 bytes a leaf: 100 GB of stage in 4 MiB chunks is
-0.8 MB), Nack (about 350 bytes and a bitmap for each of at most a thousand replicas) and Sum
-(9 bytes a parameter tensor); 1 MiB holds them all."""
+"""The long ones are StageManifest (34 bytes a leaf: 100 GB of stage in 4 MiB chunks is 0.8 MB,
+and at most 128 KiB of SUMs), Nack (about 350 bytes and a bitmap for each of at most a thousand
+replicas) and Sum (9 bytes a parameter tensor); 1 MiB holds them all."""
 
 DATA_BYTES = 64 << 10
 """A data message's only list is its path: 54 bytes for each of at most 1024 stages."""

@@ -220,7 +220,7 @@ class FrameLimits:
 
     def _make_rules(self, *, last_version: int) -> dict[str, Rule]:
         counter = Between(0, COUNTER_MOST)
-        version = Between(0, last_version)
+        version = Between(0, last_version)  # who has finished is one beyond
         seconds, element = finite(0.0, SECONDS_MOST), Between(0, max(self._elements))
         digest = sized(DIGEST_BYTES, DIGEST_BYTES)
         peer, text = sized(1, PEER_TEXT), sized(0, TEXT_BYTES)
@@ -228,11 +228,11 @@ class FrameLimits:
         return {
             "stage": stage,
             "stages": lambda named: few(named) or each(stage)(named),
+            "taken": lambda sums: few(sums) or self._all_nested(sums),
             "slot": Between(0, self._slots - 1),
             "slots": sized(0, -(-self._slots // 8)),
             "paces": each(counter),
-            **dict.fromkeys(("step", "version"), version),  # who has finished is one beyond
-            **dict.fromkeys(("least_above", "least_below"), version),
+            **dict.fromkeys(("step", "version", "least_above", "least_below"), version),
             **dict.fromkeys(("epoch", "incarnation", "seq", "round", "attempt", "count"), counter),
             **dict.fromkeys(("queue", "parked", "protocol", "poisoned", "index"), counter),
             "rank": Between(-1, COUNTER_MOST),

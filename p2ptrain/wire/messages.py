@@ -280,6 +280,7 @@ class StageManifest(Message, frozen=True, tag=True, omit_defaults=True):
     """A snapshot after a commit. ``root``: Merkle root over its chunks.
 
     ``members``: the step record's peers per stage, so that a joiner hashes like the others.
+    ``taken``: the SUMs of all stages that led here, where a step can have two names (core/forks).
     ``base``, ``result``: the chunks are a difference, that leads from the one state to the other
     (these are roots, too).
     """
@@ -296,6 +297,7 @@ class StageManifest(Message, frozen=True, tag=True, omit_defaults=True):
     members: tuple[tuple[PeerId, ...], ...]
     base: Digest | None = None
     result: Digest | None = None
+    taken: tuple[Sum, ...] = ()
 
 
 class WantChunk(Message, frozen=True, tag=True):

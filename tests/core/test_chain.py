@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from p2ptrain.core.agreement import Counted, Position, Sum, Tallies
-from p2ptrain.core.chain import genesis_chain, next_chain, step_outcome, sum_digest
+from p2ptrain.core.chain import genesis_chain, leads_to, next_chain, step_outcome, sum_digest
 from p2ptrain.units import Chain, Digest, PeerId, RunId, Stage, Step
 
 AT = Position(epoch=0, step=Step(1), chain=Chain(bytes(32)))
@@ -63,6 +63,21 @@ def test_the_chain_begins_with_the_run_and_grows_with_every_sum() -> None:
     }
     assert len(chains) == 6
     assert {len(chain) for chain in chains} == {32}
+
+
+def test_who_says_what_led_to_a_position_is_believed_only_if_it_did() -> None:
+    both = (total(0), total(1))
+    chain = next_chain(AT.chain, AT.epoch, AT.step, both)
+    at = Position(epoch=AT.epoch, step=Step(AT.step + 1), chain=chain)
+    assert leads_to(at, both, 2)
+    other = msgspec.structs.replace(total(1), digest=Digest(b"e" * 32))
+    for said in ((), both[:1], both[::-1], (*both, total(2)), (total(0), other)):
+        assert not leads_to(at, said, 2)
+    assert not leads_to(msgspec.structs.replace(at, step=AT.step), both, 2)
+    assert not leads_to(msgspec.structs.replace(at, epoch=1), both, 2)
+    one = (total(0),)  # a chain of its own making, of another run's stages
+    chain = next_chain(AT.chain, AT.epoch, AT.step, one)
+    assert not leads_to(msgspec.structs.replace(at, chain=chain), one, 2)
 
 
 def test_losses_are_nats_per_token() -> None:

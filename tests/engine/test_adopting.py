@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from p2ptrain.core.adoption import GENESIS, adoption_order
-from p2ptrain.core.agreement import Position
+from p2ptrain.core.agreement import Position, Sum, Tallies
 from p2ptrain.core.download import ANSWER_SECONDS
 from p2ptrain.core.merkle import leaf_digest, merkle_root
 from p2ptrain.engine.adopting import TRIES, Adoption
@@ -33,6 +33,17 @@ FIRST, SECOND, THIRD = adoption_order(AT, STAGE, [PeerId("x"), PeerId("y"), Peer
 PLAIN = toy_spec(stages=1, microbatches=4, steps=6)
 SPEC = mixed_spec(PLAIN, canonical_steps=2)
 LOSSY = mixed_spec(PLAIN, canonical_steps=2, adoption="int8")
+LED = Sum(
+    at=Position(epoch=0, step=Step(1), chain=Chain(b"b" * 32)),
+    stage=STAGE,
+    digest=Digest(bytes(32)),
+    norms=(),
+    finite=True,
+    tallies=Tallies(),
+    cover=(),
+    members=(),
+    round=0,
+)
 MET = merkle_root([leaf_digest(b"met")])
 
 
@@ -54,6 +65,9 @@ class Seat:
 
     def forget(self) -> None:
         self.forgot = True
+
+    def taken(self, at: Position) -> tuple[Sum, ...]:
+        return (LED,) if at == AT else ()
 
     async def save(self) -> bytes:
         return bytes(self.state)
@@ -160,7 +174,9 @@ class Node:
         blob: bytes,
         *,
         leads: tuple[Digest, Digest] | None = None,
+        taken: tuple[Sum, ...] = (),
     ) -> Digest:
+        assert taken == (() if leads else (LED,)), "whoever joins from it does not know its step"
         if leads is not None:
             self.led.append((blob, leads))
             return Digest(b"of the way".ljust(32))

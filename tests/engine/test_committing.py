@@ -243,6 +243,18 @@ def test_a_step_lasts_from_commit_to_commit_and_the_first_from_its_beginning() -
     assert {(event.offers, event.busy) for event in spent} == {(3, 1)}
 
 
+def test_what_is_said_to_have_led_to_a_state_counts_only_if_it_did() -> None:
+    bench = Bench()
+    chain = next_chain(AT.chain, AT.epoch, AT.step, sums())
+    bench.committer.learn(NEXT, sums())
+    assert bench.committer.last is None
+    bench.committer.learn(msgspec.structs.replace(NEXT, chain=chain), sums())
+    done = bench.committer.last
+    assert done is not None
+    assert (done.at, done.sums, done.chain, done.learned) == (AT, sums(), chain, True)
+    assert not bench.events  # nothing was committed here
+
+
 WELL = BoundaryReading(
     boundary=0,
     magnitude=2.0,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from p2ptrain.core.agreement import Position
+from p2ptrain.core.agreement import Position, Sum, Tallies
 from p2ptrain.core.download import AHEAD_MOST
 from p2ptrain.engine.keeping import Keeper
 from p2ptrain.engine.transfers import Snapshots
 from p2ptrain.sim.loop import run
-from p2ptrain.units import Chain, PeerId, Stage, Step
+from p2ptrain.units import Chain, Digest, PeerId, Stage, Step
 from p2ptrain.wire.messages import NoSuch, StageManifest, WantManifest
 
 if TYPE_CHECKING:
@@ -35,6 +36,22 @@ class Links:
 
 class Stepper:
     members = ((ANN,), (BOB,))
+    sums = SimpleNamespace(taken=lambda at: (whole(at),))
+
+
+def whole(at: Position) -> Sum:
+    """What led to ``at``, to tell it by."""
+    return Sum(
+        at=at,
+        stage=STAGE,
+        digest=Digest(bytes(32)),
+        norms=(),
+        finite=True,
+        tallies=Tallies(),
+        cover=(),
+        members=(),
+        round=0,
+    )
 
 
 class Seat:
@@ -106,6 +123,17 @@ def test_what_is_wanted_now_is_saved_once_for_all_who_want_it() -> None:
         assert bench.seat.saves == 1
 
     virtual(5, main)
+
+
+def test_what_led_to_a_state_goes_with_it() -> None:
+    async def main(bench: Bench) -> None:
+        bench.want(ANN, 3)
+        await asyncio.sleep(2.0)
+        ((_, manifest),) = bench.links.said
+        assert isinstance(manifest, StageManifest)
+        assert manifest.taken == (whole(at(3)),)
+
+    virtual(3, main)
 
 
 def test_a_step_that_is_still_to_come_is_saved_when_it_begins() -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from p2ptrain.core.assignment import SeatView
+from p2ptrain.engine.committing import Committer
 from p2ptrain.engine.loading import Loader
 from p2ptrain.engine.roster import Roster
 from p2ptrain.errors import MisbehaviourError
 from p2ptrain.observe import events as ev
 from p2ptrain.sim.compute import CostModel, ToyCompute, ToyStage
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, crowd
-from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
+from p2ptrain.sim.toy import ToyCorpus, mixed_spec, reference, toy_spec
 from p2ptrain.sim.world import SimWorld
 from p2ptrain.units import PeerId, Stage, Step
 from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
+    from p2ptrain.core.agreement import Position, Sum
+    from p2ptrain.engine.committing import Done
     from p2ptrain.run import RunSpec
 
 SPEC = toy_spec(stages=2, microbatches=6, steps=8)
@@ -86,6 +91,28 @@ def test_a_step_that_ended_while_its_state_was_loaded_is_caught_up_with() -> Non
     assert [commit.step for commit in commits] == list(range(loaded.version, 8))
     assert loaded.version not in {e.step for e in of_late(result, ev.SlotCounted)}
     assert of_late(result, ev.SeatClosed) == []
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_where_a_step_can_have_two_names_a_newcomer_learns_which_led_to_its_state(
+    monkeypatch: pytest.MonkeyPatch, *, mixed: bool
+) -> None:
+    """It may soon be the only one of its stage: who missed the step, or took it otherwise, asks."""
+    found: list[tuple[Position, Done]] = []
+    learn = Committer.learn
+
+    def listen(self: Committer, at: Position, sums: tuple[Sum, ...]) -> None:
+        learn(self, at, sums)
+        if self.last is not None:  # nobody says anything of the beginning
+            found.append((at, self.last))
+
+    monkeypatch.setattr(Committer, "learn", listen)
+    spec = mixed_spec(SPEC, canonical_steps=8) if mixed else SPEC
+    result = SimWorld(Scenario(spec=spec, peers=[*crowd(3, speeds=(0.1,)), LATE])).run()
+    (loaded,) = of_late(result, ev.StateLoaded)
+    assert loaded.version > 0
+    told = [(at.step, last.chain == at.chain, len(last.sums)) for at, last in found]
+    assert told == ([(loaded.version, True, 2)] if mixed else [])
 
 
 def test_where_the_run_stands_is_heard_from_peers_not_read_in_old_records() -> None:

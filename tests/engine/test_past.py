@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -143,6 +144,7 @@ def test_whom_a_seat_cannot_help_to_count_its_last_step_again(scene: Scene) -> N
     assert gone(None) == [0, 2]
     assert let_go(Stage(1), None, None) == []  # it took no step
     assert [one.stage for one in let_go(Stage(2), last, None)] == [1]
+    assert let_go(Stage(2), replace(last, learned=True), None) == []  # nor did it here
 
 
 def test_a_newcomer_that_is_behind_is_waited_for_as_well(scene: Scene) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from p2ptrain.core.agreement import Position, Sum, Tallies
 from p2ptrain.core.download import ANSWER_SECONDS
 from p2ptrain.core.merkle import chunk_size, leaf_digest, merkle_root
 from p2ptrain.core.sources import FIRST_SECONDS, STRIKES
@@ -192,6 +193,29 @@ def test_a_difference_to_our_base_is_taken_and_says_where_it_leads() -> None:
         pulled, _ = await pulled_with(BASE, small(b"state"))
         assert isinstance(pulled, Pulled)
         assert (bytes(pulled.blob), pulled.result) == (b"state", None)
+
+    run(main())
+
+
+def test_what_the_owner_says_led_to_its_state_comes_with_it() -> None:
+    taken = Sum(
+        at=Position(epoch=0, step=Step(2), chain=Chain(bytes(32))),
+        stage=STAGE,
+        digest=Digest(bytes(32)),
+        norms=(),
+        finite=True,
+        tallies=Tallies(),
+        cover=(),
+        members=(),
+        round=0,
+    )
+
+    async def main() -> None:
+        pulled, _ = await pulled_with(
+            None, msgspec.structs.replace(small(b"state"), taken=(taken,))
+        )
+        assert isinstance(pulled, Pulled)
+        assert pulled.taken == (taken,)
 
     run(main())
 

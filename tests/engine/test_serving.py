@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from p2ptrain.core.agreement import Position
+from p2ptrain.core.agreement import Position, Sum, Tallies
 from p2ptrain.core.merkle import CHUNK_LEAST_BYTES, leaf_digest
 from p2ptrain.engine.serving import IDLE_SECONDS, KEPT, MOST_WAITING, SENDING, Donor
 from p2ptrain.errors import LinkError
@@ -52,10 +52,25 @@ def at(step: int) -> Position:
     return Position(epoch=0, step=Step(step), chain=Chain(bytes((step,)) * 32))
 
 
+TAKEN = (
+    Sum(
+        at=at(0),
+        stage=STAGE,
+        digest=Digest(bytes(32)),
+        norms=(),
+        finite=True,
+        tallies=Tallies(),
+        cover=(),
+        members=(),
+        round=0,
+    ),
+)  # fmt: skip
+
+
 async def donor_with(blob: bytes) -> tuple[Donor, Links, StageManifest]:
     links = Links()
     donor = Donor(links)  # type: ignore[arg-type]  # the two methods that it uses
-    await donor.offer(STAGE, at(1), (), blob)
+    await donor.offer(STAGE, at(1), (), blob, taken=TAKEN)
     donor.asked(ANN, WantManifest(stage=STAGE, version=Step(1)))
     manifest = links.said.pop()
     assert isinstance(manifest, StageManifest)
@@ -65,6 +80,7 @@ async def donor_with(blob: bytes) -> tuple[Donor, Links, StageManifest]:
 def test_chunks_match_their_leaves_and_leave_a_few_at_a_time() -> None:
     async def main() -> None:
         donor, links, manifest = await donor_with(BLOB)
+        assert manifest.taken == TAKEN
         for index in (0, 1, 0, 1):
             donor.asked(ANN, WantChunk(stage=STAGE, root=manifest.root, index=index))
         assert len(links.frames) == SENDING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from p2ptrain.core.plans import make_plan
 from p2ptrain.core.rounds import Phase
 from p2ptrain.engine.committing import Done
 from p2ptrain.engine.distrust import Distrust
-from p2ptrain.engine.sums import STARTS_MOST, Sums
+from p2ptrain.engine.sums import STARTS_MOST, TAKEN_BYTES, Sums
 from p2ptrain.sim import loop
 from p2ptrain.sim.signer import SimSigner
 from p2ptrain.units import Chain, Digest, PeerId, Stage, Step
@@ -57,7 +58,13 @@ def machine() -> Machine:
 
 
 @pytest.fixture
-def sums(machine: Machine, post: Any) -> Sums:
+def learned() -> list[Any]:
+    """Each position of which the committer was told what led there, with that."""
+    return []
+
+
+@pytest.fixture
+def committer(learned: list[Any]) -> Any:
     whole = (total(LAST),)
     last = Done(at=LAST, sums=whole, outcome=step_outcome(whole, 4), chain=AT.chain)
     kept: Any = SimpleNamespace(last=last)
@@ -67,12 +74,18 @@ def sums(machine: Machine, post: Any) -> Sums:
         kept.last = done
 
     kept.stand_on = stand_on
+    kept.learn = lambda *told: learned.append(told)
+    return kept
+
+
+@pytest.fixture
+def sums(machine: Machine, post: Any, committer: Any) -> Sums:
     driver: Any = SimpleNamespace(machine=machine)
     driver.close = lambda: setattr(driver, "machine", None)
     made = Sums(
         Stage(0),
         driver,
-        kept,
+        committer,
         post,
         signer=SimSigner(ME),
         incarnation=3,
@@ -170,6 +183,30 @@ def test_integers_are_given_only_while_they_are_held(sums: Sums, machine: Machin
     assert sums.held(AT) is None
     sums.begin(AT, canonical=True)  # the step went with what a load had taken away
     assert sums.held(LAST) is None
+
+
+def test_what_led_to_a_state_is_given_along_with_it_where_names_can_part(sums: Sums) -> None:
+    assert sums.taken(AT) == (total(LAST),)
+    assert sums.taken(NEXT) == ()  # it stands elsewhere by now
+    sums.begin(AT, canonical=False)
+    assert sums.taken(AT) == ()
+
+
+def test_what_would_fill_a_manifest_stays_behind(sums: Sums, committer: Any) -> None:
+    many = (msgspec.structs.replace(total(LAST), norms=(1.0,) * (TAKEN_BYTES // 9)),)
+    committer.last = replace(committer.last, sums=many)
+    assert sums.taken(AT) == ()
+
+
+@pytest.mark.parametrize(("canonical", "spoilt"), [(True, False), (True, True), (False, False)])
+def test_what_came_with_the_state_is_learned_if_every_signature_is_right(
+    sums: Sums, learned: list[Any], *, canonical: bool, spoilt: bool
+) -> None:
+    sums.begin(AT, canonical=canonical)
+    whole = signed(LAST, 1)
+    other = msgspec.structs.replace(whole, round=7) if spoilt else whole
+    sums.learn(AT, (whole, other))
+    assert learned == ([(AT, (whole, other))] if canonical and not spoilt else [])
 
 
 def test_what_is_sealed_is_admitted_by_others_whatever_its_teller_adds(

@@ -36,6 +36,7 @@ from p2ptrain.wire.messages import (
     Offer,
     Part,
     SeatStatus,
+    StageManifest,
     WantCorpus,
     WantManifest,
     WantSums,
@@ -238,6 +239,38 @@ def test_a_difference_may_be_wanted_to_a_state_that_has_a_name(base: Digest | No
 def test_a_difference_to_a_state_without_a_name_is_refused_with_a_reason() -> None:
     with pytest.raises(WireError, match="base: length 0 is not in 32"):
         LIMITS.check(WantManifest(stage=Stage(0), version=Step(0), base=Digest(b"")))
+
+
+def test_no_more_sums_are_said_to_lead_to_a_state_than_there_are_stages() -> None:
+    whole = Sum(
+        at=AT,
+        stage=Stage(0),
+        digest=Digest(bytes(32)),
+        norms=(),
+        finite=True,
+        tallies=Tallies(),
+        cover=(),
+        members=(),
+        round=0,
+    )
+    manifest = StageManifest(
+        stage=Stage(0),
+        available=True,
+        epoch=0,
+        version=Step(1),
+        chain=Chain(bytes(32)),
+        size_bytes=1,
+        chunk_bytes=1,
+        leaves=(Digest(bytes(32)),),
+        root=Digest(bytes(32)),
+        members=(),
+    )
+    most = SPEC.cut.stages
+    LIMITS.check(msgspec.structs.replace(manifest, taken=(whole,) * most))
+    torn = msgspec.structs.replace(whole, digest=Digest(b""))
+    for taken in ((whole,) * (most + 1), (torn,)):
+        with pytest.raises(WireError, match=r"taken|digest"):
+            LIMITS.check(msgspec.structs.replace(manifest, taken=taken))
 
 
 @given(st.floats())
