@@ -38,6 +38,7 @@ after a pause. Refused: hedging. A copy computed twice costs work and an overlap
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, assert_never
 
@@ -64,7 +65,7 @@ from p2ptrain.core.duties import (
     Tallied,
     TellPath,
 )
-from p2ptrain.core.sparing import TURN_SECONDS, Spare
+from p2ptrain.core.sparing import Spare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -228,7 +229,7 @@ class Custody:
     def _rest(self, now: Seconds, *, at: Seconds | None = None) -> tuple[Action, ...]:
         """Wait until ``at``, or until the first seat may be asked again."""
         if self.spare:
-            self.state, self.due_at = State.IDLE, now + TURN_SECONDS
+            self.state, self.due_at = State.IDLE, self._spare.turn(now=now)
             return ()
         assert self._router is not None
         at = self._router.retry_at(now=now) if at is None else at
@@ -269,14 +270,16 @@ class Custody:
             answers.get(choice.first),
             answers.get(other) if other is not None else None,
             now=now,
-            patient=self._patient(now),
+            patient=not self.spare and self._patient(now),
             asked=self._asked(),
         )
         taken = {"first": choice.first, "alternative": other, None: None}[settlement.take]
         declined = self._unused_offers(but=taken)
         quote = answers[taken] if taken is not None else None
         if self.spare:
-            self._spare.answered(self.work, offered=taken is not None, now=now)
+            retries = [self._leases.get(peer, math.inf) for peer, had in answers.items() if not had]
+            pause = 0.0 if taken is not None else min(retries, default=math.inf)
+            self._spare.answered(self.work, pause_seconds=pause, now=now)
         if taken is None or quote is None:
             return declined + self._rest(now, at=settlement.retry_at)
         self.holder, self.state = taken, State.OFFERED
@@ -336,7 +339,7 @@ class Custody:
         if self._router is None or self._delays is None or peer != self.holder:
             return
         self._router.observed(peer, service)
-        if self.state in (State.HELD, State.RECALLING):
+        if self.state in (State.HELD, State.RECALLING) and not self.spare:
             self._delays.observe(peer, now - self._held_at)
         if self.state in _PLACED:
             self._compute_done(now)
@@ -354,7 +357,8 @@ class Custody:
         self.due_at = now + self._limits.answer_seconds
         if self.what == "gradient" or self.state is State.COMPUTED:
             return (AskWhere(self.holder),)
-        if self.state is State.HELD and self._router is not None and self._delays is not None:
+        slow = self.state is State.HELD and not self.spare  # that waits for all else, as it should
+        if slow and self._router is not None and self._delays is not None:
             waited = now - self._held_at
             self._delays.observe(self.holder, waited)
             self._router.timed_out(self.holder, waited, now=now)
@@ -472,10 +476,13 @@ class Custody:
 
     def _owe(self, now: Seconds) -> tuple[Action, ...]:
         """The gradient came and is gone: its keeper took us to have it, or sent it elsewhere."""
-        self._owed, self._back = True, False
+        spare, self._owed, self._back = self.spare, True, False
         if self.state is State.COUNTED:
             return self._find_counter(now)
-        if self.state is State.COMPUTED and self.holder is not None:
+        if spare and self.state is State.IDLE:
+            return self._begin(now)
+        has = self.state is State.COMPUTED or (spare and self.state is State.HELD)
+        if has and self.holder is not None:
             return (TellPath(self.holder),)
         return ()
 

@@ -12,11 +12,14 @@ computed where a seat would do nothing, those of different stages cost theirs si
 16 stages x 8, a death every 14 s: of 2048 microbatches stage 0 had counted 560 after 240 s and
 781 after 360 s, with this 640 and 1100 (benchmarks/capacity: "step, dying").
 
-Invariants: a spare frame is offered a place only by a seat with nothing else to compute
-(engine/shelf), so it delays nothing; a BUSY on it says nothing of the seat to other frames.
+Invariants: a spare frame is offered a place only by a peer with nothing else to compute
+(engine/shelf), so it delays others by the one that it has begun at most (where the stage above
+has lost the same one, it asks that like any replay); a BUSY on it, and that it waits where it
+lies, say nothing of the seat to other frames.
 
-Bounds: a seat has ASKS_MOST such questions out at a time, and none for PAUSE_SECONDS after
-a refusal. Refused: to let the idle ask for work. They cannot tell who has any.
+Bounds: a seat has ASKS_MOST such questions out at a time, and none for as long as a refusal
+said, PAUSE_SECONDS at most. Those that wait stand in a line: at once told of a loss, all would
+come at once again and again. Refused: to let the idle ask for work. They cannot tell who has any.
 """
 
 from __future__ import annotations
@@ -27,13 +30,17 @@ if TYPE_CHECKING:
     from p2ptrain.units import Microbatch, Seconds
 
 ASKS_MOST = 2
-"""Of eight senders, in the usual stage: each seat of the next is asked twice a second."""
+"""One is under way while the last is computed; more would only be refused."""
 
 PAUSE_SECONDS = 1.0
-"""Idle for longer, a seat would lose most of a service to it; a question costs two messages."""
+"""Most after a refusal, which names a service of whoever refused. Idle for longer, a seat
+would lose most of one to it; a question costs two messages."""
 
-TURN_SECONDS = 2.0
-"""How often a frame sees whether it is its turn; another of the same seat goes first till then."""
+TURN_SECONDS = 0.05
+"""Between the turns of two frames of a seat: 20 a second, more than a seat above computes."""
+
+LINE_SECONDS = 5.0
+"""The longest line: who would stand further back looks then whether it is its turn."""
 
 ANSWER_SECONDS = 3.0
 """A question that has had no answer for so long is out no more: as CustodyLimits."""
@@ -46,6 +53,7 @@ class Spare:
         self.over = False
         self._out: dict[Microbatch, Seconds] = {}  # until when an answer may come
         self._not_before: Seconds = 0.0
+        self._line: Seconds = 0.0  # the last turn that was given
 
     def may_ask(self, work: Microbatch, *, now: Seconds) -> bool:
         """Whether a seat may be asked for ``work`` now; if so, the question is out."""
@@ -55,8 +63,14 @@ class Spare:
         self._out[work] = now + ANSWER_SECONDS
         return True
 
-    def answered(self, work: Microbatch, *, offered: bool, now: Seconds) -> None:
-        """All that were asked for ``work`` have answered; ``offered``: one of them has time."""
+    def turn(self, *, now: Seconds) -> Seconds:
+        """When a frame that waits may ask: behind all that wait already."""
+        line = min(self._line, now + LINE_SECONDS)  # many have left it, perhaps
+        self._line = max(line, now, self._not_before) + TURN_SECONDS
+        return self._line
+
+    def answered(self, work: Microbatch, *, pause_seconds: Seconds, now: Seconds) -> None:
+        """All asked for ``work`` have answered. 0: one has time; else one may, after so long."""
         self._out.pop(work, None)
-        if not offered:
-            self._not_before = now + PAUSE_SECONDS
+        if pause_seconds > 0.0:
+            self._not_before = now + min(max(pause_seconds, TURN_SECONDS), PAUSE_SECONDS)

@@ -75,7 +75,7 @@ class Pipeline:
         self.on_change: Callable[[], None] = lambda: None
         self.on_count: Callable[[], None] = lambda: None
         self.late: Callable[[], bool] = lambda: False  # see engine/ending
-        self._emit = emit
+        self._emit, self._backlog = emit, backlog
         self._place = place
         self._new_answers = partial(
             Answers, place.stage, self.pace, post=post, emit=emit, backlog=backlog
@@ -105,10 +105,7 @@ class Pipeline:
         self.frozen = self.passing = self.draining = False
 
     def leave(self, *, passing: bool) -> Pipeline:
-        """The step is over here: all of it goes to another pipeline, and nothing is left.
-
-        That one only passes: it computes for the stages beside, and counts nothing.
-        """
+        """The step is over here: all of it goes to another pipeline, which counts nothing."""
         over = copy(self)
         over.past, over.frozen, over.passing = None, True, passing
         over.shelf.lighten()
@@ -170,7 +167,7 @@ class Pipeline:
             reason, retry = "unknown", FOREIGN_RETRY_SECONDS
         elif self.draining:
             reason, retry = "draining", self.pace.service_seconds
-        elif self._stands_still or self.late() or not self.shelf.has_room(spare=message.spare):
+        elif self._stands_still or self.late() or not self._has_room(spare=message.spare):
             reason, retry = "queue", max(self.pace.service_seconds, BEHIND_RETRY_SECONDS)
         else:
             answer = self.book.ask(
@@ -209,8 +206,7 @@ class Pipeline:
     ) -> None:
         """A gradient has come back: always accepted while its input is here.
 
-        It may even come before the forward has ended: of a replay, whose output the next
-        stage had counted already.
+        It may come before the forward has ended: of a replay that was counted above already.
         """
         work = Microbatch(message.at.step, message.slot)
         item = self.shelf.get(work)
@@ -250,7 +246,7 @@ class Pipeline:
         """Stage 0: take a microbatch from the data, unless the parked bound forbids it."""
         if self._stands_still or self.corpus is None or self.shelf.state(work) != "none":
             return False
-        if not self.shelf.has_room(spare=spare) or not self.book.source(work, parks=not spare):
+        if not self._has_room(spare=spare) or not self.book.source(work, parks=not spare):
             return False
         self.shelf.put(sourced(work, self.corpus.tokens(work), replay=replay, spare=spare))
         self._emit(ev.Sourced(step=work.step, slot=work.slot, order=int(replay)))
@@ -267,10 +263,9 @@ class Pipeline:
         item.state = "counted"
         if sign == 0:
             return
-        work = item.work
-        self.counted |= 1 << work.slot
+        self.counted |= 1 << item.work.slot
         self.tallies = sum_tallies((self.tallies, tallies))
-        self._emit(ev.SlotCounted(stage=self.stage, step=work.step, slot=work.slot))
+        self._emit(ev.SlotCounted(stage=self.stage, step=item.work.step, slot=item.work.slot))
         self.on_count()
 
     def uncounts(self, item: Item, tallies: Tallies) -> None:
@@ -313,6 +308,11 @@ class Pipeline:
     def backlog_seconds(self) -> Seconds:
         """Compute that is waiting or running here."""
         return (self.shelf.services_waiting() + self.running) * self.pace.service_seconds
+
+    def _has_room(self, *, spare: bool) -> bool:
+        """Whether one more fits; what is ``spare``, only if the peer's other seats leave time."""
+        elsewhere = self._backlog() - self.backlog_seconds() if spare else 0.0
+        return elsewhere <= self.pace.service_seconds and self.shelf.has_room(spare=spare)
 
     def _expects(self, work: Microbatch) -> bool:
         """Whether the step has this slot: those of an evaluation are not in every step."""

@@ -36,6 +36,7 @@ class Shelf:
     def put(self, item: Item) -> None:
         """The item lies here from now on; nothing of its microbatch may be here yet."""
         assert item.work not in self._items
+        item.spare &= self._few_spare()  # its sender may say so of all that it sends
         self._items[item.work] = item
 
     def take(self, work: Microbatch) -> None:
@@ -85,16 +86,17 @@ class Shelf:
         return fits
 
     def _has_spare_time(self) -> bool:
-        """Whether nothing waits for the compute here, and little of this kind has begun.
-
-        What has begun does not count as parked, so it has a bound of its own.
-        """
-        may_start, begun = self._book.may_start(), 0
+        """Whether nothing waits for the compute here, and little of this kind has begun."""
+        may_start = self._book.may_start()
         for item in self._items.values():
-            begun += item.spare and item.state != "counted"
             if item.returned or (item.state == "queued" and (may_start or item.spare)):
                 return False
-        return not self._book.reserved and begun < self._book.limits.replay_slots
+        return not self._book.reserved and self._few_spare()
+
+    def _few_spare(self) -> bool:
+        """Whether one more may pass the bound of parked ones: it has one of its own."""
+        begun = sum(item.spare and item.state != "counted" for item in self._items.values())
+        return begun < self._book.limits.replay_slots
 
     def coming_bytes(self) -> Bytes:
         """What all that is here or is offered, and one more, will leave in memory at most."""

@@ -162,8 +162,10 @@ class Sourcer:
         if shares is None or slots is None:
             return
         waiting = self._pipeline.shelf.sourced_waiting()
+        unbegun = self._pending | waiting
+        unbegun = unbegun & ~self._pipeline.custodian.counted_above or unbegun
         part = 1.0 if self._retiring else part_for(self._rate(peer), self._rate(self._me))
-        given = shares.give(peer, self._pending | waiting, room=message.room, part=part)
+        given = shares.give(peer, unbegun, room=message.room, part=part)
         self._pipeline.shelf.drop_waiting(given & waiting)
         self._pending &= ~given
         answer = m.GiveSlots(at=message.at, slots=mask_to_bytes(given, slots.width))
@@ -195,7 +197,9 @@ class Sourcer:
         self._poor = {peer: until for peer, until in self._poor.items() if until > now}
         mates = set(self._post.seats(Stage(0))) & self._live
         away = [peer for peer in shares.owners() if peer not in mates]
-        richest = shares.richest(self._union, but=[*self._poor, *away])
+        # Who has some to spare of its own (core/sparing) helps only with what comes before that.
+        done = self._union | (pipeline.custodian.counted_above if self._pending else 0)
+        richest = shares.richest(done, but=[*self._poor, *away])
         if richest is not None:
             self._asked = (richest, now + ANSWER_SECONDS)
             self._post.tell(richest, m.WantSlots(at=at, room=room))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from p2ptrain.core import duties as d
 from p2ptrain.core.custody import Custody, Way
 from p2ptrain.core.routing import Quote, Router
-from p2ptrain.core.sparing import ASKS_MOST, TURN_SECONDS
+from p2ptrain.core.sparing import ASKS_MOST, PAUSE_SECONDS, TURN_SECONDS
 from p2ptrain.core.stragglers import Delays
 from p2ptrain.units import Microbatch, PeerId, Slot, Step
 
@@ -438,7 +438,7 @@ class Watch:
 
     def __init__(self, custody: Custody) -> None:
         self.custody = custody
-        self.now = 0.0
+        self.now = self.ends_at = 0.0
         self.open_offers: Counter[tuple[PeerId, int]] = Counter()
         self.frames: dict[int, PeerId] = {}
         self.owed = custody.what == "forward"
@@ -619,7 +619,7 @@ def test_busy_with_other_work_is_no_word_on_a_seats_room_for_others() -> None:
     custody.handle(busy(A, retry=5.0), now=0.1)
     assert custody.state is d.State.IDLE
     assert router.choose(now=0.2) is not None
-    assert custody.due_at == pytest.approx(0.1 + TURN_SECONDS)
+    assert custody.due_at == pytest.approx(0.1 + PAUSE_SECONDS + TURN_SECONDS)
 
 
 def test_few_spare_frames_of_a_seat_ask_at_a_time() -> None:
@@ -648,3 +648,92 @@ def test_when_the_step_is_over_others_wait_for_all_of_them() -> None:
     assert custody.spare
     way.spare.over = True
     assert not custody.spare
+
+
+def duties(many: int, router: Router) -> list[Custody]:
+    way = Way(router=router, delays=Delays())
+    made = []
+    for slot in range(many):
+        duty = Custody(Microbatch(Step(0), Slot(slot)), LIMITS, way=way, returns=True)
+        duty.start(now=0.0, counted=True)
+        duty.handle(d.Ready(), now=0.0)
+        duty.handle(d.Returned(), now=0.0)
+        made.append(duty)
+    return made
+
+
+def router_of(*peers: PeerId) -> Router:
+    router = Router(random.Random(0))
+    router.set_seats(dict.fromkeys(peers, 10.0))
+    return router
+
+
+class IdleSeat:
+    """Offers whenever nothing waits with it, and needs 0.1 s for each."""
+
+    def __init__(self) -> None:
+        self.now = self.ends_at = 0.0
+        self.waiting: list[Custody] = []
+        self.counted = 0
+
+    def act(self, duty: Custody, actions: tuple[d.Action, ...]) -> None:
+        for action in actions:
+            if isinstance(action, d.AskSeat):
+                answer = (busy if self.waiting else offer)(A, action.attempt, 0.1)
+                self.act(duty, duty.handle(answer, now=self.now))
+            elif isinstance(action, d.SendFrame):
+                duty.handle(d.Arrived(A), now=self.now)
+                self.waiting.append(duty)
+                self.ends_at = self.now + 0.1
+
+    def wait(self, duties: list[Custody]) -> None:
+        """Until the next thing happens."""
+        times = [duty.due_at for duty in duties if duty.due_at is not None]
+        self.now = min([*times, *([self.ends_at] if self.waiting else [])])
+        if self.waiting and self.now >= self.ends_at:
+            done = self.waiting.pop()
+            done.handle(d.Finished(A, 0.1), now=self.now)
+            done.handle(d.Tallied(live=True), now=self.now)
+            self.counted += 1
+        for duty in duties:
+            self.act(duty, duty.tick(now=self.now))
+
+
+def test_an_idle_stage_of_fast_seats_is_not_kept_waiting() -> None:
+    """All are told of the loss at once, and must not come at once again and again."""
+    seat, made = IdleSeat(), duties(40, router_of(A))
+    for duty in made:
+        seat.act(duty, duty.handle(d.Tallied(live=False), now=0.0))
+    while seat.counted < len(made):
+        seat.wait(made)
+    assert seat.now < 12.0  # 4 s of work; 78 s when they did
+
+
+def test_a_spare_frame_that_waits_where_others_go_first_costs_that_seat_no_turn() -> None:
+    router = router_of(A)
+    (duty,) = duties(1, router)
+    duty.handle(d.Tallied(live=False), now=0.0)
+    duty.handle(d.Answered(A, 1, QUOTE, 10.0), now=0.0)
+    duty.handle(d.Arrived(A), now=0.1)
+    assert duty.state is d.State.HELD
+    assert duty.due_at is not None
+    before = router.expected(A)
+    assert duty.tick(now=duty.due_at) == (d.RecallFrame(A),)
+    assert (router.expected(A), router.choose(now=6.0) is not None) == (before, True)
+
+
+def test_what_is_owed_after_all_is_asked_for_at_once() -> None:
+    router = router_of(A)
+    (duty,) = duties(1, router)
+    duty.handle(d.Tallied(live=False), now=0.0)
+    duty.handle(d.Answered(A, 1, None, 1.0), now=0.0)
+    assert duty.handle(d.Owed(), now=0.1) == (d.AskSeat(A, 1),)
+
+
+def test_a_seat_that_has_it_to_spare_hears_that_it_is_waited_for() -> None:
+    router = router_of(A)
+    (duty,) = duties(1, router)
+    duty.handle(d.Tallied(live=False), now=0.0)
+    duty.handle(d.Answered(A, 1, QUOTE, 10.0), now=0.0)
+    duty.handle(d.Arrived(A), now=0.1)
+    assert duty.handle(d.Owed(), now=0.2) == (d.TellPath(A),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -89,6 +90,7 @@ class Bench:
     pipeline: Pipeline
     at: Position
     each: int
+    backlog: SimpleNamespace  # ``seconds``: of all seats of the peer
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ def bench(post: MemoryPost) -> Callable[..., Bench]:
         router = Router(random.Random(0))
         router.set_seats(dict.fromkeys(post.seats(Stage(stage + 1)), 1.0))
         custodian = Custodian(Stage(stage), router, post, events.append)
-        each = 100
+        each, backlog = 100, SimpleNamespace(seconds=0.5)
         place = Place(
             me=ME,
             stage=Stage(stage),
@@ -121,11 +123,13 @@ def bench(post: MemoryPost) -> Callable[..., Bench]:
             custodian,
             post=post,
             emit=events.append,
-            backlog=lambda: 0.5,
+            backlog=lambda: backlog.seconds,
         )
         at = Position(epoch=0, step=Step(0), chain=genesis_chain(RunId("0" * 32)))
         pipeline.begin(at, step_slots(spec, Step(0)), parked_bound=parked)
         pipeline.corpus = ToyCorpus(spec)
-        return Bench(Stage(stage), spec, post, events, router, custodian, pipeline, at, each)
+        return Bench(
+            Stage(stage), spec, post, events, router, custodian, pipeline, at, each, backlog
+        )
 
     return make

@@ -188,6 +188,17 @@ def test_a_draining_seat_takes_nothing_new(bench: MakeBench) -> None:
     assert seat.post.last(m.Whereabouts).state == "none"
 
 
+def test_a_peer_whose_other_seat_has_much_to_do_has_no_spare_time(bench: MakeBench) -> None:
+    seat = bench()
+    service = seat.pipeline.pace.service_seconds
+    seat.backlog.seconds = 3 * service
+    seat.pipeline.ask(BELOW, ask(seat, 0, replay=True, spare=True), 0.0)
+    assert seat.post.last(m.Busy).reason == "queue"
+    seat.backlog.seconds = 0.0
+    seat.pipeline.ask(BELOW, ask(seat, 0, replay=True, spare=True), 1.0)
+    assert seat.post.last(m.Offer).slot == 0
+
+
 def test_recall_gives_back_what_has_not_begun(bench: MakeBench) -> None:
     seat = bench()
     arrive(seat, 0)

@@ -170,6 +170,15 @@ def test_little_that_nobody_waits_for_has_begun_at_a_time() -> None:
     assert bench.shelf.has_room(spare=True)
 
 
+def test_more_that_is_called_spare_is_like_any(bench: Bench) -> None:
+    """Its sender may call all that it sends so; the bound of parked ones holds."""
+    for slot in range(LIMITS.replay_slots + 1):
+        called = item(slot)
+        called.spare = True
+        bench.shelf.put(called)
+    assert not called.spare
+
+
 def test_full_parking_does_not_stop_what_will_not_park() -> None:
     bench = Bench(parked=1)
     bench.put(0, "parked")

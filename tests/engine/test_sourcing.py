@@ -108,6 +108,28 @@ def test_what_the_stage_above_has_counted_is_sourced_after_all_else_and_in_spare
     assert sourced(seat) == {0, 1, 3, 4}
 
 
+def test_who_has_some_to_do_in_spare_time_takes_none_of_that_of_a_mate(bench: MakeBench) -> None:
+    """All that is left is counted above: handed over and over, it would all end with one."""
+    seat = bench(stage=0)
+    seat.post.serving[0] = (ME, OTHER)
+    seat.pipeline.custodian.tallied("forward", 0xFF, 0.0)
+    begun(seat).refresh(BOTH, 0, 0.0)
+    assert sourced(seat) < mine()
+    assert seat.post.all(m.WantSlots) == []
+
+
+def test_what_can_begin_at_once_is_handed_on_before_what_waits_for_spare_time(
+    bench: MakeBench,
+) -> None:
+    seat = bench(stage=0)
+    sourcer = begun(seat)
+    own = sorted(mine())
+    seat.pipeline.custodian.tallied("forward", counted(set(own[-1:])), 0.0)
+    sourcer.refresh(BOTH, 0, 0.0)
+    sourcer.hear(OTHER, m.WantSlots(at=seat.at, room=1), 0.0)
+    assert set(slots_of(bytes_to_mask(seat.post.last(m.GiveSlots).slots))) == {own[-2]}
+
+
 def test_a_stopped_sourcer_takes_nothing(bench: MakeBench) -> None:
     seat = bench(stage=0)
     sourcer = begun(seat)
