@@ -69,11 +69,10 @@ class Gossip:
         self._early: dict[tuple[Stage, PeerId], Bitmap] = {}
         self._said = 0  # the slots of the last bitmap that the leader was told
         self._spread = 0  # ... that everybody near was
-        self._first = True  # this is the first step of the seat
 
     def begin(self, at: Position) -> tuple[Bitmap, ...]:
         """Take up a step; returns what was heard of it before."""
-        stage, self._first = self._pipeline.stage, self._at is None
+        stage = self._pipeline.stage
         self._at, self._slots = at, step_slots(self._spec, at.step)
         self.ledgers = {Stage(near): Ledger(self._slots.mask) for near in (stage - 1, stage + 1)}
         self.newest, self.due_at, self._said, self._spread = None, None, 0, 0
@@ -139,16 +138,6 @@ class Gossip:
         signature = self._signer.sign(bitmap_bytes(unsigned))
         self.newest = msgspec.structs.replace(unsigned, signature=signature)
         return self.newest
-
-    def present(self, leader: PeerId, now: Seconds) -> None:
-        """The newest bitmap is the step's first, and empty.
-
-        Of a seat's first step all near hear it: an earlier seat of ours may have counted there
-        what this one has not, and as it is alive again it would be believed.
-        """
-        self.tell(leader)
-        if self._first:
-            self.spread(now)
 
     def counted(self, leader: PeerId, now: Seconds) -> None:
         """The newest bitmap is new: tell the leader if it is worth a message, others soon."""

@@ -10,6 +10,7 @@ Intuition: the seat itself holds what its stage needs to count again, whether or
 else does, and a step is a pure function of that.
 
 Invariants:
+    * all linked hear at once that nothing is counted: the old bitmap is of a peer that lives;
     * a state during which a step may have been taken is not used;
     * a step is begun again at most TRIES_MOST times, so a bad disk is never waited for in silence;
     * a draining peer's seat is left alone: it goes within ``drain_seconds``.
@@ -71,6 +72,9 @@ class Rewinding:
         self._loader.own[stage] = Pulled(at=at, members=members, blob=state, sources=(node.me,))
         node.close_seat(stage, REASON)
         await self._take(stage, REASON)
+        if (again := node.seats.get(stage)) is not None:
+            for peer in (node.me, *node.links.peers()):  # who would believe the old bitmap
+                again.stepper.greet(peer)
 
 
 def _torn(seat: SeatRuntime) -> bool:

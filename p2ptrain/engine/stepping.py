@@ -161,7 +161,7 @@ class Stepper:
             self._admitted(bitmap, now)
         # an empty bitmap: plans have a place for whoever counted nothing, too
         self._driver.feed(r.Seen(self._gossip.renew()), now)
-        self._gossip.present(machine.leader, now)
+        self._gossip.tell(machine.leader)
         for peer, whole in heard:
             self.received(peer, whole, now)
 

@@ -76,20 +76,6 @@ def test_the_leader_hears_at_once_and_the_others_within_a_second(seat: Any, goss
     assert gossip.due_at == 6.0 + REPEAT_SECONDS
 
 
-def test_all_near_hear_of_the_first_bitmap_of_a_seat_and_the_leader_alone_of_later_ones(
-    seat: Any, gossip: Gossip
-) -> None:
-    """An earlier seat of this peer may have counted in that step, and lives again with us."""
-    newest = gossip.renew()
-    gossip.present(MATE, 5.0)
-    assert {peer for peer, bitmap in seat.post.told if bitmap == newest} == {ABOVE, BELOW, MATE, ME}
-    seat.post.told.clear()
-    gossip.begin(msgspec.structs.replace(seat.at, step=Step(1)))
-    newest = gossip.renew()
-    gossip.present(MATE, 6.0)
-    assert seat.post.told == [(MATE, newest)]
-
-
 def test_of_a_large_step_a_few_counts_are_not_worth_a_message_to_all(seat: Any) -> None:
     gossip = Gossip(
         seat.pipeline,

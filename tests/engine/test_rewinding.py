@@ -28,7 +28,10 @@ class Seat:
     def __init__(self, *, torn: bool = True) -> None:
         self.at = position(5)
         self.finished = self.parting = False
-        self.stepper = SimpleNamespace(machine=SimpleNamespace(phase=Phase.COUNTING))
+        self.told: list[PeerId] = []
+        self.stepper = SimpleNamespace(
+            machine=SimpleNamespace(phase=Phase.COUNTING), greet=self.told.append
+        )
         self.frames = SimpleNamespace(torn=torn)
         self.compute = self
         self.saved = asyncio.Event()
@@ -54,6 +57,7 @@ class Node:
         self.seats: dict[Stage, Any] = {STAGE: self.seat}
         self.own: dict[Stage, Pulled] = {}
         self.said: list[str] = []
+        self.links = SimpleNamespace(peers=lambda: (PeerId("below"), PeerId("mate")))
 
     def close_seat(self, stage: Stage, reason: str) -> None:
         del self.seats[stage]
@@ -88,6 +92,7 @@ async def test_it_begins_again_with_the_state_that_its_step_began_with(
     await rewinding.look()
     assert node.said == BEGUN_AGAIN
     assert node.own[STAGE] == Pulled(at=position(5), members=MEMBERS, blob=b"state", sources=(ME,))
+    assert node.seats[STAGE].told == ["me", "below", "mate"]  # its bitmap is empty
     await rewinding.look()  # the new seat has all its frames
     assert node.said == BEGUN_AGAIN
 
