@@ -162,7 +162,7 @@ def test_who_holds_it_is_asked_and_the_newest_that_fits_is_taken() -> None:
 
 def test_a_copy_of_the_step_before_is_of_no_use_once_somebody_beside_has_let_that_go() -> None:
     async def story(node: Node) -> None:
-        last = SimpleNamespace(at=at(19), sums=("of stage 0", "of stage 1"))
+        last = SimpleNamespace(at=at(19), sums=("of stage 0", "of stage 1"), learned=False)
         awaited = SimpleNamespace(awaits=lambda stage: stage == STAGE)
         node.answers = {ANN: held(19)}
         node.seats = {Stage(1): Seat(last=last, past=awaited)}
