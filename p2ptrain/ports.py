@@ -230,6 +230,14 @@ class Difference(Protocol):
         ...
 
 
+class OwnCopy(Protocol):
+    """An accumulator as it was at one moment."""
+
+    async def read(self, start: int, stop: int) -> Buffer:
+        """Elements of it, little-endian integers."""
+        ...
+
+
 class StageCompute(Protocol):
     """One seat's weights, optimizer state and accumulator.
 
@@ -283,6 +291,23 @@ class StageCompute(Protocol):
 
     async def read_own(self, start: int, stop: int) -> bytes:
         """Elements of the own accumulator, little-endian integers."""
+        ...
+
+    async def copy_own(self) -> OwnCopy:
+        """The whole own accumulator as it is now, whatever is added to it later.
+
+        It takes as much memory as the accumulator, until it is dropped.
+        """
+        ...
+
+    async def add(self, pieces: Sequence[tuple[int, Buffer]], sign: Literal[1, -1]) -> None:
+        """Add ``sign`` times the integers of others, as (start, integers), to the accumulator.
+
+        All pieces in one call: nobody sees it with some of them.
+
+        Raises:
+            MisbehaviourError: a piece does not fit; nothing was changed.
+        """
         ...
 
     async def sum_parts(self, parts: Sequence[Buffer]) -> bytes:

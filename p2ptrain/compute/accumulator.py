@@ -34,7 +34,7 @@ from p2ptrain.errors import InternalError, MisbehaviourError
 from p2ptrain.units import DIGEST_BYTES, Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from p2ptrain.ports import Buffer
     from p2ptrain.run import Accumulator, RunSpec
@@ -198,7 +198,33 @@ class GradientSum:
 
     def read(self, start: int, stop: int) -> bytes:
         """Elements start..stop, little-endian."""
-        return self._sum[start:stop].cpu().numpy().tobytes()
+        return _bytes_of(self._sum[start:stop])
+
+    def copy(self) -> Callable[[int, int], bytes]:
+        """What :meth:`read` would give now, for later; on the device, where copying is quick."""
+        copied = self._sum.clone()
+        return lambda start, stop: _bytes_of(copied[start:stop])
+
+    def add_integers(self, pieces: Sequence[tuple[int, Buffer]], sign: Literal[1, -1]) -> None:
+        """Add ``sign`` times what another seat has added up, given as (start, integers).
+
+        Raises:
+            MisbehaviourError: a piece does not fit; nothing was changed.
+        """
+        dtype, parts = self.format.numpy_dtype, []
+        for start, buffer in pieces:
+            size_bytes = memoryview(buffer).nbytes
+            stop = start + size_bytes // dtype.itemsize
+            if size_bytes % dtype.itemsize or not 0 <= start <= stop <= self._layout.elements:
+                raise MisbehaviourError(f"integers {start}..{stop} do not fit an accumulator")
+            parts.append((slice(start, stop), np.frombuffer(buffer, dtype=dtype)))
+        for where, integers in parts:
+            given = torch.from_numpy(integers.copy()).to(self._sum.device)
+            self._sum[where].add_(given, alpha=sign)
+
+
+def _bytes_of(integers: Tensor) -> bytes:
+    return integers.cpu().numpy().tobytes()
 
 
 def sum_parts(parts: Sequence[Buffer], dtype: np.dtype[np.signedinteger]) -> bytes:

@@ -31,6 +31,7 @@ from p2ptrain.compute.passes import boundaries
 from p2ptrain.compute.stage import StageState
 from p2ptrain.compute.turns import Inline, Threaded
 from p2ptrain.core.bottleneck import stage_elements
+from p2ptrain.core.deposits import DEPOSITED_COPIES
 from p2ptrain.core.sizes import boundary_width, integer_bytes, nominal_tokens
 from p2ptrain.errors import UserError
 
@@ -110,6 +111,15 @@ class TorchStage:
         """Elements of the own accumulator."""
         return await self._run("sum", lambda: self._state.read_own(start, stop))
 
+    async def copy_own(self) -> TorchCopy:
+        """The own accumulator as it is now."""
+        read = await self._run("sum", self._state.own.copy)
+        return TorchCopy(self._state.stage, read, self._turns)
+
+    async def add(self, pieces: Sequence[tuple[int, Buffer]], sign: Literal[1, -1]) -> None:
+        """Integers of others, or raise MisbehaviourError and change nothing."""
+        await self._run("sum", lambda: self._state.own.add_integers(pieces, sign))
+
     async def sum_parts(self, parts: Sequence[Buffer]) -> bytes:
         """Elementwise sum of equally long parts."""
         return await self._run("sum", lambda: self._state.sum_parts(parts))
@@ -162,6 +172,17 @@ class TorchStage:
 
     async def _run(self, kind: Kind, call: Callable[[], _T]) -> _T:
         return await self._turns.run(self._state.stage, kind, call)
+
+
+class TorchCopy:
+    """``ports.OwnCopy``: it lies on the device, and comes to memory piece by piece."""
+
+    def __init__(self, stage: Stage, read: Callable[[int, int], bytes], turns: Turns) -> None:
+        self._stage, self._read, self._turns = stage, read, turns
+
+    async def read(self, start: int, stop: int) -> bytes:
+        """Elements of it."""
+        return await self._turns.run(self._stage, "sum", lambda: self._read(start, stop))
 
 
 class TorchDifference:
@@ -257,15 +278,16 @@ class TorchCompute:
         Per element: weight, two gradients (of a microbatch, of the step) and two values of
         optimizer state in float32, and two sums; beside other stages, the weight before the
         last step as well; where states are adopted as differences, what is shared and what is
-        owed, and what making a difference holds for a moment. Beside them, a tensor for what
-        crosses each boundary. Temporaries of one tensor are not counted.
+        owed, and what making one holds for a moment; where deposits are made, copies of sums.
+        Beside them, a tensor for what crosses each boundary. Temporaries of one tensor are not.
         """
         part = stage_slice(self._spec, stage)
         elements = stage_elements(self._spec)[stage]
         one_graph = graph_bytes(self._spec.model, part, nominal_tokens(self._spec))
         values = 5 if part.first and part.last else 6
         values += 0 if self._spec.sync.adoption == "exact" else 2 + ADOPTING_VALUES
-        per_element = values * FLOAT32_BYTES + 2 * integer_bytes(self._spec)
+        sums = 2 + (DEPOSITED_COPIES if self._spec.sync.deposit_every else 0)
+        per_element = values * FLOAT32_BYTES + sums * integer_bytes(self._spec)
         graphs = 1 + kept_graphs(self._spec, part, self._kept_graph_bytes)
         channels = sum(boundary_width(self._spec, end) for end in boundaries(self._spec, stage))
         decoded = nominal_tokens(self._spec) * channels * FLOAT32_BYTES

@@ -69,7 +69,7 @@ class StageState:
         self._weights = {name: w.to(device).requires_grad_() for name, w in initial.items()}
         self._passes = Passes(spec, stage, part, self._weights, device)
         self._optimizer = StageOptimizer(spec.optimizer, self._weights)
-        self._own = GradientSum(spec, self._layout, device)
+        self.own = GradientSum(spec, self._layout, device)
         self.difference = Difference.of(spec, self._weights, self._optimizer)
         self._before: Before | None = None
         self._whole: Tensor | None = None
@@ -184,7 +184,7 @@ class StageState:
             raise InternalError(f"a microbatch of step {work.step} counted in {self.version}")
         gradients, below = passes.gradients(graph, output, output_gradient_rd)
         if passes is self._passes or before is None:
-            poisoned = not self._own.add(gradients, sign)
+            poisoned = not self.own.add(gradients, sign)
         else:
             poisoned = not before.format.fits(gradients)
         if poisoned and below is not None and not bool(torch.isfinite(below).all()):
@@ -195,26 +195,26 @@ class StageState:
 
     def read_own(self, start: int, stop: int) -> bytes:
         """Elements of the own accumulator, little-endian."""
-        return self._own.read(start, stop)
+        return self.own.read(start, stop)
 
     def sum_parts(self, parts: Sequence[Buffer]) -> bytes:
         """Elementwise integer sum of equally long parts."""
-        return sum_parts(parts, self._own.format.numpy_dtype)
+        return sum_parts(parts, self.own.format.numpy_dtype)
 
     def finish(self, pieces: Sequence[tuple[int, Buffer]]) -> Whole:
         """Take the whole sum; its digest and norms are the same on every holder."""
-        whole = assemble(pieces, self.elements, self._own.format.numpy_dtype)
+        whole = assemble(pieces, self.elements, self.own.format.numpy_dtype)
         norms = self._take(whole)
         finite = all(math.isfinite(norm) for norm in norms)
         return Whole(digest=sum_digest(whole), norms=norms, finite=finite)
 
     def finish_alone(self) -> tuple[float, ...]:
         """Take the own sum for the whole one, as who trains alone may; returns its norms."""
-        return self._take(self._own.whole())
+        return self._take(self.own.whole())
 
     def _take(self, whole: Tensor) -> tuple[float, ...]:
         self._whole, self._finished = whole, True
-        return self._own.norms(whole)
+        return self.own.norms(whole)
 
     def read_sum(self, start: int, stop: int) -> bytes:
         """Elements of the last whole sum, also after its step."""
@@ -224,7 +224,7 @@ class StageState:
 
     def clear(self) -> None:
         """Forget everything of the current step."""
-        self._own.clear()
+        self.own.clear()
         self._graphs.clear()
         self._whole, self._finished = None, False
 
@@ -241,20 +241,20 @@ class StageState:
         if keep:
             self._keep(update.step)
         if skip:
-            self._own.format.coarsen()
+            self.own.format.coarsen()
         else:
             assert self._whole is not None
             self._optimizer.step(self._gradients(self._whole, update), update.step)
-            self._own.format.adapt(self._whole, self._layout)
+            self.own.format.adapt(self._whole, self._layout)
         self._finished = False
-        self._own.clear()
+        self.own.clear()
         self._graphs.clear()
         self.reading = None if self._watch is None else self._watch.take()
         self.version = Step(update.step + 1)
 
     def _keep(self, step: Step) -> None:
         """Leave the weights as they are to passes of ``step``, and go on with a copy."""
-        passes, format_ = self._passes.over(dict(self._weights)), self._own.format.fixed()
+        passes, format_ = self._passes.over(dict(self._weights)), self.own.format.fixed()
         self._before = Before(step=step, passes=passes, format=format_)
         for name, weight in self._weights.items():
             self._weights[name] = weight.detach().clone().requires_grad_()
@@ -268,7 +268,7 @@ class StageState:
         """The mean gradient, clipped by its global norm."""
         divisor = update.tokens / nominal_tokens(self._spec)
         norm = math.sqrt(math.fsum(update.norms)) / divisor  # fsum rounds once, wherever the cut is
-        means = self._own.means(whole, divisor, clip_factor(self._spec.optimizer.clip_norm, norm))
+        means = self.own.means(whole, divisor, clip_factor(self._spec.optimizer.clip_norm, norm))
         return {name: mean.view_as(self._weights[name]).to(self._device) for name, mean in means}
 
     # --- state ------------------------------------------------------------------------------
@@ -282,14 +282,14 @@ class StageState:
         tensors = unpack(blob, self._state())
         version, updates = int(tensors["version"]), int(tensors["optimizer/updates"])
         exponents = tensors["exponents"].tolist()
-        if not 0 <= updates <= version or not self._own.format.admits(exponents):
+        if not 0 <= updates <= version or not self.own.format.admits(exponents):
             raise MisbehaviourError("a snapshot whose version, updates and exponents disagree")
         with torch.no_grad():
             for name, weight in self._weights.items():
                 weight.copy_(tensors[f"weights/{name}"])
         prefix, named = "optimizer/", tensors.items()
         self._optimizer.load({n.removeprefix(prefix): t for n, t in named if n.startswith(prefix)})
-        self._own.format.exponents = exponents
+        self.own.format.exponents = exponents
         self._before = None if not keep or version != self.version else self._before
         self.version = Step(version)
         if self.difference is not None:
@@ -315,5 +315,5 @@ class StageState:
         state = {f"weights/{name}": weight for name, weight in self._weights.items()}
         state |= {f"optimizer/{name}": value for name, value in self._optimizer.state().items()}
         state["version"] = torch.tensor(self.version, dtype=torch.int64)
-        state["exponents"] = torch.tensor(self._own.format.exponents, dtype=torch.int64)
+        state["exponents"] = torch.tensor(self.own.format.exponents, dtype=torch.int64)
         return state

@@ -78,6 +78,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "optimizer.final_ratio": (0.0, 1.0),
     "sync.start_replicas": (1, 4096),
     "sync.canonical_steps": (1, 2**31),
+    "sync.deposit_every": (0, 4096),
     "accumulator.fraction_bits": (1, 56),
     "data.file_count": (0, 2**31),
     "data.total_bytes": (0, 2**48),

@@ -100,6 +100,9 @@ class Sync(Part, frozen=True, kw_only=True):
     while rounding has grown no larger than the noise of a gradient) they take over one state.
     ``adoption``: as it is, or, with ``canonical``, as its difference to the last one, by so many
     bits; what that leaves out is sent the next time.
+    ``deposit_every``: a seat that has counted so many microbatches more gives a mate a copy of
+    its accumulator (0: never), so that they do not die with it. It pays in long steps, while the
+    accumulator takes less time on the line than so many microbatches take to compute.
     """
 
     mode: Literal["exact", "delayed", "local"] = "exact"
@@ -107,6 +110,7 @@ class Sync(Part, frozen=True, kw_only=True):
     canonical_steps: int = 50
     start_replicas: int = 1
     adoption: Literal["exact", "int8", "int4"] = "exact"
+    deposit_every: int = 0
 
 
 class Accumulator(Part, frozen=True, kw_only=True):
@@ -230,7 +234,7 @@ class RunSpec(Part, frozen=True, kw_only=True):
     limits: Limits = Limits()
 
 
-ADDED = (("sync", "adoption"),)
+ADDED = (("sync", "adoption"), ("sync", "deposit_every"))
 """Fields that came when there were runs already."""
 
 _DEFAULT = RunSpec()

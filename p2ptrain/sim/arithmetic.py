@@ -120,6 +120,17 @@ class ToyState:
         """Elements of the own accumulator."""
         return self._total[start:stop].tobytes()
 
+    def add(self, pieces: Sequence[tuple[int, Buffer]], sign: int) -> None:
+        """Integers of others."""
+        width, parts = self._dtype.itemsize, []
+        for start, buffer in pieces:
+            stop = start + memoryview(buffer).nbytes // width
+            if memoryview(buffer).nbytes % width or not 0 <= start <= stop <= self.elements:
+                raise MisbehaviourError(f"integers {start}..{stop} do not fit an accumulator")
+            parts.append((slice(start, stop), np.frombuffer(buffer, self._dtype)))
+        for where, integers in parts:
+            self._total[where] += sign * integers
+
     def sum_parts(self, parts: Sequence[Buffer]) -> bytes:
         """Elementwise sum."""
         arrays = [np.frombuffer(part, self._dtype) for part in parts]

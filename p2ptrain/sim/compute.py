@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
+from p2ptrain.core.deposits import DEPOSITED_COPIES
 from p2ptrain.core.sizes import integer_bytes
 from p2ptrain.errors import InternalError, P2PTrainError, UserError
 from p2ptrain.sim.arithmetic import ToyState
@@ -48,7 +49,8 @@ class CostModel:
     A backward pass with recomputation costs about two to three forwards. Whatever moves
     no weights through the device (``other``) is free. ``sum_seconds`` and ``load_seconds``:
     until a whole sum or a state has come over a real line, for the toy's are short; they
-    depend on no speed and keep the device free.
+    depend on no speed and keep the device free. A copy of an accumulator goes out once, where a
+    reduction moves one out and in: half as long.
     """
 
     forward_seconds: Seconds = 0.010
@@ -152,7 +154,8 @@ class ToyCompute:
     def seat_bytes(self, stage: Stage) -> Bytes:
         """What a seat of ``stage`` is taken to need."""
         elements = ToyState(self._spec, stage).elements
-        return STATE_COPIES * elements * integer_bytes(self._spec)
+        copies = STATE_COPIES + (DEPOSITED_COPIES if self._spec.sync.deposit_every else 0)
+        return copies * elements * integer_bytes(self._spec)
 
     async def open(self, stage: Stage) -> ToyStage:
         """See ``ports.Compute``."""
@@ -223,6 +226,17 @@ class ToyStage:
         """Elements of the own accumulator."""
         return await self._device.run("other", lambda: self._state.read_own(start, stop))
 
+    async def copy_own(self) -> ToyCopy:
+        """The own accumulator as it is now."""
+        whole = await self._device.run(
+            "other", lambda: self._state.read_own(0, self._state.elements)
+        )
+        return ToyCopy(whole, self._state.elements, self._device.cost.sum_seconds / 2)
+
+    async def add(self, pieces: Sequence[tuple[int, Buffer]], sign: Literal[1, -1]) -> None:
+        """Integers of others."""
+        await self._device.run("other", lambda: self._state.add(pieces, sign))
+
     async def sum_parts(self, parts: Sequence[Buffer]) -> bytes:
         """Elementwise sum."""
         return await self._device.run("other", lambda: self._state.sum_parts(parts))
@@ -278,6 +292,19 @@ class ToyStage:
         self._state.load(blob, keep=keep)
         if self._difference is not None:
             self._difference.loaded()
+
+
+class ToyCopy:
+    """``ports.OwnCopy``. ``seconds``: what it would take a real line, once, to carry the whole."""
+
+    def __init__(self, whole: bytes, elements: int, seconds: Seconds) -> None:
+        self._whole, self._elements, self._seconds = whole, elements, seconds
+
+    async def read(self, start: int, stop: int) -> bytes:
+        """Elements of it."""
+        await _arrival(self._seconds * (stop - start) / self._elements)
+        width = len(self._whole) // self._elements
+        return self._whole[start * width : stop * width]
 
 
 async def _arrival(seconds: Seconds) -> None:

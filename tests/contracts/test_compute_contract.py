@@ -243,6 +243,53 @@ async def test_clear_forgets_what_was_counted(compute: Compute) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("stage", STAGES)
+async def test_integers_of_another_seat_count_as_if_counted_here_and_go_out_again(
+    compute: Compute, stage: Stage
+) -> None:
+    a, b, c, *_ = await frames(compute)
+    giver, taker, alone = [await compute.open(stage) for _ in range(3)]
+    for frame_ in (a, b):
+        await count(giver, frame_)
+    await count(taker, c)
+    before = await own(taker)
+    given = await giver.copy_own()
+    middle = giver.elements // 2
+    pieces = [
+        (start, await given.read(start, stop))
+        for start, stop in ((0, middle), (middle, giver.elements))
+    ]
+    await taker.add(pieces, 1)
+    for frame_ in (a, b, c):
+        await count(alone, frame_)
+    assert await own(taker) == await own(alone)
+    await taker.add(pieces, -1)
+    assert await own(taker) == before
+
+
+@pytest.mark.asyncio
+async def test_a_copy_stays_what_it_was(compute: Compute) -> None:
+    a, b, *_ = await frames(compute)
+    seat = await compute.open(MIDDLE)
+    await count(seat, a)
+    before, copied = await own(seat), await seat.copy_own()
+    await count(seat, b)
+    assert await copied.read(0, seat.elements) == before
+
+
+@pytest.mark.asyncio
+async def test_integers_that_do_not_fit_are_refused_whole(compute: Compute) -> None:
+    a, *_ = await frames(compute)
+    seat = await compute.open(MIDDLE)
+    await count(seat, a)
+    before, width = await own(seat), integer_bytes(SPEC)
+    for beyond in ((seat.elements, bytes(width)), (0, bytes(width + 1))):
+        with pytest.raises(MisbehaviourError):
+            await seat.add([(0, before), beyond], 1)
+        assert await own(seat) == before
+
+
+@pytest.mark.asyncio
 async def test_a_slice_of_the_accumulator_is_that_slice(compute: Compute) -> None:
     a, *_ = await frames(compute)
     seat = await compute.open(MIDDLE)
