@@ -1,6 +1,6 @@
 """How much of its machines' capacity a swarm of unequal, unreliable peers turns into steps.
 
-    python -m benchmarks.capacity [--long] [--only NAME ...] [--seed N ...]
+    python -m benchmarks.capacity [--long] [--deposit N] [--only NAME ...] [--seed N ...]
 
 The production engine in virtual time (benchmarks/uneven: the setting), so the figures are
 the same on every machine. ``stream``: one step so long that neither its beginning nor its
@@ -68,6 +68,7 @@ class Figure:
     stages: int
     replicas: int
     window: int
+    deposit: int
     microbatches: int
     seed: int
     bound: float
@@ -122,6 +123,7 @@ def _figure(
         stages=swarm.stages,
         replicas=swarm.replicas,
         window=swarm.window,
+        deposit=swarm.deposit,
         microbatches=swarm.microbatches,
         seed=swarm.seed,
         bound=swarm.bound,
@@ -135,7 +137,7 @@ def _figure(
     )
 
 
-def flows(*, long: bool, seed: int, window: int) -> Sequence[tuple[str, Swarm]]:
+def flows(*, long: bool, seed: int, window: int, deposit: int = 0) -> Sequence[tuple[str, Swarm]]:
     """Streams and steps: names and swarms."""
     stages, replicas = (16, 8) if long else (4, 4)
     ids, steps_ = EACH * stages * replicas, 2 if long else 3
@@ -146,6 +148,7 @@ def flows(*, long: bool, seed: int, window: int) -> Sequence[tuple[str, Swarm]]:
         steps=steps_,
         seed=seed,
         window=window,
+        deposit=deposit,
         sum_seconds=SUM_SECONDS,
     )
     endless = replace(whole, microbatches=2 * ids, steps=1, sum_seconds=0.0)
@@ -196,15 +199,22 @@ def joining(*, long: bool, seed: int) -> dict[str, object]:
 @click.option("--long", is_flag=True, help="the record's size")
 @click.option("--seed", "seeds", multiple=True, default=(0,), help="draws: one case each")
 @click.option("--window", default=WINDOW, show_default=True, help="limits.window_per_stage")
+@click.option("--deposit", default=0, show_default=True, help="sync.deposit_every")
 @click.option("--only", multiple=True, help="names of cases; all without")
 @click.option("--out", type=click.Path(path_type=Path), default=None)
 def cli(
-    *, long: bool, seeds: tuple[int, ...], window: int, only: tuple[str, ...], out: Path | None
+    *,
+    long: bool,
+    seeds: tuple[int, ...],
+    window: int,
+    deposit: int,
+    only: tuple[str, ...],
+    out: Path | None,
 ) -> None:
     commit, rows = record.source_commit(), []
     cases: list[tuple[str, Callable[[], dict[str, object]]]] = []
     for seed in seeds:
-        swarms = flows(long=long, seed=seed, window=window)
+        swarms = flows(long=long, seed=seed, window=window, deposit=deposit)
         cases += [(name, partial(flow, name, one)) for name, one in swarms]
         cases.append(("mend", partial(mending, long=long, seed=seed)))
         cases.append(("join", partial(joining, long=long, seed=seed)))

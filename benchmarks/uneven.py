@@ -82,7 +82,7 @@ class Trouble:
 class Swarm:
     """Who is there. ``placed``: everybody is told its stage; else they choose.
 
-    ``window``: the RunSpec's ``limits.window_per_stage``.
+    ``window``: the RunSpec's ``limits.window_per_stage``; ``deposit``: its ``sync.deposit_every``.
     """
 
     stages: int
@@ -95,6 +95,7 @@ class Swarm:
     load_seconds: Seconds = 0.0
     memory_seats: int | None = None
     window: int = WINDOW
+    deposit: int = 0
     trouble: Trouble = field(default_factory=Trouble)
 
     @cached_property
@@ -129,6 +130,7 @@ class Swarm:
             suspect_seconds=3 * HEARTBEAT_SECONDS,
             window_per_stage=self.window,
         )
+        sync = msgspec.structs.replace(spec.sync, deposit_every=self.deposit)
         cost = CostModel(
             forward_seconds=FORWARD_SECONDS,
             backward_seconds=BACKWARD_SECONDS,
@@ -147,7 +149,7 @@ class Swarm:
             for number, (speed, stage) in enumerate(zip(self.speeds, self.layout, strict=True))
         )
         return Scenario(
-            spec=msgspec.structs.replace(spec, limits=limits),
+            spec=msgspec.structs.replace(spec, limits=limits, sync=sync),
             peers=peers,
             seed=self.seed,
             link=Link(

@@ -3,10 +3,12 @@
     python -m peers.soak --seeds 2000             seeds 0 to 1999; exit code 1 if any fails
     python -m peers.soak --seed 427 [--shrink]    one seed; with --shrink its shortest plan
     python -m peers.soak --plan PLAN.json         a plan as --shrink prints it
-    --family kept | mixed | lossy | rare          seeds of swarms that keep states, or whose
+    --family kept | mixed | lossy | rare | deposit
+                                                  seeds of swarms that keep states, or whose
                                                   peers round differently, or that send fewer
                                                   bits of states besides, or that are struck
-                                                  where others seldom are (see sim/drawing)
+                                                  where others seldom are, or that leave
+                                                  deposits (see sim/drawing)
 
 Each failing seed is printed with the commit as soon as it is known, in the line that repeats
 it. The parent deals seeds to one child process per core, in turn, and reads their outcomes

@@ -14,6 +14,8 @@ the holder dies:
                                         `--in a live bitmap--> COUNTED (until its gradient
               is back, whoever counted it is looked for now and then, and told the path; a
               forward that is counted before it begins, begins here)
+              (a seat that counts it and has no frame of it is sent it from any state, if its
+              gradient is owed or the stage above lacks it: see core/deposits)
     gradient  IDLE --> SENT --accepted--> HELD --in a live bitmap--> COUNTED
               WAITING: the seat that parked the input is gone; whoever replays the input
               says so (moved), or the seat is found again, and the gradient goes there.
@@ -131,6 +133,7 @@ class Custody:
         self._silences = 0
         self._unheard: set[PeerId] = set()  # asked where it is, not heard yet
         self._next: PeerId | None = None  # of a gradient: where to, if it is needed again
+        self._bare_at: PeerId | None = None  # who has counted it and lacks it (core/deposits)
 
     @property
     def spare(self) -> bool:
@@ -157,8 +160,7 @@ class Custody:
         """Take ``event`` into account and return what to do about it."""
         match event:
             case Ready():
-                self.ready = True
-                return self._send(now) if self.state is State.OFFERED else ()
+                return self._made_ready(now)
             case Answered():
                 return self._answered(event, now)
             case SendFailed(peer, attempt):
@@ -365,7 +367,9 @@ class Custody:
         self.state = State.RECALLING
         return (RecallFrame(self.holder),)
 
-    def _located(self, peer: PeerId, held: Held, now: Seconds) -> tuple[Action, ...]:  # noqa: PLR0911 - one for each thing it can mean
+    def _located(self, peer: PeerId, held: Held, now: Seconds) -> tuple[Action, ...]:  # noqa: C901, PLR0911 - one for each thing it can mean
+        if held in ("bare", "wanted"):
+            return self._located_bare(peer, now, wanted=held == "wanted")
         if self.state is State.COUNTED and self._owed and held == "counted":
             return (TellPath(peer),)
         if self.what == "forward" and self.state in _UNPLACED:
@@ -384,6 +388,42 @@ class Custody:
             return ()
         self._compute_done(now)  # if the step is over there, its sum is on its way to us
         return (TellPath(peer),) if self._owed and held == "counted" else ()
+
+    def _located_bare(self, peer: PeerId, now: Seconds, *, wanted: bool) -> tuple[Action, ...]:
+        """``peer`` counts it, of a mate that is gone, and has no frame of it.
+
+        If somebody waits for what only that frame leads to, it goes there, past all queues.
+        """
+        there = peer == self.holder and self.state in _PLACED
+        if self.what == "gradient" or (wanted and there):  # it is on its way to who says so
+            return ()
+        if there:  # it bounced, or was dropped
+            self.state, self.holder = State.COUNTED, None
+            self.due_at = now + self._limits.idle_seconds if self._owed else None
+            return ()
+        if not wanted and not self._owed:
+            return self._located_early(peer, "counted", now) if self.state in _UNPLACED else ()
+        if self.state in _PLACED:  # another has it, and counts it
+            return ()
+        self._bare_at = peer
+        if self.ready:
+            return self._send_bare(now)
+        unused = self._unused_offers()
+        self.state, self.due_at = State.COUNTED, now + self._limits.check_seconds
+        return unused
+
+    def _send_bare(self, now: Seconds) -> tuple[Action, ...]:
+        unused = self._unused_offers()
+        self.holder, self._offered_seconds = self._bare_at, 0.0
+        self.attempt += 1
+        return unused + self._send(now)
+
+    def _made_ready(self, now: Seconds) -> tuple[Action, ...]:
+        self.ready = True
+        if self.state is State.OFFERED:
+            return self._send(now)
+        waits = self._bare_at is not None and self.state is State.COUNTED
+        return self._send_bare(now) if waits else ()
 
     def _given_back(self, now: Seconds) -> tuple[Action, ...]:
         if self.state is State.COMPUTED and not self._silences:
@@ -446,6 +486,7 @@ class Custody:
         if self.state is State.ASKING and peer in self._asked():
             self._answers.setdefault(peer, None)
             return self._settle_if_heard(now)
+        self._bare_at = None if peer == self._bare_at else self._bare_at
         if peer != self.holder or self.state is State.COUNTED:  # the ledger decides: see Tallied
             return ()
         if self.state is State.OFFERED:
@@ -488,6 +529,7 @@ class Custody:
 
     def _uncounted(self, now: Seconds) -> tuple[Action, ...]:
         """It was counted by a seat that is lost, or was taken out again."""
+        self._bare_at = None
         if self.state is not State.COUNTED:
             return ()
         if self.what == "forward":
@@ -501,6 +543,10 @@ class Custody:
         """Send a forward a new way. A gradient has only one: the same seat."""
         self.attempt += 1
         self._silences, self._waits_since = 0, None
+        if self._bare_at is not None:  # it is counted there: who needs more will say so again
+            self.state, self.holder = State.COUNTED, None
+            self.due_at = now + self._limits.idle_seconds if self._owed else None
+            return ()
         self.state, self.due_at = State.IDLE, now + delay
         if self.what == "gradient":
             self.due_at = now + self._limits.idle_seconds  # there is no other way to try first

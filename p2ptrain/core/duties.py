@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from p2ptrain.units import PeerId, Seconds
 
 What: TypeAlias = Literal["forward", "gradient"]
-Held: TypeAlias = Literal["none", "queued", "computing", "parked", "counted", "committed"]
+Held: TypeAlias = Literal[
+    "none", "queued", "computing", "parked", "counted", "committed", "bare", "wanted"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,8 @@ from p2ptrain.units import Microbatch, Slot, Stage
 from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from p2ptrain.core.agreement import Position
     from p2ptrain.core.routing import Router
     from p2ptrain.engine.post import Post
@@ -51,13 +53,13 @@ class Custodian:
     ) -> None:
         self.stage = stage
         self._router, self.delays = router, delays or Delays()
-        self._post = post
-        self._emit = emit
+        self._post, self._emit = post, emit
         self._limits = limits or c.CustodyLimits()
         self._at: Position | None = None
-        self._duties, self._concluded, self._spare = Docket(), False, Spare()
+        self.duties, self._concluded, self._spare = Docket(), False, Spare()
         self.frames = Frames(stage, spill, emit)
         self._paths: dict[Microbatch, tuple[PeerId, ...]] = {}
+        self.borrowed: Callable[[], int] = lambda: 0  # slots that our seat counts without frames
 
     def begin(self, at: Position) -> None:
         """Take up a step; what is here is of none that anybody still needs."""
@@ -71,26 +73,21 @@ class Custodian:
 
     def clear(self) -> None:
         """Let go of every frame."""
-        self._duties = Docket()
+        self.duties = Docket()
         self.frames.clear()
         self._paths.clear()
 
     @property
     def due_at(self) -> Seconds | None:
         """When :meth:`tick` must run next."""
-        return self._duties.due_at
-
-    @property
-    def counted_above(self) -> int:
-        """The slots that live seats of the next stage have counted, as far as was told."""
-        return self._duties.counted_there("forward")
+        return self.duties.due_at
 
     # --- after the step --------------------------------------------------------------------
 
     def conclude(self, parked: int, now: Seconds) -> None:
         """Every stage has counted everything; who did is looked for only for what is ``parked``."""
         self._concluded = self._spare.over = True
-        for work, what in self._duties:
+        for work, what in self.duties:
             if not parked >> work.slot & 1:
                 self._feed(work, what, c.Returned(), now)
         for what in WAYS:
@@ -98,18 +95,18 @@ class Custodian:
 
     def count_out(self, what: c.What, mask: int, now: Seconds) -> None:
         """What the receiving stage had counted of ``mask`` is lost with the seat that had."""
-        for work, which in self._duties:
+        for work, which in self.duties:
             if which == what and mask >> work.slot & 1:
                 self._feed(work, what, c.Tallied(live=False), now)
 
     def release(self, what: c.What) -> None:
         """Let go of the frames of one direction: their receivers need them no more."""
-        for key in self._duties.drop(what):
+        for key in self.duties.drop(what):
             self.frames.release(key)
 
     def in_memory(self) -> list[Frame]:
         """The frames that could be put out, each with how far its custody is."""
-        frames = [(key, self._duties.get(key), size) for key, size in self.frames.in_memory()]
+        frames = [(key, self.duties.get(key), size) for key, size in self.frames.in_memory()]
         return [Frame(*key, duty.state if duty else None, size) for key, duty, size in frames]
 
     # --- what the seat says ---------------------------------------------------------------
@@ -128,17 +125,17 @@ class Custodian:
         ``returns``: its gradient will come back. What is computed a second time (it was
         subtracted here, and is needed after all) has its way already, but no gradient yet.
         """
-        if (work, "forward") in self._duties:
+        if (work, "forward") in self.duties:
             if returns:
                 self._feed(work, "forward", c.Owed(), now)
             return
         self._paths[work] = path
         # Of a step that is over no bitmap tells who lives: there all are asked what they have.
-        counted = not self._concluded and bool(self.counted_above >> work.slot & 1)
+        there = 0 if self._concluded else self.duties.counted_there("forward")
         way = Way(router=self._router, delays=self.delays, spare=self._spare)
         again = replay or self._concluded
         duty = Custody(work, self._limits, way=way, replay=again, returns=returns)
-        self._open(duty, now, counted=counted)
+        self._open(duty, now, counted=bool(there >> work.slot & 1))
 
     def forward_ready(self, work: Microbatch, payload: tuple[Buffer, ...], now: Seconds) -> None:
         """The forward is encoded: token ids, then activations."""
@@ -154,7 +151,7 @@ class Custodian:
     ) -> None:
         """Send the gradient to the seat that parked the input, and keep it."""
         self.frames.keep((work, "gradient"), (gradient,))
-        if (work, "gradient") not in self._duties:
+        if (work, "gradient") not in self.duties:
             self._open(Custody(work, self._limits, target=target), now)
 
     # --- what others say ------------------------------------------------------------------
@@ -170,7 +167,7 @@ class Custodian:
                 event = c.Answered(peer, message.attempt, None, message.retry_seconds)
             case _:
                 assert_never(message)
-        if (work, "forward") in self._duties:
+        if (work, "forward") in self.duties:
             self._feed(work, "forward", event, now)
         elif isinstance(message, m.Offer):  # of a step that is over, or never asked for
             decline = m.Decline(
@@ -194,32 +191,34 @@ class Custodian:
             case _:
                 assert_never(message)
 
-    def repath(self, peer: PeerId, work: Microbatch, now: Seconds) -> None:
-        """The stage below replays: its gradient goes to ``peer`` now."""
+    def repath(self, peer: PeerId, work: Microbatch, now: Seconds, *, bare: bool = False) -> None:
+        """The stage below replays: its gradient goes to ``peer`` now, be it counted (``bare``)."""
         self._feed(work, "gradient", c.Moved(peer), now)
-        if self._concluded:  # no bitmap of that step is listened to: who asks has not counted it
+        if (
+            self._concluded or bare
+        ):  # no bitmap of that step is listened to: who asks has not counted it
             self._feed(work, "gradient", c.Tallied(live=False), now)
 
     def lost(self, peer: PeerId, now: Seconds) -> None:
         """``peer`` is gone: what it held goes another way."""
-        for work, what in self._duties:
+        for work, what in self.duties:
             self._feed(work, what, c.Lost(peer), now)
 
     def found(self, peer: PeerId, now: Seconds) -> None:
         """``peer`` was suspected falsely: what it parked still waits there."""
-        for work, what in self._duties:
+        for work, what in self.duties:
             self._feed(work, what, c.Found(peer), now)
 
     def link_down(self, peer: PeerId, now: Seconds) -> None:
         """The link to ``peer`` broke: what was on its way may not have arrived."""
-        for work, what in self._duties:
+        for work, what in self.duties:
             self._feed(work, what, c.LinkBroke(peer), now)
 
     def seats_changed(self, now: Seconds) -> None:
         """Others have opened or closed seats: what lay in a closed one is lost."""
         seats = {what: self._post.seats(self._there(what)) for what in WAYS}
-        for work, what in self._duties:
-            duty = self._duties.get((work, what))
+        for work, what in self.duties:
+            duty = self.duties.get((work, what))
             holder = None if duty is None else duty.holder
             if holder is not None and holder not in seats[what]:
                 self._feed(work, what, c.Lost(holder), now)
@@ -228,7 +227,7 @@ class Custodian:
         """The live bitmaps of the stage above or below cover ``union``; ``left`` are missing."""
         if what == "forward" and left is not None:
             self._router.set_left(left)
-        for slot in slots_of(self._duties.news(what, union)):
+        for slot in slots_of(self.duties.news(what, union)):
             assert self._at is not None
             work = Microbatch(self._at.step, Slot(slot))
             self._feed(work, what, c.Tallied(bool(union >> slot & 1)), now)
@@ -237,28 +236,28 @@ class Custodian:
         """Act on every deadline that has passed."""
         if self.due_at is None or now < self.due_at:
             return
-        for key in self._duties.due(now):
-            if (duty := self._duties.get(key)) is not None:
+        for key in self.duties.due(now):
+            if (duty := self.duties.get(key)) is not None:
                 self._perform(duty, duty.tick(now=now))
                 assert duty.due_at is None or duty.due_at > now, (key, duty.state)
-        self._duties.look_ahead()
+        self.duties.look_ahead()
 
     # --- doing ----------------------------------------------------------------------------
 
     def _open(self, duty: Custody, now: Seconds, *, counted: bool = False) -> None:
-        self._duties.add(duty)
+        self.duties.add(duty)
         seats = self._post.seats(self._there(duty.what)) if duty.replay else ()
         self._perform(duty, duty.start(now=now, seats=seats, counted=counted))
 
     def _feed(self, work: Microbatch, what: c.What, event: c.Event, now: Seconds) -> None:
-        duty = self._duties.get((work, what))
+        duty = self.duties.get((work, what))
         if duty is not None:
             self._perform(duty, duty.handle(event, now=now))
 
     def _perform(self, duty: Custody, actions: tuple[c.Action, ...]) -> None:
         for action in actions:
             self._act(duty, action)
-        self._duties.note(duty)
+        self.duties.note(duty)
 
     def _there(self, what: c.What) -> Stage:
         """The stage that frames of this kind go to."""
@@ -283,7 +282,8 @@ class Custodian:
                 asked = self._post.seats(there) if peer is None else (peer,)
                 self._post.tell_all(asked, m.Where(at=at, slot=work.slot, stage=there))
             case c.TellPath(peer):
-                self._post.tell(peer, m.Repath(at=at, slot=work.slot, stage=self.stage))
+                bare = bool(self.borrowed() >> work.slot & 1)
+                self._post.tell(peer, m.Repath(at, work.slot, self.stage, bare))
             case c.Again(peer, reason, recalled):
                 self._note(duty, peer, reason, recalled=recalled)
             case _:

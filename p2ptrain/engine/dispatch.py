@@ -69,6 +69,8 @@ class Dispatcher:
                 for near in (message.stage - 1, message.stage + 1):
                     if (seat := self._seats.get(Stage(near))) is not None:
                         seat.pipeline_of(message.at).custodian.hear(peer, message, now)
+                        if isinstance(message, m.Whereabouts) and message.state == "wanted":
+                            seat.depositing.asked(message)
             case m.Repath():
                 if (seat := self._seats.get(Stage(message.stage + 1))) is not None:
                     seat.pipeline_of(message.at).repath(peer, message, now)
@@ -123,6 +125,8 @@ class Dispatcher:
                 seat.pipeline_of(message.at).gradient(peer, message, payload, now)
             case m.Part():
                 seat.stepper.part(peer, message, payload)
+            case m.Deposit():
+                seat.depositing.hear(peer, message, payload)
             case _:
                 pass
 

@@ -79,6 +79,10 @@ class Docket:
         self._unions[what] = union
         return self._slots[what] & (union ^ self._counted[what])
 
+    def slots(self, what: c.What) -> int:
+        """The slots of all duties of one direction."""
+        return self._slots[what]
+
     def counted_there(self, what: c.What) -> int:
         """The slots that are counted where frames of this direction go, as far as was told."""
         return self._unions[what]

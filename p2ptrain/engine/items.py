@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from p2ptrain.units import Bytes, PeerId, Seconds, Stage
     from p2ptrain.wire import messages as m
 
-Held = Literal["none", "queued", "computing", "parked", "counted", "committed"]
-"""Where a microbatch stands here, for others: ``committed`` with its step."""
+Held = Literal["none", "queued", "computing", "parked", "counted", "committed", "bare", "wanted"]
+"""Where a microbatch stands here, for others: ``committed`` with its step; see m.Whereabouts."""
 
 
 @dataclass(slots=True)

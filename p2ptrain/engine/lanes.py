@@ -24,7 +24,7 @@ from p2ptrain.engine import framed
 from p2ptrain.errors import LinkError
 from p2ptrain.observe.events import FrameSent
 from p2ptrain.units import Slot, Stage, Step
-from p2ptrain.wire.messages import Chunk, CorpusChunk, Forward, Gradient, Part
+from p2ptrain.wire.messages import Chunk, CorpusChunk, Deposit, Forward, Gradient, Part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,10 +38,11 @@ if TYPE_CHECKING:
 BATCH_BYTES = 64 << 10
 """Small frames joined into one write: saves system calls, delays nobody."""
 
-_WHAT: dict[type[Data], Literal["forward", "gradient", "part", "chunk", "corpus"]] = {
+_WHAT: dict[type[Data], Literal["forward", "gradient", "part", "deposit", "chunk", "corpus"]] = {
     Forward: "forward",
     Gradient: "gradient",
     Part: "part",
+    Deposit: "deposit",
     Chunk: "chunk",
     CorpusChunk: "corpus",
 }

@@ -51,9 +51,10 @@ class Mail:
         failed: Callable[[Seconds], None],
         *,
         tries: int = 1,
+        sent: Callable[[], None] | None = None,
     ) -> None:
-        """Send a data frame in a task of its own; ``failed`` is called if it did not go out."""
-        self._spawn(self._send(peer, message, payload, failed, tries))
+        """Send a data frame in a task of its own, and call ``sent`` or ``failed`` in the end."""
+        self._spawn(self._send(peer, message, payload, failed, tries, sent))
 
     def seats(self, stage: Stage) -> tuple[PeerId, ...]:
         """Live peers that serve ``stage``, sorted; us among them."""
@@ -74,6 +75,7 @@ class Mail:
         payload: Payload,
         failed: Callable[[Seconds], None],
         tries: int,
+        sent: Callable[[], None] | None,
     ) -> None:
         for left in reversed(range(tries)):
             try:
@@ -83,5 +85,7 @@ class Mail:
                 if left:
                     await asyncio.sleep(RESEND_SECONDS)
             else:
+                if sent is not None:
+                    sent()
                 return
         failed(asyncio.get_running_loop().time())

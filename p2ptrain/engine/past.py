@@ -165,6 +165,11 @@ class Past:
         live = self._roster.at(Stage(whole.stage), self.at, whole.members)
         return {c.peer: bytes_to_mask(c.slots) for c in whole.cover if c.peer not in live}
 
+    def lacking_above(self) -> int:
+        """What the stage above had counted and may have to count again."""
+        above = self._awaited.get("forward")
+        return 0 if above is None else union(self._gone(above))
+
     def _count_out(self, what: What, whole: Sum, now: Seconds) -> None:
         for peer, slots in self._gone(whole).items():
             if (what, peer) not in self._missed:

@@ -31,6 +31,7 @@ from p2ptrain.core.ledger import sum_tallies
 from p2ptrain.core.offers import Declined, OfferBook, Offered
 from p2ptrain.engine.answers import BEHIND_RETRY_SECONDS, FOREIGN_RETRY_SECONDS, Answers
 from p2ptrain.engine.items import arrived, sourced
+from p2ptrain.engine.loans import Loans
 from p2ptrain.engine.pace import Pace
 from p2ptrain.engine.shelf import Shelf
 from p2ptrain.observe import events as ev
@@ -75,19 +76,20 @@ class Pipeline:
         self.on_change: Callable[[], None] = lambda: None
         self.on_count: Callable[[], None] = lambda: None
         self.late: Callable[[], bool] = lambda: False  # see engine/ending
-        self._emit, self._backlog = emit, backlog
-        self._place = place
+        self._emit, self._backlog, self._place = emit, backlog, place
         self._new_answers = partial(
             Answers, place.stage, self.pace, post=post, emit=emit, backlog=backlog
         )
         self._slots: StepSlots | None = None
         self.running = 0  # jobs of this seat that are computing
+        self.loans = Loans()
         self._renew(book, custodian)
 
     def _renew(self, book: OfferBook, custodian: Custodian) -> None:
         self.book, self.custodian = book, custodian
         self.shelf = Shelf(self._place, book, lambda: self.retained_bytes)
         self.answers = self._new_answers(held=self.shelf.state)
+        self.custodian.borrowed = self.shelf.get_borrowed
 
     # --- the step ---------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ class Pipeline:
 
     def holds(self, work: Microbatch) -> bool:
         """Whether the microbatch is here in any state."""
-        return self.shelf.get(work) is not None
+        return self.shelf.state(work) != "none"
 
     def counted_elsewhere(self, union: int) -> None:
         """Live mates have counted ``union``: drop our copies, unless a neighbour waits for them."""
@@ -188,7 +190,7 @@ class Pipeline:
     def forward(self, peer: PeerId, message: m.Forward, payload: memoryview, now: Seconds) -> None:
         """A frame has arrived: it holds its place, or goes back to its sender's care."""
         work = Microbatch(message.at.step, message.slot)
-        known = message.at != self.at or self.shelf.state(work) != "none"
+        known = message.at != self.at or self.shelf.get(work) is not None
         offered = self.book.state(work) == "reserved"
         may_come = offered or (self._expects(work) and not self.draining and self.shelf.has_room())
         if known or not may_come:
@@ -238,13 +240,13 @@ class Pipeline:
         item = self.shelf.get(work)
         if message.at == self.at and item is not None:
             item.move(peer)
-        self.custodian.repath(peer, work, now)
+        self.custodian.repath(peer, work, now, bare=message.bare)
 
     # --- work -------------------------------------------------------------------------------
 
     def source(self, work: Microbatch, *, replay: bool, spare: bool = False) -> bool:
         """Stage 0: take a microbatch from the data, unless the parked bound forbids it."""
-        if self._stands_still or self.corpus is None or self.shelf.state(work) != "none":
+        if self._stands_still or self.corpus is None or self.shelf.get(work) is not None:
             return False
         if not self._has_room(spare=spare) or not self.book.source(work, parks=not spare):
             return False
@@ -289,12 +291,11 @@ class Pipeline:
 
     def passes(self, work: Microbatch) -> bool:
         """Whether the microbatch parks nothing here: nobody wants its gradient."""
-        return self.evaluates(work) or (self.passing and self.stage == 0)
+        return self.evaluates(work) or (self.stage == 0 and not self.sign(work))
 
-    @property
-    def sign(self) -> Literal[0, 1]:
-        """How often what is computed now goes into the accumulator."""
-        return 0 if self.passing else 1
+    def sign(self, work: Microbatch) -> Literal[0, 1]:
+        """How often what is computed of ``work`` now goes into the accumulator."""
+        return 0 if self.passing or self.shelf.borrowed >> work.slot & 1 else 1
 
     @property
     def _stands_still(self) -> bool:

@@ -41,8 +41,12 @@ class Post(Protocol):
         failed: Callable[[Seconds], None],
         *,
         tries: int = 1,
+        sent: Callable[[], None] | None = None,
     ) -> None:
-        """Send a data frame in a task of its own; ``failed`` is called if it did not go out."""
+        """Send a data frame in a task of its own; ``failed`` is called if it did not go out.
+
+        ``sent``: called if it did.
+        """
         ...
 
     def seats(self, stage: Stage) -> tuple[PeerId, ...]:

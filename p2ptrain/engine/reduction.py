@@ -97,7 +97,7 @@ class Reducer:
                 await self._send_own(plan, share.peer, share.start, share.stop)
         mine = next(share for share in plan.shares if share.peer == self._me)
         pieces: list[tuple[int, Buffer]] = []
-        for start, stop in _pieces(mine.start, mine.stop):
+        for start, stop in pieces_of(mine.start, mine.stop):
             own = [await self._compute.read_own(start, stop)] if self._me in givers else []
             others = [
                 await self._take(peer, "own", start, stop) for peer in givers if peer != self._me
@@ -109,7 +109,7 @@ class Reducer:
                     self._ship(share.peer, plan.at, plan.ballot, ("sum", start, stop), total)
         for share in plan.shares:
             if share.peer != self._me:
-                for start, stop in _pieces(share.start, share.stop):
+                for start, stop in pieces_of(share.start, share.stop):
                     piece = await self._take(share.peer, "sum", start, stop)
                     pieces.append((start, piece))
         return await self._compute.finish(sorted(pieces, key=lambda piece: piece[0]))
@@ -123,7 +123,7 @@ class Reducer:
             TimeoutError: it did not arrive in time.
         """
         ballot = sum_ballot(whole)
-        pieces = _pieces(0, self._compute.elements)
+        pieces = pieces_of(0, self._compute.elements)
         self._expect(
             whole.at, ballot, frozenset((holder, "sum", start, stop) for start, stop in pieces)
         )
@@ -141,7 +141,7 @@ class Reducer:
 
     async def serve(self, peer: PeerId, whole: Sum, held: Callable[[], bool]) -> None:
         """Send the last finished sum to a seat that missed it, while it is ``held``."""
-        for start, stop in _pieces(0, self._compute.elements):
+        for start, stop in pieces_of(0, self._compute.elements):
             if not held():
                 reason = f"the sum of step {whole.at.step} has gone"
                 self._post.tell(peer, m.NoSuch(what="sum", stage=whole.stage, reason=reason))
@@ -150,7 +150,7 @@ class Reducer:
             self._ship(peer, whole.at, sum_ballot(whole), ("sum", start, stop), total)
 
     async def _send_own(self, plan: Plan, peer: PeerId, first: int, last: int) -> None:
-        for start, stop in _pieces(first, last):
+        for start, stop in pieces_of(first, last):
             own = await self._compute.read_own(start, stop)
             self._ship(peer, plan.at, plan.ballot, ("own", start, stop), own)
 
@@ -193,14 +193,15 @@ def _givers(plan: Plan) -> list[PeerId]:
 def _wanted(plan: Plan, me: PeerId) -> Iterator[Wanted]:
     """What ``me`` gets: everybody's elements of its own shard, and the sums of the others."""
     for share in plan.shares:
-        for start, stop in _pieces(share.start, share.stop):
+        for start, stop in pieces_of(share.start, share.stop):
             if share.peer != me:
                 yield share.peer, "sum", start, stop
             else:
                 yield from ((peer, "own", start, stop) for peer in _givers(plan) if peer != me)
 
 
-def _pieces(start: int, stop: int) -> list[tuple[int, int]]:
+def pieces_of(start: int, stop: int) -> list[tuple[int, int]]:
+    """Cut elements into what goes into one frame each."""
     return [
         (first, min(first + PIECE_ELEMENTS, stop)) for first in range(start, stop, PIECE_ELEMENTS)
     ]

@@ -19,6 +19,7 @@ from p2ptrain.core.schedule import step_slots
 from p2ptrain.core.sourcing import weighted
 from p2ptrain.engine import window
 from p2ptrain.engine.custodian import Custodian
+from p2ptrain.engine.depositing import Depositing
 from p2ptrain.engine.ending import Ending
 from p2ptrain.engine.gauge import Gauge
 from p2ptrain.engine.past import Past
@@ -79,6 +80,7 @@ class SeatRuntime:
             distrust=around.distrust,
         )
         self._ending = Ending(self.pipeline, self.stepper, around)
+        self.depositing = Depositing(self.pipeline, compute, self.stepper, around)
         source = (around.run, me, self.pipeline, around.post)
         self.sourcer = Sourcer(*source, rate=self._rate) if self.stage == 0 else None
         self._total_slots, self._step_seconds, self._began = 0, 0.0, 0.0  # of this step; the last
@@ -99,6 +101,7 @@ class SeatRuntime:
             self.sourcer.stop()  # what is pending belongs to the last step
         self._total_slots = slots.width
         self.pipeline.begin(at, slots, parked_bound=self._parked_bound())
+        self.depositing.begin()
         self.stepper.begin(at, members, now)
         if any(members):
             self.start_sourcing()
@@ -210,18 +213,11 @@ class SeatRuntime:
             self._around.wake()
 
     def refresh_router(self) -> None:
-        """Tell the router who serves the next stage, and how fast.
-
-        A draining seat is asked only where nobody else counts: it serves to the step's end,
-        and a newcomer may be behind.
-        """
-        roster, stage, at = self._around.roster, Stage(self.stage + 1), self.position
-        if at is None or stage >= self._around.spec.cut.stages:
-            return
-        count = roster.at(stage, at, self.stepper.members[stage])
-        above = [seat for seat in roster.serving(stage) if seat.peer in count]
-        above = above or [seat for seat in roster.present(stage) if seat.peer in count]
-        self.router.set_seats({s.peer: s.rate for s in above or roster.present(stage)})
+        """Tell the router who serves the next stage, and how fast."""
+        stage, at = Stage(self.stage + 1), self.position
+        if at is not None and stage < self._around.spec.cut.stages:
+            members = self.stepper.members[stage]
+            self.router.set_seats(window.rates_at(self._around.roster, stage, at, members))
 
     def refresh_sources(self, now: Seconds) -> None:
         """Stage 0: see what is ours to take from the data."""
@@ -259,7 +255,8 @@ class SeatRuntime:
         sourced = None if self.sourcer is None else self.sourcer.due_at
         first = self.pipeline.custodian.due_at
         before = None if self.pipeline.past is None else self.pipeline.past.due_at
-        for time in (self.stepper.due_at, self.pipeline.book.due_at, sourced, before):
+        others = (self.stepper.due_at, self.pipeline.book.due_at, self.depositing.due_at)
+        for time in (*others, sourced, before):
             if time is not None and (first is None or time < first):
                 first = time
         return first
@@ -271,6 +268,7 @@ class SeatRuntime:
         self.pipeline.custodian.tick(now)
         self.stepper.tick(now)
         self.pipeline.book.expire(now=now)
+        self.depositing.tick(now)
         sourcer = self.sourcer
         if sourcer is not None and sourcer.due_at is not None and now >= sourcer.due_at:
             self.refresh_sources(now)

@@ -32,6 +32,7 @@ class Shelf:
         self._place, self._book, self._retained = place, book, retained
         self._items: dict[Microbatch, Item] = {}
         self.get = self._items.get
+        self.borrowed = 0  # slots that count here without ever having lain here (core/deposits)
 
     def put(self, item: Item) -> None:
         """The item lies here from now on; nothing of its microbatch may be here yet."""
@@ -55,6 +56,14 @@ class Shelf:
             if waits and slots >> work.slot & 1:
                 self.drop(work)
 
+    def borrow(self, slots: int) -> None:
+        """These count here from now on: what of them only waits is of no use."""
+        self.borrowed |= slots
+        for work, item in list(self._items.items()):
+            waits = item.state in ("queued", "parked") and item.gradient is None
+            if waits and item.spare and slots >> work.slot & 1:
+                self.drop(work)
+
     def lighten(self) -> None:
         """What is counted is not computed again: let go of its frames."""
         for item in self._items.values():
@@ -64,6 +73,7 @@ class Shelf:
     def clear(self) -> None:
         """The step is over."""
         self._items.clear()
+        self.borrowed = 0
 
     # --- what is here, and what still fits --------------------------------------------------
 
@@ -107,9 +117,21 @@ class Shelf:
         """What is here; a parked one whose gradient has come counts as being computed."""
         item = self._items.get(work)
         if item is None:
-            return "none"
+            return "bare" if self.borrowed >> work.slot & 1 else "none"
         returned = item.gradient is not None and item.state != "counted"
         return "computing" if returned else item.state
+
+    def get_borrowed(self) -> int:
+        """The slots that are borrowed now."""
+        return self.borrowed
+
+    @property
+    def bare(self) -> int:
+        """The borrowed slots of which nothing lies here."""
+        slots = self.borrowed
+        for work in self._items if slots else ():
+            slots &= ~(1 << work.slot)
+        return slots
 
     def of(self, slots: int) -> list[Item]:
         """The items of these slots, oldest first."""

@@ -125,7 +125,7 @@ class Sourcer:
         shares, at = self._shares, self._at
         if shares is None or at is None:
             return
-        above = self._pipeline.custodian.counted_above  # nobody waits for these
+        above = self._pipeline.custodian.duties.counted_there("forward")  # nobody waits for these
         through = self._source(shares, at, self._pending & ~above)
         self._source(shares, at, self._pending & above, spare=True)
         if through and not self._retiring:
@@ -163,7 +163,7 @@ class Sourcer:
             return
         waiting = self._pipeline.shelf.sourced_waiting()
         unbegun = self._pending | waiting
-        unbegun = unbegun & ~self._pipeline.custodian.counted_above or unbegun
+        unbegun = unbegun & ~self._pipeline.custodian.duties.counted_there("forward") or unbegun
         part = 1.0 if self._retiring else part_for(self._rate(peer), self._rate(self._me))
         given = shares.give(peer, unbegun, room=message.room, part=part)
         self._pipeline.shelf.drop_waiting(given & waiting)
@@ -198,7 +198,9 @@ class Sourcer:
         mates = set(self._post.seats(Stage(0))) & self._live
         away = [peer for peer in shares.owners() if peer not in mates]
         # Who has some to spare of its own (core/sparing) helps only with what comes before that.
-        done = self._union | (pipeline.custodian.counted_above if self._pending else 0)
+        done = self._union | (
+            pipeline.custodian.duties.counted_there("forward") if self._pending else 0
+        )
         richest = shares.richest(done, but=[*self._poor, *away])
         if richest is not None:
             self._asked = (richest, now + ANSWER_SECONDS)

@@ -70,7 +70,7 @@ class Stepper:
         self._run, self._spec, self._incarnation = run, spec, incarnation
         self._signer, self._pipeline, self._compute = signer, pipeline, compute
         self._post, self._spawn, self._live = post, spawn, live
-        self._gossip = Gossip(
+        self.gossip = Gossip(
             pipeline, post, signer, spec=spec, incarnation=incarnation, next_seq=next_seq
         )
         self._committer = Committer(spec, pipeline, compute, post, emit=emit, committed=committed)
@@ -78,7 +78,7 @@ class Stepper:
             signer.peer,
             pipeline,
             compute,
-            self._gossip,
+            self.gossip,
             self._committer,
             post=post,
             emit=emit,
@@ -120,7 +120,7 @@ class Stepper:
     @property
     def ahead(self) -> frozenset[PeerId]:
         """Seats of our stage that count in the step after this one already."""
-        return self._gossip.ahead
+        return self.gossip.ahead
 
     @property
     def at(self) -> Position:
@@ -152,7 +152,7 @@ class Stepper:
             seal=self.sums.seal,
         )
         heard = self.sums.begin(at, canonical=canonical)
-        early = self._gossip.begin(at)
+        early = self.gossip.begin(at)
         self._lives = {}
         self._driver.begin(machine, frozenset(peer for there in members for peer in there))
         self._committer.begin(now)
@@ -160,25 +160,25 @@ class Stepper:
         for bitmap in early:
             self._admitted(bitmap, now)
         # an empty bitmap: plans have a place for whoever counted nothing, too
-        self._driver.feed(r.Seen(self._gossip.renew()), now)
-        self._gossip.tell(machine.leader)
+        self._driver.feed(r.Seen(self.gossip.renew()), now)
+        self.gossip.tell(machine.leader)
         for peer, whole in heard:
             self.received(peer, whole, now)
 
     def close(self) -> None:
         """The seat is given up: nothing is said or waited for any more."""
         self._driver.close()
-        self._gossip.close()
+        self.gossip.close()
 
     # --- what others say --------------------------------------------------------------------
 
     def bitmap(self, bitmap: Bitmap, now: Seconds) -> None:
         """A bitmap of this stage or a neighbour's; ignored unless it is of our position."""
-        if self._gossip.admits(bitmap):
+        if self.gossip.admits(bitmap):
             self._admitted(bitmap, now)
 
     def _admitted(self, bitmap: Bitmap, now: Seconds) -> None:
-        ledgers = self._gossip.ledgers
+        ledgers = self.gossip.ledgers
         if bitmap.stage == self.stage:
             if bitmap.peer != self._signer.peer:
                 self._driver.feed(r.Seen(bitmap), now)
@@ -234,8 +234,8 @@ class Stepper:
         """The pipeline's accumulator has changed: sign a new bitmap, gossip it when due."""
         if self.machine is None:
             return
-        self._driver.feed(r.Seen(self._gossip.renew()), now)
-        self._gossip.counted(self.machine.leader, now)
+        self._driver.feed(r.Seen(self.gossip.renew()), now)
+        self.gossip.counted(self.machine.leader, now)
 
     def advanced(self, peer: PeerId, stages: Iterable[Stage], now: Seconds) -> None:
         """``peer``, which serves ``stages``, has stepped: it may count from now on.
@@ -258,29 +258,29 @@ class Stepper:
             self._lives[self.stage] = live
             self._driver.feed(r.Live(live), now)
             self._stage_changed()
-        for stage in sorted(self._gossip.ledgers):
+        for stage in sorted(self.gossip.ledgers):
             if 0 <= stage < self._spec.cut.stages:
                 there = self._live(stage, at, self._members[stage])
                 if there != self._lives.get(stage):
                     self._lives[stage] = there
-                    self._gossip.ledgers[stage].set_live(there)
+                    self.gossip.ledgers[stage].set_live(there)
                     self._neighbour_changed(stage, now)
 
     def greet(self, peer: PeerId) -> None:
         """A link to ``peer`` is up (again): it may have missed our newest bitmap."""
-        self._gossip.greet(peer)
+        self.gossip.greet(peer)
 
     def restarted(self, peer: PeerId) -> None:
         """``peer`` is another incarnation: what it had counted is gone."""
         if self.machine is not None:
             self.machine.ledger.drop(peer)
-        for ledger in self._gossip.ledgers.values():
+        for ledger in self.gossip.ledgers.values():
             ledger.drop(peer)
 
     @property
     def due_at(self) -> Seconds | None:
         """When :meth:`tick` must run next."""
-        machine, gossip = self._driver.machine, self._gossip.due_at
+        machine, gossip = self._driver.machine, self.gossip.due_at
         round_ = None if machine is None else machine.due_at
         if gossip is None or round_ is None:
             return round_ if gossip is None else gossip
@@ -288,7 +288,7 @@ class Stepper:
 
     def tick(self, now: Seconds) -> None:
         """Act on every deadline that has passed."""
-        machine, gossip = self._driver.machine, self._gossip
+        machine, gossip = self._driver.machine, self.gossip
         if gossip.due_at is not None and now >= gossip.due_at:
             gossip.spread(now)
         if machine is not None and machine.due_at is not None and now >= machine.due_at:
@@ -315,6 +315,6 @@ class Stepper:
 
     def _neighbour_changed(self, stage: Stage, now: Seconds) -> None:
         what: What = "forward" if stage > self.stage else "gradient"
-        ledger = self._gossip.ledgers[stage]
+        ledger = self.gossip.ledgers[stage]
         left = ledger.missing().bit_count()
         self._pipeline.custodian.tallied(what, ledger.union(), now, left=left)

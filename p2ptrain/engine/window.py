@@ -16,6 +16,8 @@ from p2ptrain.core import offers
 from p2ptrain.units import Stage
 
 if TYPE_CHECKING:
+    from p2ptrain.core.agreement import Position
+    from p2ptrain.engine.roster import Roster
     from p2ptrain.engine.surroundings import Surroundings
     from p2ptrain.units import PeerId, Seconds
 
@@ -70,3 +72,17 @@ def parked_bound(around: Surroundings, stage: Stage, *, rate: float, total_slots
         total_slots=total_slots,
         window_per_stage=around.spec.limits.window_per_stage,
     )
+
+
+def rates_at(
+    roster: Roster, stage: Stage, at: Position, members: tuple[PeerId, ...]
+) -> dict[PeerId, float]:
+    """Who of ``stage`` can be asked at ``at``, and how fast it is.
+
+    A draining seat is asked only where nobody else counts: it serves to the step's end,
+    and a newcomer may be behind.
+    """
+    count = roster.at(stage, at, members)
+    seats = [seat for seat in roster.serving(stage) if seat.peer in count]
+    seats = seats or [seat for seat in roster.present(stage) if seat.peer in count]
+    return {seat.peer: seat.rate for seat in seats or roster.present(stage)}

@@ -11,9 +11,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.agreement import Tallies
+from p2ptrain.engine.loans import let_go
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from p2ptrain.engine.items import Item
     from p2ptrain.engine.pipeline import Pipeline
@@ -34,12 +35,22 @@ class Worker:
     async def run(self) -> None:
         """Work until cancelled; a cancelled job's seat must be cleared before it is used again."""
         while True:
+            if (chore := self._chore()) is not None:
+                await chore
+                continue
             job = self._next()
             if job is None:
                 self._wake.clear()
                 await self._wake.wait()
             else:
                 await perform(*job)
+
+    def _chore(self) -> Coroutine[None, None, None] | None:
+        """What a seat must do while it computes nothing (engine/depositing)."""
+        for pipeline, _ in self._seats():
+            if (chore := pipeline.loans.chore()) is not None:
+                return chore
+        return None
 
     def _next(self) -> tuple[Pipeline, StageCompute, Item] | None:
         best: tuple[Pipeline, StageCompute, Item] | None = None
@@ -53,7 +64,7 @@ class Worker:
 async def perform(pipeline: Pipeline, compute: StageCompute, item: Item) -> None:
     """Compute one job of one seat and tell its pipeline."""
     pipeline.running += 1
-    began = _now()
+    began, lent = _now(), pipeline.shelf.borrowed
     try:
         if item.returned:
             await _backward(pipeline, compute, item)
@@ -64,11 +75,25 @@ async def perform(pipeline: Pipeline, compute: StageCompute, item: Item) -> None
     finally:
         pipeline.running -= 1
     pipeline.pace.computing_seconds += _now() - began
+    given_back = (lent & ~pipeline.shelf.borrowed) >> item.work.slot & 1
+    if given_back and item.state == "counted" and not pipeline.passing:
+        let_go(pipeline, item)
     pipeline.on_change()
 
 
 async def subtract(pipeline: Pipeline, compute: StageCompute, mask: int) -> None:
     """Take the microbatches of ``mask`` out of the accumulator: another seat keeps them."""
+    pipeline.loans.taking_out += 1
+    try:
+        await _subtract(pipeline, compute, mask)
+    finally:
+        pipeline.loans.taking_out -= 1
+    pipeline.on_count()
+
+
+async def _subtract(pipeline: Pipeline, compute: StageCompute, mask: int) -> None:
+    if mask & pipeline.shelf.borrowed:
+        await pipeline.loans.give_back(mask)
     for item in pipeline.counted_items(mask):
         if pipeline.evaluates(item.work):
             tallies = await _score(pipeline, compute, item, sign=-1)
@@ -82,7 +107,6 @@ async def subtract(pipeline: Pipeline, compute: StageCompute, mask: int) -> None
             )
             tallies = Tallies(poisoned=-int(back.poisoned))
         pipeline.uncounts(item, tallies)
-    pipeline.on_count()
 
 
 def _now() -> float:
@@ -94,7 +118,7 @@ async def _forward(pipeline: Pipeline, compute: StageCompute, item: Item) -> Non
     item.state = "computing"
     pipeline.book.started(item.work)
     path = (*item.path, pipeline.me)  # ask while it computes: the round trip costs nothing
-    passes, sign = pipeline.passes(item.work), pipeline.sign
+    passes, sign = pipeline.passes(item.work), pipeline.sign(item.work)
     returns = not passes and item.gradient is None
     pipeline.custodian.open_forward(item.work, path, replay=item.replay, returns=returns, now=began)
     output = await compute.forward(item.work, item.tokens, item.given)
@@ -112,7 +136,7 @@ async def _backward(pipeline: Pipeline, compute: StageCompute, item: Item) -> No
     assert item.gradient is not None
     began = _now()
     item.state = "computing"
-    sign = pipeline.sign
+    sign = pipeline.sign(item.work)
     back = await compute.backward(item.work, item.tokens, item.given, item.gradient, sign=sign)
     now = _now()
     pipeline.pace.observe(item.forward_seconds + now - began)
@@ -126,7 +150,7 @@ async def _last(pipeline: Pipeline, compute: StageCompute, item: Item) -> None:
     began = _now()
     item.state = "computing"
     pipeline.book.started(item.work)
-    gradient, sign = None, pipeline.sign
+    gradient, sign = None, pipeline.sign(item.work)
     if pipeline.evaluates(item.work):
         tallies = await _score(pipeline, compute, item, sign=1)
     else:

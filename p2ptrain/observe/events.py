@@ -177,7 +177,7 @@ class FrameSent(Event, frozen=True, tag=True):
     ``step`` and ``slot`` are -1 where a frame belongs to none.
     """
 
-    what: Literal["forward", "gradient", "part", "chunk", "corpus"]
+    what: Literal["forward", "gradient", "part", "deposit", "chunk", "corpus"]
     peer: PeerId
     stage: Stage
     step: Step
@@ -215,6 +215,33 @@ class Subtracted(Event, frozen=True, tag=True):
     stage: Stage
     step: Step
     slot: Slot
+
+
+class Deposited(Event, frozen=True, tag=True):
+    """``peer`` has been sent a copy of this seat's accumulator, with these slots in it."""
+
+    stage: Stage
+    step: Step
+    peer: PeerId
+    slots: bytes
+
+
+class DepositTaken(Event, frozen=True, tag=True):
+    """What ``peer`` had counted, and deposited here, is in this seat's accumulator."""
+
+    stage: Stage
+    step: Step
+    peer: PeerId
+    slots: bytes
+
+
+class DepositReturned(Event, frozen=True, tag=True):
+    """... and has been taken out again: somebody else counts some of it."""
+
+    stage: Stage
+    step: Step
+    peer: PeerId
+    slots: bytes
 
 
 class Recalled(Event, frozen=True, tag=True):
@@ -430,6 +457,9 @@ AnyEvent: TypeAlias = (
     | Sourced
     | SlotCounted
     | Subtracted
+    | Deposited
+    | DepositTaken
+    | DepositReturned
     | Recalled
     | Replayed
     | RoundBegan

@@ -64,6 +64,7 @@ class Microbatches(msgspec.Struct, frozen=True, kw_only=True):
     overlapped: int
     duplicated: int
     lost: int
+    taken_up: int = 0  # counted by mates that were gone: their deposits were added, less returned
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,9 +252,19 @@ def _microbatches(entries: Iterable[ev.Entry], kinds: Counter[type]) -> Microbat
         replayed=kinds[ev.Replayed],
         recalled=recalled,
         overlapped=kinds[ev.Subtracted],
+        taken_up=_taken_up(entries),
         duplicated=sum(duplicated.values()),
         lost=sum(lost.values()) + gaps,
     )
+
+
+def _taken_up(entries: Iterable[ev.Entry]) -> int:
+    slots = 0
+    for event in (entry.event for entry in entries):
+        if isinstance(event, ev.DepositTaken | ev.DepositReturned):
+            count = int.from_bytes(event.slots, "little").bit_count()
+            slots += count if isinstance(event, ev.DepositTaken) else -count
+    return slots
 
 
 def _judge(event: ev.StepCommitted) -> tuple[int, int]:

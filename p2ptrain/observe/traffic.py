@@ -78,7 +78,7 @@ def wire_of(entries: Iterable[ev.Entry]) -> Wire:
         forward_ratio_vs_bf16=_of_bf16(_ratio(first["forward"])),
         backward_ratio_vs_bf16=_of_bf16(_ratio(first["gradient"])),
         repeated_bytes=beside["repeated"],
-        sum_bytes=beside["part"],
+        sum_bytes=beside["part"] + beside["deposit"],
         state_bytes=beside["chunk"] + beside["corpus"],
         control_bytes=beside["control"],
     )

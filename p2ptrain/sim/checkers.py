@@ -105,6 +105,13 @@ class _Accounts:
             mask = mask | bit if isinstance(event, ev.SlotCounted) else mask & ~bit
             self._now[peer, event.stage] = (event.step, mask)
             self._been[peer, event.stage, event.step].add(mask)
+        elif isinstance(event, ev.DepositTaken | ev.DepositReturned):
+            step, mask = self._now.get((peer, event.stage), (event.step, 0))
+            slots, mask = int.from_bytes(event.slots, "little"), mask if step == event.step else 0
+            taken = isinstance(event, ev.DepositTaken)
+            mask = mask | slots if taken else mask & ~slots
+            self._now[peer, event.stage] = (event.step, mask)
+            self._been[peer, event.stage, event.step].add(mask)
         elif isinstance(event, ev.SeatOpened):  # anew: what was counted before is gone
             self._now.pop((peer, event.stage), None)
 

@@ -23,6 +23,7 @@ from p2ptrain.sim.blows import Blow, BlowKind
 from p2ptrain.sim.points import (
     IN_ADOPTING,
     IN_COPYING,
+    IN_DEPOSITING,
     IN_LOSS,
     IN_SHARING,
     IN_TRANSFER,
@@ -35,7 +36,7 @@ from p2ptrain.sim.swarms import SwarmPlan
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-Family: TypeAlias = Literal["plain", "kept", "mixed", "lossy", "rare"]
+Family: TypeAlias = Literal["plain", "kept", "mixed", "lossy", "rare", "deposit"]
 """A seed draws a plan in each."""
 
 FAILPOINT_SHARE = 0.8
@@ -58,7 +59,7 @@ RARE_STEPS = 6
 RARE: Final = IN_SHARING | IN_COPYING | IN_LOSS
 """Points that the family "rare" is about."""
 
-PLAIN: Final = (POINTS.keys() - RARE) | IN_TRANSFER
+PLAIN: Final = (POINTS.keys() - RARE - IN_DEPOSITING) | IN_TRANSFER
 """Those of all others: to some of both a newcomer comes as well as the keeper of a copy."""
 
 FAULTS_MOST = 4
@@ -142,6 +143,29 @@ def draw_rare(seed: int) -> SwarmPlan:
     )
 
 
+def draw_deposit(seed: int) -> SwarmPlan:
+    """A plan of ``seed`` whose seats leave what they count with a mate; a third of it mixed.
+
+    Steps are long for once, and stages have mates. Half of the faults strike where deposits are
+    made, taken up and given back.
+    """
+    rng = Random(f"p2ptrain deposits/{seed}")
+    plan = rng.choice((draw, draw, draw_mixed))(seed)
+    stages, half = rng.randint(2, 4), FAULTS_MOST // 2
+    peers = rng.randint(2 * stages, 3 * stages)
+    strikes = tuple(_strike(rng, IN_DEPOSITING) for _ in range(half))
+    return msgspec.structs.replace(
+        plan,
+        stages=stages,
+        microbatches=rng.randint(12, 40),
+        steps=rng.randint(2, 3),
+        replicas=rng.randint(1, 2),
+        speeds=_speeds(rng, peers),
+        blows=(*plan.blows[: rng.randint(0, FAULTS_MOST)], *strikes),
+        deposit_every=rng.choice((1, 2, 2, 3, 5)),
+    )
+
+
 def _strike(rng: Random, points: Collection[str]) -> Blow:
     kind: BlowKind = rng.choice(("kill", "kill", "freeze"))
     seconds = rng.choice((2.0, 6.0, 12.0, 20.0))
@@ -154,6 +178,7 @@ FAMILIES: Final[Mapping[Family, Callable[[int], SwarmPlan]]] = {
     "mixed": draw_mixed,
     "lossy": draw_lossy,
     "rare": draw_rare,
+    "deposit": draw_deposit,
 }
 
 

@@ -111,6 +111,10 @@ POINTS: Final[dict[str, Point]] = {
     **_both("holdings told", m.Held),
     **_both("rollback", Rollback),
     "rolled back": InLog(event=ev.RolledBack),
+    # a seat leaves what it has counted with a mate, which takes it up
+    **_both("deposit", m.Deposit),
+    "deposit taken": InLog(event=ev.DepositTaken),
+    "deposit returned": InLog(event=ev.DepositReturned),
 }
 """All failpoints by name."""
 
@@ -143,6 +147,11 @@ IN_LOSS: Final = frozenset(
     | {"rollback sent", "rollback arrived", "rolled back"}
 )
 """Points that a swarm comes to only when a stage is lost, and falls back."""
+
+IN_DEPOSITING: Final = frozenset(
+    {"deposit sent", "deposit arrived", "deposit taken", "deposit returned"}
+)
+"""Points that a swarm comes to only where deposits are made."""
 
 PHASES: Final[dict[str, tuple[str, ...]]] = {
     "counting": ("counting",),

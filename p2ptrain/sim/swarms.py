@@ -88,6 +88,7 @@ class SwarmPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     canonical_steps: int = 0
     checkpoint_steps: int = 0
     adoption: Literal["exact", "int8", "int4"] = "exact"
+    deposit_every: int = 0
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -201,8 +202,9 @@ def _scenario(plan: SwarmPlan) -> Scenario:
     if mixed:
         spec = mixed_spec(spec, canonical_steps=plan.canonical_steps, adoption=plan.adoption)
     spec = short_of_memory(spec, plan.retained)
+    sync = msgspec.structs.replace(spec.sync, deposit_every=plan.deposit_every)
     kept = Checkpoint(every_steps=plan.checkpoint_steps)
-    spec = msgspec.structs.replace(spec, checkpoint=kept)
+    spec = msgspec.structs.replace(spec, checkpoint=kept, sync=sync)
     return Scenario(
         spec=spec,
         spill_bytes=disk_bytes(spec),

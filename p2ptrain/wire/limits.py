@@ -32,6 +32,7 @@ from p2ptrain.wire.messages import (
     Chunk,
     CorpusChunk,
     Data,
+    Deposit,
     Forward,
     Gradient,
     Part,
@@ -141,7 +142,7 @@ class FrameLimits:
                 if message.stage == self._stages - 1:
                     raise WireError("a gradient frame for the last stage, which makes its own")
                 return boundary_bytes(self._spec, message.stage, "backward", message.at.step)
-            case Part():
+            case Part() | Deposit():
                 if not 0 <= message.start <= message.stop <= self._elements[message.stage]:
                     raise WireError(
                         f"elements {message.start}..{message.stop} of stage {message.stage}, "
@@ -193,8 +194,7 @@ class FrameLimits:
             if not least <= (value := getattr(message, name)) <= most:
                 raise WireError(f"{kind.__name__}.{name}: {self._rules[name](value)}")
         for name, rule in compiled.others:
-            problem = rule(getattr(message, name))
-            if problem is not None:
+            if (problem := rule(getattr(message, name))) is not None:
                 raise WireError(f"{kind.__name__}.{name}: {problem}")
         if (
             kind is WantCorpus
@@ -254,10 +254,11 @@ class FrameLimits:
             **dict.fromkeys(("reason", "run", "arithmetic"), text),
             "offset": Between(0, CORPUS_BYTES),
             "chunk_bytes": Between(0, CHUNK_BYTES),
-            **dict.fromkeys(("ballot", "highest", "tallies"), self._nested),
+            **dict.fromkeys(("ballot", "highest", "tallies", "bitmap"), self._nested),
             "at": self._position,
-            **dict.fromkeys(("shares", "bitmaps", "cover", "seats"), self._all_nested),
-            **dict.fromkeys(("held", "let_go"), self._all_nested),
+            **dict.fromkeys(
+                ("shares", "bitmaps", "cover", "seats", "held", "let_go"), self._all_nested
+            ),
         }
 
     def _position(self, value: Position) -> str | None:
@@ -272,14 +273,13 @@ class FrameLimits:
         return None
 
     def _nested(self, value: Message) -> str | None:
-        self.check(value)
-        return None
+        return self._all_nested((value,))
 
 
 FREE_FIELDS = frozenset(
     {  # choices and flags: the schema says it all
         "channel", "what", "state", "replay", "behind", "finite", "available", "waiting", "final",
-        "begun", "spare",
+        "begun", "spare", "bare",
         "size_bytes",  # of a snapshot: the puller bounds it; of a corpus piece: see check
     }
 )  # fmt: skip

@@ -169,21 +169,29 @@ class Whereabouts(Message, frozen=True, tag=True):
     """Answer to Ask, Recall, Where or a superfluous frame.
 
     ``state``: ``none`` (also the answer RECALLED), ``queued``, ``computing``, ``parked``,
-    ``counted`` or ``committed`` (the step is over).
+    ``counted`` or ``committed`` (the step is over); ``bare``: it is counted here, but its frames
+    died with the mate that had counted it first. ``wanted`` is no answer: it is bare, and the
+    stage above lacks its input, so send it here (core/deposits).
     """
 
     at: Position
     slot: Slot
     stage: Stage
-    state: Literal["none", "queued", "computing", "parked", "counted", "committed"]
+    state: Literal[
+        "none", "queued", "computing", "parked", "counted", "committed", "bare", "wanted"
+    ]
 
 
-class Repath(Message, frozen=True, tag=True):
-    """I hold this microbatch for ``stage`` now: send its gradient to me."""
+class Repath(Message, frozen=True, tag=True, omit_defaults=True):
+    """I hold this microbatch for ``stage`` now: send its gradient to me.
+
+    ``bare``: even if ``stage`` has counted it; I have, but lack the gradient.
+    """
 
     at: Position
     slot: Slot
     stage: Stage
+    bare: bool = False
 
 
 class Forward(Message, frozen=True, tag=True, omit_defaults=True):
@@ -243,6 +251,19 @@ class Part(Message, frozen=True, tag=True):
     stage: Stage
     ballot: Ballot
     what: PartKind
+    start: int
+    stop: int
+
+
+class Deposit(Message, frozen=True, tag=True):
+    """Payload: integers of elements start..stop of the sender's accumulator (core/deposits).
+
+    ``bitmap``: the sender's own, of the moment at which the accumulator was that.
+    """
+
+    at: Position
+    stage: Stage
+    bitmap: Bitmap
     start: int
     stop: int
 
@@ -387,5 +408,5 @@ Control: TypeAlias = (
     | Rollback
     | NoSuch
 )
-Data: TypeAlias = Forward | Gradient | Part | Chunk | CorpusChunk
+Data: TypeAlias = Forward | Gradient | Part | Deposit | Chunk | CorpusChunk
 AnyMessage: TypeAlias = Handshake | Control | Data

@@ -737,3 +737,77 @@ def test_a_seat_that_has_it_to_spare_hears_that_it_is_waited_for() -> None:
     duty.handle(d.Answered(A, 1, QUOTE, 10.0), now=0.0)
     duty.handle(d.Arrived(A), now=0.1)
     assert duty.handle(d.Owed(), now=0.2) == (d.TellPath(A),)
+
+
+# --- counted by a seat that has no frame of it (core/deposits) ------------------------------
+
+
+def counted_by_another(*, owed: bool = True) -> Custody:
+    custody = forward(A, B)
+    custody.start(now=0.0, counted=True)
+    custody.handle(d.Ready(), now=0.0)
+    if not owed:
+        custody.handle(d.Returned(), now=0.0)
+    return custody
+
+
+def test_who_counts_it_and_lacks_its_gradient_is_sent_the_frame_if_it_is_waited_for() -> None:
+    custody = counted_by_another()
+    assert custody.handle(d.Located(A, "bare"), now=1.0) == (d.SendFrame(A, 1),)
+    custody.handle(d.Arrived(A), now=1.5)
+    custody.handle(d.Tallied(live=True), now=2.0)
+    assert custody.handle(d.Located(A, "counted"), now=9.0) == (d.TellPath(A),)
+
+
+def test_what_nobody_waits_for_is_sent_there_only_if_it_is_wanted() -> None:
+    custody = counted_by_another(owed=False)
+    assert custody.handle(d.Located(A, "bare"), now=1.0) == ()
+    assert custody.handle(d.Located(A, "wanted"), now=2.0) == (d.SendFrame(A, 1),)
+    assert custody.handle(d.Located(A, "wanted"), now=2.1) == ()  # it is on its way
+
+
+def test_a_frame_that_is_not_ready_follows_when_it_is() -> None:
+    custody = forward(A, replay=True)
+    custody.start(now=0.0, seats=(A, B))
+    assert custody.handle(d.Located(A, "bare"), now=0.5) == ()
+    assert custody.state is d.State.COUNTED
+    assert custody.handle(d.Ready(), now=1.0) == (d.SendFrame(A, 1),)
+
+
+def test_what_bounces_there_is_asked_about_again_and_goes_to_nobody_else() -> None:
+    custody = counted_by_another()
+    custody.handle(d.Located(A, "bare"), now=1.0)
+    assert custody.handle(d.Located(A, "bare"), now=1.1) == ()
+    assert custody.state is d.State.COUNTED
+    assert custody.due_at == pytest.approx(1.1 + LIMITS.idle_seconds)
+    assert custody.tick(now=3.0) == (d.AskWhere(None),)
+    assert custody.handle(d.Located(A, "bare"), now=3.1) == (d.SendFrame(A, 2),)
+    assert custody.handle(d.SendFailed(A, 2), now=3.2) == ()
+    assert custody.state is d.State.COUNTED
+
+
+def test_when_it_does_not_count_it_any_more_the_frame_goes_its_usual_way() -> None:
+    custody = counted_by_another()
+    custody.handle(d.Located(A, "bare"), now=1.0)
+    custody.handle(d.Tallied(live=True), now=1.5)
+    assert any(isinstance(a, d.AskSeat) for a in custody.handle(d.Tallied(live=False), now=2.0))
+    again = counted_by_another()
+    again.handle(d.Located(A, "bare"), now=1.0)
+    assert any(isinstance(a, d.AskSeat) for a in again.handle(d.Lost(A), now=2.0))
+
+
+def test_for_who_waits_for_nothing_it_is_as_good_as_counted() -> None:
+    custody = forward(A)
+    custody.start(now=0.0)
+    custody.handle(d.Returned(), now=0.0)
+    custody.handle(d.Located(A, "bare"), now=0.1)
+    assert (custody.state, custody.holder) == (d.State.COMPUTED, A)
+
+
+def test_a_gradient_is_not_moved_by_it() -> None:
+    custody = gradient()
+    custody.start(now=0.0)
+    custody.handle(d.Arrived(A), now=0.1)
+    for held_ in ("bare", "wanted"):
+        assert custody.handle(d.Located(A, held_), now=1.0) == ()
+    assert custody.state is d.State.HELD

@@ -202,7 +202,7 @@ def test_what_only_the_steps_end_waits_for_says_so_until_the_step_is_over(
 ) -> None:
     seat = sent(bench())
     seat.custodian.tallied("forward", 1 << WORK.slot, 0.2)
-    assert seat.custodian.counted_above == 1 << WORK.slot
+    assert seat.custodian.duties.counted_there("forward") == 1 << WORK.slot
     seat.custodian.gradient_back(WORK, 0.3)
     seat.custodian.tallied("forward", 0, 0.4)
     assert (seat.post.last(m.Ask).spare, seat.post.last(m.Ask).replay) == (True, True)

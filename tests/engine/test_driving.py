@@ -12,6 +12,7 @@ from p2ptrain.core import rounds as r
 from p2ptrain.core.agreement import Ballot, Plan, Position, Share, Sum, Tallies
 from p2ptrain.core.chain import genesis_chain
 from p2ptrain.engine.driving import FETCH_SECONDS, Driver, step_limits
+from p2ptrain.engine.loans import Loans
 from p2ptrain.observe import events as ev
 from p2ptrain.sim import loop
 from p2ptrain.units import Digest, PeerId, RunId, Stage, Step
@@ -80,6 +81,8 @@ class Rig:
             on_change=lambda: self.log.append("change"),
             on_count=lambda: self.log.append("count"),
             counted_items=lambda _mask: [],
+            loans=Loans(),
+            shelf=SimpleNamespace(borrowed=0),
         )
         self.gossip: Any = SimpleNamespace(
             due_at=1.0, tell=lambda leader: self.log.append(f"bitmap to {leader}")

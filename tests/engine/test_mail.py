@@ -97,3 +97,15 @@ def test_seats_are_those_that_live_here_and_elsewhere() -> None:
     assert mail.seats(Stage(1)) == (A, ME)
     assert mail.seats(Stage(0)) == ()
     assert mail.everyone() == (A, ME)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("failures", [0, 1])
+async def test_who_asks_for_it_is_told_when_the_frame_is_out(failures: int) -> None:
+    told: list[str] = []
+    async with asyncio.TaskGroup() as group:
+        mail = Mail(Links(failures), Roster(ME), group.create_task)  # type: ignore[arg-type]
+        mail.ship(
+            A, MESSAGE, (b"x",), lambda _now: told.append("failed"), sent=lambda: told.append("out")
+        )
+    assert told == ["failed" if failures else "out"]

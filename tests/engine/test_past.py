@@ -174,7 +174,7 @@ def test_it_passes_what_a_stage_mate_had_counted_and_adds_nothing(scene: Scene) 
     scene.over.forward(BELOW, parked_frame(), memoryview(bytes(100)), 2.0)
     item = scene.over.next_job()
     assert item is not None
-    assert (item.work, scene.over.sign) == (PARKED, 0)
+    assert (item.work, scene.over.sign(PARKED)) == (PARKED, 0)
     scene.past.stop()
     assert scene.over.next_job() is None  # the weights go
 

@@ -309,7 +309,12 @@ def test_what_is_left_behind_only_passes_and_what_stays_is_empty(bench: MakeBenc
     book = seat.pipeline.book
     over = seat.pipeline.leave(passing=True)
     assert (over.at, over.book, over.custodian) == (seat.at, book, seat.custodian)
-    assert (over.frozen, over.passing, over.sign, over.past) == (True, True, 0, None)
+    assert (over.frozen, over.passing, over.sign(Microbatch(seat.at.step, Slot(0))), over.past) == (
+        True,
+        True,
+        0,
+        None,
+    )
     assert over.holds(Microbatch(Step(0), Slot(0)))
     assert not seat.pipeline.holds(Microbatch(Step(0), Slot(0)))
     assert seat.pipeline.book.queue == seat.pipeline.book.parked == 0

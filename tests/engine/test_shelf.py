@@ -246,3 +246,24 @@ def test_what_others_sent_and_has_not_begun_is_found_oldest_first(bench: Bench) 
     bench.put(0).sender = None  # taken from the data
     bench.put(2, "parked").sender = PeerId("below")
     assert bench.shelf.given_waiting() == sent[::-1]
+
+
+def test_what_is_borrowed_is_bare_until_something_of_it_lies_here() -> None:
+    bench = Bench()
+    bench.shelf.borrow(0b110)
+    assert (bench.shelf.bare, bench.shelf.get_borrowed()) == (0b110, 0b110)
+    assert bench.shelf.state(work(1)) == "bare"
+    assert bench.shelf.state(work(0)) == "none"
+    bench.put(1)
+    assert (bench.shelf.bare, bench.shelf.state(work(1))) == (0b100, "queued")
+    bench.shelf.clear()
+    assert bench.shelf.borrowed == 0
+
+
+def test_what_only_the_end_of_the_step_waits_for_goes_when_it_is_borrowed() -> None:
+    bench = Bench()
+    bench.put(1).spare = True
+    bench.put(2)
+    bench.shelf.borrow(0b110)
+    assert bench.shelf.get(work(1)) is None
+    assert bench.shelf.get(work(2)) is not None

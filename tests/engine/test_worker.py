@@ -224,3 +224,72 @@ async def test_stage_0_gives_outputs_again_once_it_has_its_sum(bench: MakeBench)
     await work_off(seat, compute)
     assert [name for name, *_ in compute.calls] == ["forward"]
     assert (seat.pipeline.counted, seat.pipeline.book.parked) == (0, 0)
+
+
+# --- what is counted for a mate that is gone (core/deposits) --------------------------------
+
+
+@pytest.mark.asyncio
+async def test_what_is_borrowed_is_computed_without_being_added(bench: MakeBench) -> None:
+    seat, compute = bench(), Compute()
+    seat.pipeline.shelf.borrow(0b1)
+    seat.pipeline.counted = 0b1
+    arrive(seat, 0)
+    await work_off(seat, compute)
+    returned(seat, 0)
+    await work_off(seat, compute)
+    assert compute.calls == [("forward", 0, 1), ("backward", 0, 0)]
+    assert seat.pipeline.tallies.poisoned == 0
+    assert seat.pipeline.shelf.state(Microbatch(seat.at.step, Slot(0))) == "counted"
+    assert seat.post.sent[-1].payload == (b"down",)
+
+
+@pytest.mark.asyncio
+async def test_what_is_given_back_while_it_computes_is_not_here_afterwards(
+    bench: MakeBench,
+) -> None:
+    seat, compute = bench(2), Compute()
+    seat.pipeline.shelf.borrow(0b1)
+    arrive(seat, 0)
+    compute.gate = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(perform(seat.pipeline, compute, seat.pipeline.next_job()))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        seat.pipeline.shelf.borrowed = 0
+        compute.gate.set()
+    assert compute.calls == [("loss", 0, 0)]
+    assert seat.pipeline.shelf.get(Microbatch(seat.at.step, Slot(0))) is None
+    assert seat.post.last(m.Whereabouts).state == "none"
+
+
+@pytest.mark.asyncio
+async def test_a_subtraction_gives_back_what_is_borrowed_first(bench: MakeBench) -> None:
+    seat, compute, given = bench(), Compute(), []
+
+    async def give_back(slots: int) -> None:
+        assert seat.pipeline.loans.taking_out == 1
+        given.append(slots)
+
+    seat.pipeline.loans.give_back = give_back
+    seat.pipeline.shelf.borrow(0b10)
+    await subtract(seat.pipeline, compute, 0b11)  # type: ignore[arg-type]
+    await subtract(seat.pipeline, compute, 0b01)  # type: ignore[arg-type]
+    assert (given, seat.pipeline.loans.taking_out) == ([0b11], 0)
+
+
+@pytest.mark.asyncio
+async def test_between_two_jobs_a_seat_does_its_chores(bench: MakeBench) -> None:
+    seat, compute, done = bench(), Compute(), []
+
+    async def chore() -> None:
+        done.append(list(compute.calls))
+
+    seat.pipeline.loans.chore = lambda: chore() if len(done) < 2 else None
+    arrive(seat, 0)
+    worker = Worker(lambda: [(seat.pipeline, compute)])  # type: ignore[list-item]
+    running = asyncio.get_running_loop().create_task(worker.run())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    running.cancel()
+    assert compute.calls
+    assert done == [[], []]

@@ -261,3 +261,23 @@ def test_where_arithmetic_differs_chains_may_part_but_one_chain_has_one_sum() ->
     parted = msgspec.structs.replace(other, chain=Chain(b"y" * 32))
     assert check_names([entry(1.0, A, one), entry(1.0, B, parted)]).holds
     assert not check_names([entry(1.0, A, one), entry(1.0, B, other)]).holds
+
+
+def taken(kind: type[ev.DepositTaken | ev.DepositReturned]) -> ev.DepositTaken | ev.DepositReturned:
+    return kind(stage=Stage(0), step=Step(0), peer=B, slots=b"\x0c")
+
+
+def test_what_was_taken_up_is_held_by_who_took_it_until_it_is_returned() -> None:
+    """A seat takes over what another had counted: its shares may name those slots."""
+    whole = change(0, cover=counted(b"\x0f", b"\x00"))
+
+    def with_deposits(*kinds: type[ev.DepositTaken | ev.DepositReturned]) -> Verdict:
+        entries = whole(stream())
+        place = next(i for i, e in enumerate(entries) if isinstance(e.event, ev.StepCommitted))
+        told = [entry(0.9, A, taken(kind)) for kind in kinds]
+        return check_covers([*entries[:place], *told, *entries[place:]], SPEC)
+
+    assert not with_deposits().holds
+    assert with_deposits(ev.DepositTaken).holds
+    without_it = with_deposits(ev.DepositReturned)
+    assert "never held exactly slots 0xf" in " ".join(without_it.problems)

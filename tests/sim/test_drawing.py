@@ -9,13 +9,21 @@ from p2ptrain.sim.drawing import (
     PLAIN,
     RARE,
     draw,
+    draw_deposit,
     draw_kept,
     draw_lossy,
     draw_mixed,
     draw_rare,
     family,
 )
-from p2ptrain.sim.points import IN_ADOPTING, IN_COPYING, IN_LOSS, IN_SHARING, POINTS
+from p2ptrain.sim.points import (
+    IN_ADOPTING,
+    IN_COPYING,
+    IN_DEPOSITING,
+    IN_LOSS,
+    IN_SHARING,
+    POINTS,
+)
 
 
 def test_a_seed_draws_one_plan_within_the_sizes() -> None:
@@ -58,10 +66,20 @@ def test_rare_ones_are_struck_where_the_others_are_not() -> None:
 
 
 def test_every_point_is_of_some_family() -> None:
-    assert set(POINTS) == PLAIN | RARE
+    assert set(POINTS) == PLAIN | RARE | IN_DEPOSITING
+    assert not IN_DEPOSITING & (PLAIN | RARE)  # nowhere else would they be reached
 
 
 def test_a_plan_shows_its_family() -> None:
     for name, drawn in FAMILIES.items():
         assert {family(drawn(seed)) for seed in range(50)} == {name}
     assert family(msgspec.structs.replace(draw_kept(1), seed=2)) == "plain"  # nobody drew that
+
+
+def test_where_deposits_are_made_faults_strike_there_and_stages_have_mates() -> None:
+    plans = [draw_deposit(seed) for seed in range(200)]
+    assert all(plan.deposit_every and len(plan.speeds) >= 2 * plan.stages for plan in plans)
+    points = {blow.point for plan in plans for blow in plan.blows}
+    assert points >= IN_DEPOSITING
+    assert {bool(plan.canonical_steps) for plan in plans} == {True, False}
+    assert not any(draw(seed).deposit_every for seed in range(50))

@@ -30,6 +30,7 @@ from p2ptrain.wire.messages import (
     Chunk,
     CorpusChunk,
     Data,
+    Deposit,
     Forward,
     Gradient,
     Heartbeat,
@@ -70,6 +71,20 @@ def part(start: int, stop: int, stage: int = 1) -> Part:
     return Part(at=AT, stage=Stage(stage), ballot=BALLOT, what="own", start=start, stop=stop)
 
 
+def deposit(start: int, stop: int, stage: int = 1) -> Deposit:
+    bitmap = Bitmap(
+        peer=ANN,
+        incarnation=1,
+        at=AT,
+        stage=Stage(stage),
+        seq=1,
+        slots=bytes(2),
+        tallies=Tallies(),
+        signature=b"",
+    )
+    return Deposit(at=AT, stage=Stage(stage), bitmap=bitmap, start=start, stop=stop)
+
+
 TOKEN_BYTES = 2 * 11 * 1  # sequences x (context + 1), one byte each
 CELLS = 2 * 10 * 8  # sequences x context x d_model
 
@@ -83,6 +98,7 @@ CELLS = 2 * 10 * 8  # sequences x context x d_model
         (Gradient(at=AT, slot=Slot(0), stage=Stage(1)), 4 * CELLS),
         (part(3, 10), 7 * 8),
         (part(0, 0), 0),
+        (deposit(3, 10), 7 * 8),
     ],
 )
 def test_exact_sizes(message: Data, size: int) -> None:
@@ -116,6 +132,8 @@ def test_a_part_of_a_million_million_elements_is_refused() -> None:
         LIMITS.payload_bytes(part(0, beyond))
     with pytest.raises(WireError, match="elements"):
         LIMITS.payload_bytes(part(5, 4))
+    with pytest.raises(WireError, match="elements"):
+        LIMITS.payload_bytes(deposit(0, beyond))
 
 
 @pytest.mark.parametrize(

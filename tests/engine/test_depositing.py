@@ -1,0 +1,303 @@
+"""Deposits of a seat: when one is made, what is believed of others, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+import pytest
+
+from p2ptrain.core.agreement import Bitmap, Tallies
+from p2ptrain.core.chain import genesis_chain
+from p2ptrain.core.ledger import bitmap_bytes, mask_to_bytes
+from p2ptrain.engine.distrust import Distrust
+from p2ptrain.engine.roster import Roster
+from p2ptrain.engine.seat import SeatRuntime
+from p2ptrain.engine.surroundings import Surroundings, genesis
+from p2ptrain.errors import MisbehaviourError
+from p2ptrain.observe import events as ev
+from p2ptrain.run import validate
+from p2ptrain.sim import loop
+from p2ptrain.sim.compute import ToyCompute
+from p2ptrain.sim.signer import SimSigner
+from p2ptrain.sim.toy import ToyCorpus, toy_spec
+from p2ptrain.units import Microbatch, PeerId, RunId, Slot, Stage, Step
+from p2ptrain.wire import messages as m
+from p2ptrain.wire.limits import FrameLimits
+
+ME, MATE, ABOVE, BELOW = PeerId("me"), PeerId("mate"), PeerId("above"), PeerId("below")
+STAGE, SLOTS = Stage(1), 8
+EVERY = 2
+
+
+def spec(every: int) -> Any:
+    plain = toy_spec(stages=3, microbatches=SLOTS, steps=3)
+    sync = msgspec.structs.replace(plain.sync, deposit_every=every)
+    return validate(msgspec.structs.replace(plain, sync=sync))
+
+
+def status(stage: int) -> m.SeatStatus:
+    return m.SeatStatus(
+        stage=Stage(stage), state="serving", version=Step(0), rate=1.0, queue=0, parked=0
+    )
+
+
+class Scene:
+    """A seat of stage 1 of 3 beside MATE, at its first step."""
+
+    def __init__(self, seat: SeatRuntime, roster: Roster, events: list[ev.AnyEvent]) -> None:
+        self.seat, self.roster, self.events = seat, roster, events
+        self.shipped: list[tuple[PeerId, Any, Any, Any, Any]] = []
+
+    def ship(self, peer: PeerId, message: Any, payload: Any, failed: Any, **more: Any) -> None:
+        self.shipped.append((peer, message, payload, failed, more.get("sent")))
+
+    def count(self, *slots: int) -> None:
+        """As if they had been computed here."""
+        for slot in slots:
+            self.seat.pipeline.counted |= 1 << slot
+        self.seat.pipeline.on_count()
+
+    async def idle(self) -> bool:
+        """Do what is to be done between two jobs; whether there was anything."""
+        chore = self.seat.pipeline.loans.chore()
+        if chore is not None:
+            await chore
+        return chore is not None
+
+    async def hear(self, mask: int, *, by: PeerId = MATE, seq: int = 5) -> bytes:
+        """MATE leaves a deposit: ones, in all elements."""
+        width = len(await self.seat.compute.read_own(0, 1))
+        ones = (1).to_bytes(width, "little") * self.seat.compute.elements
+        self.seat.depositing.hear(by, deposit(self.seat, mask, seq=seq), ones)
+        return ones
+
+    def gone(self) -> None:
+        self.roster.lost(MATE, vanished=True)
+        self.seat.lost(MATE, asyncio.get_running_loop().time())
+
+    def back(self) -> None:
+        self.roster.found(MATE)
+        self.seat.found(MATE, asyncio.get_running_loop().time())
+
+    def seen(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def signed(bitmap: Bitmap) -> Bitmap:
+    signature = SimSigner(MATE).sign(bitmap_bytes(bitmap))
+    return msgspec.structs.replace(bitmap, signature=signature)
+
+
+def deposit(seat: SeatRuntime, mask: int, *, seq: int = 5) -> m.Deposit:
+    assert seat.position is not None
+    bitmap = Bitmap(
+        peer=MATE,
+        incarnation=1,
+        at=seat.position,
+        stage=STAGE,
+        seq=seq,
+        slots=mask_to_bytes(mask, SLOTS),
+        tallies=Tallies(poisoned=1),
+        signature=b"",
+    )
+    elements = seat.compute.elements
+    return m.Deposit(at=seat.position, stage=STAGE, bitmap=signed(bitmap), start=0, stop=elements)
+
+
+Play = Callable[..., None]
+
+
+@pytest.fixture
+def play(post: Any) -> Play:
+    def run(act: Callable[[Scene], Coroutine[None, None, None]], every: int = EVERY) -> None:
+        async def main() -> None:
+            events: list[ev.AnyEvent] = []
+            roster, told = Roster(ME), spec(every)
+            for peer, stage in ((ME, 1), (MATE, 1), (BELOW, 0), (ABOVE, 2)):
+                roster.hear(peer, [status(stage)])
+            async with asyncio.TaskGroup() as group:
+                around = Surroundings(
+                    run=RunId("0" * 32),
+                    spec=told,
+                    incarnation=1,
+                    signer=SimSigner(ME),
+                    limits=FrameLimits(told),
+                    post=post,
+                    roster=roster,
+                    emit=events.append,
+                    rng=random.Random(0),
+                    wake=lambda: None,
+                    spawn=group.create_task,
+                    backlog=lambda: 0.0,
+                    committed=lambda _stage, _done: None,
+                    next_seq=iter(range(1, 1000)).__next__,
+                    distrust=Distrust(events.append),
+                )
+                seat = SeatRuntime(around, await ToyCompute(told, ME).open(STAGE))
+                seat.pipeline.corpus = ToyCorpus(told)
+                seat.begin(genesis(genesis_chain(RunId("0" * 32))), ((), (), ()))
+                scene = Scene(seat, roster, events)
+                post.ship = scene.ship
+                await act(scene)
+                seat.close()
+
+        loop.run(main())
+
+    return run
+
+
+def test_a_deposit_is_made_after_so_many_and_again_after_as_many_more(play: Play) -> None:
+    async def act(scene: Scene) -> None:
+        scene.count(0)
+        assert not await scene.idle()
+        scene.count(1)
+        assert await scene.idle()
+        ((peer, message, payload, _, sent),) = scene.shipped
+        assert (peer, message.bitmap.slots) == (MATE, bytes((0b11,)))
+        (integers,) = await payload()
+        assert integers == await scene.seat.compute.read_own(0, scene.seat.compute.elements)
+        scene.count(2, 3, 4)
+        assert not await scene.idle()  # the first is on its way still
+        sent()
+        assert scene.seen(ev.Deposited)[0].peer == MATE
+        assert await scene.idle()
+        scene.shipped[1][3](0.0)  # it did not go out: nobody insists on it
+        assert not await scene.idle()
+        scene.count(5, 6)
+        assert await scene.idle()
+
+    play(act)
+
+
+def test_without_the_setting_none_is_made_or_kept(play: Play) -> None:
+    async def act(scene: Scene) -> None:
+        scene.count(0, 1, 2, 3)
+        assert not await scene.idle()
+        await scene.hear(0b10000)
+        scene.gone()
+        assert not await scene.idle()
+
+    play(act, every=0)
+
+
+def test_without_a_mate_there_is_nobody_to_leave_it_with(play: Play) -> None:
+    async def act(scene: Scene) -> None:
+        scene.gone()
+        scene.count(0, 1)
+        assert not await scene.idle()
+
+    play(act)
+
+
+def test_what_a_mate_left_is_counted_once_it_is_gone_and_until_it_is_back(play: Play) -> None:
+    async def act(scene: Scene) -> None:
+        pipeline, compute = scene.seat.pipeline, scene.seat.compute
+        before = await compute.read_own(0, compute.elements)
+        ones = await scene.hear(0b1100)
+        assert not await scene.idle()
+        scene.gone()
+        assert await scene.idle()
+        assert await compute.read_own(0, compute.elements) == ones
+        assert (pipeline.counted, pipeline.tallies.poisoned) == (0b1100, 1)
+        machine = scene.seat.stepper.machine
+        assert machine is not None
+        assert machine.ledger.union() == 0b1100
+        assert pipeline.shelf.state(Microbatch(Step(0), Slot(2))) == "bare"
+        scene.back()
+        assert await scene.idle()
+        assert await compute.read_own(0, compute.elements) == before
+        assert (pipeline.counted, pipeline.tallies.poisoned, pipeline.shelf.borrowed) == (0, 0, 0)
+        kinds = [type(event).__name__ for event in scene.events if "Deposit" in str(type(event))]
+        assert kinds == ["DepositTaken", "DepositReturned"]
+
+    play(act)
+
+
+def test_while_the_accumulator_stands_still_nothing_is_added_to_it(play: Play) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.hear(0b1100)
+        scene.gone()
+        for attribute in ("frozen", "passing"):
+            setattr(scene.seat.pipeline, attribute, True)
+            assert not await scene.idle()
+            setattr(scene.seat.pipeline, attribute, False)
+        scene.seat.pipeline.loans.taking_out = 1
+        assert not await scene.idle()
+        scene.seat.pipeline.loans.taking_out = 0
+        assert await scene.idle()
+
+    play(act)
+
+
+def test_a_slot_that_must_go_takes_all_of_its_deposit_along(play: Play) -> None:
+    async def act(scene: Scene) -> None:
+        pipeline = scene.seat.pipeline
+        await scene.hear(0b1100)
+        scene.gone()
+        await scene.idle()
+        await pipeline.loans.give_back(0b0100)
+        assert (pipeline.counted, pipeline.shelf.borrowed) == (0, 0)
+        await pipeline.loans.give_back(0b0100)  # once
+        assert len(scene.seen(ev.DepositReturned)) == 1
+
+    play(act)
+
+
+def test_of_others_only_what_they_have_signed_themselves_is_kept(play: Play) -> None:
+    async def act(scene: Scene) -> None:
+        with pytest.raises(MisbehaviourError):
+            await scene.hear(0b1, by=ABOVE)
+        message = deposit(scene.seat, 0b1)
+        forged = msgspec.structs.replace(message.bitmap, slots=b"\x02")
+        with pytest.raises(MisbehaviourError):
+            scene.seat.depositing.hear(MATE, msgspec.structs.replace(message, bitmap=forged), b"")
+        old = msgspec.structs.replace(message.at, epoch=1)
+        moved = signed(msgspec.structs.replace(message.bitmap, at=old))
+        scene.seat.depositing.hear(
+            MATE, msgspec.structs.replace(message, at=old, bitmap=moved), b""
+        )
+        scene.gone()
+        assert not await scene.idle()
+
+    play(act)
+
+
+def test_what_is_bare_is_asked_for_below_while_the_stage_above_lacks_it(
+    play: Play, post: Any
+) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.hear(0b1100)
+        scene.gone()
+        await scene.idle()
+        depositing = scene.seat.depositing
+        for _ in range(2):
+            assert depositing.due_at is not None
+            depositing.tick(depositing.due_at)
+        wanted = [(peer, one.slot) for peer, one in post.told if is_wanted(one)]
+        assert wanted == [(BELOW, 2), (BELOW, 3)]
+
+    play(act)
+
+
+def test_who_is_asked_for_what_is_bare_here_too_asks_on(play: Play, post: Any) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.hear(0b1100)
+        scene.gone()
+        await scene.idle()
+        assert scene.seat.position is not None
+        for slot in (0, 2):
+            asked = m.Whereabouts(
+                at=scene.seat.position, slot=Slot(slot), stage=Stage(2), state="wanted"
+            )
+            scene.seat.depositing.asked(asked)
+        assert [one.slot for _, one in post.told if is_wanted(one)] == [2]
+
+    play(act)
+
+
+def is_wanted(message: Any) -> bool:
+    return isinstance(message, m.Whereabouts) and message.state == "wanted"
