@@ -4,9 +4,12 @@ Proof is two statements under one signature that cannot both be true. A wrong si
 none: whoever passed it on is to blame, and loses its link. Who is not listened to falls
 silent for us, is suspected like any silent peer, and everything goes around it.
 
-Invariant: nobody is named here without proof; who is stays until we restart.
+Invariants: nobody is named here without proof; who is stays until we restart. We sign one SUM for
+each place ourselves, whichever seat of ours comes to it: one that begins its step again
+(engine/rewinding) may come to other bits where arithmetic differs.
 
-Bound: one entry for each peer that had a seat, since only their signatures are looked at.
+Bounds: one entry for each peer that had a seat, since only their signatures are looked at; of our
+own SUMs those of OURS_STEPS steps.
 
 Refused: passing the proof on. Everybody gets both statements, or is not misled by them.
 """
@@ -18,7 +21,13 @@ from typing import TYPE_CHECKING
 from p2ptrain.observe import events as ev
 
 if TYPE_CHECKING:
-    from p2ptrain.units import PeerId
+    from collections.abc import Callable
+
+    from p2ptrain.core.agreement import Position, Sum
+    from p2ptrain.units import PeerId, Stage
+
+OURS_STEPS = 3
+"""The present step and the last are talked of (engine/sums); one more for who takes one late."""
 
 
 class Distrust:
@@ -27,6 +36,16 @@ class Distrust:
     def __init__(self, emit: ev.Emit) -> None:
         self._emit = emit
         self._liars: set[PeerId] = set()
+        self._ours: dict[tuple[Position, Stage], Sum] = {}
+
+    def once(self, whole: Sum, sign: Callable[[], Sum]) -> Sum:
+        """What we have signed for the place of ``whole``, or what ``sign`` makes of it now."""
+        oldest = whole.at.step - OURS_STEPS + 1
+        self._ours = {place: one for place, one in self._ours.items() if place[0].step >= oldest}
+        place = (whole.at, whole.stage)
+        if place not in self._ours:
+            self._ours[place] = sign()
+        return self._ours[place]
 
     def catch(self, peer: PeerId, proof: str) -> None:
         """``peer`` has lied."""

@@ -69,7 +69,13 @@ class Rewinding:
         if node.seats.get(stage) is not seat or not _torn(seat) or seat.standing()[0] != at:
             return
         self._tries[stage] = (at, tries + 1)
-        self._loader.own[stage] = Pulled(at=at, members=members, blob=state, sources=(node.me,))
+        self._loader.own[stage] = Pulled(
+            at=at,
+            members=members,
+            blob=state,
+            sources=(node.me,),
+            taken=seat.stepper.sums.taken(at),
+        )
         node.close_seat(stage, REASON)
         await self._take(stage, REASON)
         if (again := node.seats.get(stage)) is not None:
@@ -78,8 +84,8 @@ class Rewinding:
 
 
 def _torn(seat: SeatRuntime) -> bool:
-    """Whether ``seat`` lost a frame that its step, or the last, may still need."""
+    """Whether ``seat`` lost a frame of its step. Begun again, it would not have one of the last."""
     machine = seat.stepper.machine
     if machine is None or seat.finished or seat.parting or machine.phase is Phase.COMMITTED:
         return False
-    return any(line.custodian.frames.torn for line, _ in seat.lines())
+    return seat.pipeline.custodian.frames.torn

@@ -94,11 +94,15 @@ class Sums:
         return [heard for _, heard in sorted(early.items())]
 
     def seal(self, whole: Sum) -> Sum:
-        """``whole``, of our own making, under our signature."""
+        """``whole``, of our own making, under our signature; what we signed there, if we have."""
         named = msgspec.structs.replace(
             whole, publisher=self._signer.peer, incarnation=self._incarnation
         )
-        return msgspec.structs.replace(named, signature=self._signer.sign(sum_bytes(named)))
+
+        def sign() -> Sum:
+            return msgspec.structs.replace(named, signature=self._signer.sign(sum_bytes(named)))
+
+        return self._distrust.once(whole, sign)
 
     def distrusts(self, peer: PeerId) -> bool:
         """Whether ``peer`` was caught lying."""

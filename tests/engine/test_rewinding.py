@@ -16,6 +16,7 @@ from p2ptrain.units import Chain, PeerId, Stage, Step
 
 ME, STAGE = PeerId("me"), Stage(1)
 MEMBERS = ((PeerId("below"),), (ME,))
+TAKEN: Any = ("what led there",)
 
 
 def position(step: int) -> Position:
@@ -30,18 +31,18 @@ class Seat:
         self.finished = self.parting = False
         self.told: list[PeerId] = []
         self.stepper = SimpleNamespace(
-            machine=SimpleNamespace(phase=Phase.COUNTING), greet=self.told.append
+            machine=SimpleNamespace(phase=Phase.COUNTING),
+            greet=self.told.append,
+            sums=SimpleNamespace(taken=lambda _at: TAKEN),
         )
         self.frames = SimpleNamespace(torn=torn)
+        self.pipeline = SimpleNamespace(custodian=SimpleNamespace(frames=self.frames))
         self.compute = self
         self.saved = asyncio.Event()
         self.saved.set()
 
     def standing(self) -> tuple[Position, tuple[tuple[PeerId, ...], ...]]:
         return self.at, MEMBERS
-
-    def lines(self) -> tuple[tuple[Any, str], ...]:
-        return ((SimpleNamespace(custodian=SimpleNamespace(frames=self.frames)), "compute"),)
 
     async def save(self) -> bytes:
         await self.saved.wait()
@@ -91,7 +92,9 @@ async def test_it_begins_again_with_the_state_that_its_step_began_with(
 ) -> None:
     await rewinding.look()
     assert node.said == BEGUN_AGAIN
-    assert node.own[STAGE] == Pulled(at=position(5), members=MEMBERS, blob=b"state", sources=(ME,))
+    assert node.own[STAGE] == Pulled(
+        at=position(5), members=MEMBERS, blob=b"state", sources=(ME,), taken=TAKEN
+    )
     assert node.seats[STAGE].told == ["me", "below", "mate"]  # its bitmap is empty
     await rewinding.look()  # the new seat has all its frames
     assert node.said == BEGUN_AGAIN

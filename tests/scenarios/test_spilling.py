@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from p2ptrain.engine.surroundings import frames_of_a_step
 from p2ptrain.observe import events as ev
+from p2ptrain.sim.pipes import Link
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult
 from p2ptrain.sim.spill import short_of_memory
 from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
@@ -59,6 +62,13 @@ def counted(peer: str, *, least: int) -> Callable[[ev.Entry], bool]:
         return len(slots) >= least
 
     return when
+
+
+def publishes(stage: int, step: int) -> Callable[[ev.Entry], bool]:
+    return lambda entry: (
+        isinstance(entry.event, ev.SumPublished)
+        and (entry.event.stage, entry.event.step) == (stage, step)
+    )
 
 
 def kill(peer: str) -> Callable[[SimWorld, ev.Entry], PeerId]:
@@ -211,6 +221,31 @@ def test_a_seat_without_a_mate_whose_frames_are_lost_begins_its_step_again(
         (bad, stage)
     ]
     assert not found(result, ev.RolledBack)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.03])
+def test_a_seat_that_comes_to_another_sum_the_second_time_signs_no_second_one(
+    play: Play, cue: MakeCue, after: float
+) -> None:
+    """Stage 1 has its sum when who had counted it above dies, and with it what a frame is for."""
+    plain = tiny(stages=3)
+    sync = msgspec.structs.replace(plain.sync, agreement="canonical")
+    rounded = [dataclasses.replace(plan, rounding=str(plan.peer)) for plan in peers(1, 1, 2)]
+    result = play(
+        Scenario(
+            spec=msgspec.structs.replace(plain, sync=sync),
+            peers=rounded,
+            spill_bytes=DISK,
+            link=Link(latency_seconds=0.02, rate_bytes_per_second=200_000.0),
+            verify=False,
+        ),
+        cue("bad disk", publishes(1, 1), loses_frames("1-0")),
+        cue("kill", publishes(1, 1), kill("2-0"), after),
+        cue("good disk", seat_closed, loses_frames("1-0", lost=False)),
+    )
+    assert found(result, ev.SpillLost)
+    assert not [alarm for alarm in found(result, ev.Alarm) if "two SUMs" in alarm.reason]
+    assert not found(result, ev.RunLost)
 
 
 def test_the_only_peer_of_a_run_begins_its_step_again_too(play: Play, cue: MakeCue) -> None:
