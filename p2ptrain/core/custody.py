@@ -398,8 +398,7 @@ class Custody:
         if self.what == "gradient" or (wanted and there):  # it is on its way to who says so
             return ()
         if there:  # it bounced, or was dropped
-            self.state, self.holder = State.COUNTED, None
-            self.due_at = now + self._limits.idle_seconds if self._owed else None
+            self._rest_bare(now)
             return ()
         if not wanted and not self._owed:
             return self._located_early(peer, "counted", now) if self.state in _UNPLACED else ()
@@ -411,6 +410,15 @@ class Custody:
         unused = self._unused_offers()
         self.state, self.due_at = State.COUNTED, now + self._limits.check_seconds
         return unused
+
+    def _rest_bare(self, now: Seconds) -> None:
+        """Who has it bare has not taken it: if it is waited for, it is sent there again."""
+        if self._owed:
+            self.state, self.holder = State.COUNTED, None
+            self.due_at = now + self._limits.idle_seconds
+        else:  # until its bitmap says that it counts it, its holder may be lost
+            self.holder = self.holder or self._bare_at
+            self._compute_done(now)
 
     def _send_bare(self, now: Seconds) -> tuple[Action, ...]:
         unused = self._unused_offers()
@@ -544,8 +552,8 @@ class Custody:
         self.attempt += 1
         self._silences, self._waits_since = 0, None
         if self._bare_at is not None:  # it is counted there: who needs more will say so again
-            self.state, self.holder = State.COUNTED, None
-            self.due_at = now + self._limits.idle_seconds if self._owed else None
+            self.holder = None
+            self._rest_bare(now)
             return ()
         self.state, self.due_at = State.IDLE, now + delay
         if self.what == "gradient":

@@ -172,9 +172,15 @@ class Deposits:
         """It is about to be added."""
         self._taken[kept.account] = self._whole.pop(kept.account)
 
-    def returned(self, kept: Kept) -> None:
-        """It has been taken out again; it may be taken up anew."""
-        self._whole[kept.account] = self._taken.pop(kept.account)
+    def returned(self, kept: Kept, *, overlapped: bool = False) -> None:
+        """It has been taken out again.
+
+        It may be taken up anew, unless others had counted some of it (``overlapped``): two mates
+        to whom one seat left its deposits would take turns for ever.
+        """
+        del self._taken[kept.account]
+        if not overlapped:
+            self._whole.setdefault(kept.account, kept)  # a newer one may have come meanwhile
 
     def clear(self) -> None:
         """The step is over."""

@@ -70,6 +70,11 @@ class Depositing:
             pipeline.loans.chore = self._chore
             pipeline.loans.give_back = self._give_back
 
+    @property
+    def on(self) -> bool:
+        """Whether this run's seats leave deposits, so that a slot may be bare."""
+        return self._every > 0
+
     def begin(self) -> None:
         """A step is taken up: what was left of the last is of no use."""
         self._deposits.clear()
@@ -89,7 +94,7 @@ class Depositing:
             return self._deposit() if self._is_due() else None
         view = self._view(machine)
         if (kept := self._deposits.to_return(view)) is not None:
-            return self._give_back(kept.slots)
+            return self._give_back(kept.slots, overlapped=False)
         if (kept := self._deposits.to_take(view)) is not None:
             return self._take_up(kept)
         return self._deposit() if self._is_due() else None
@@ -163,22 +168,41 @@ class Depositing:
         """Keep a piece of what ``peer`` has counted.
 
         Raises:
-            MisbehaviourError: it is not its own, or not signed.
+            MisbehaviourError: it is not its own, not signed, or cannot be true.
         """
         bitmap, machine = message.bitmap, self._stepper.machine
         if (bitmap.peer, bitmap.at, bitmap.stage) != (peer, message.at, message.stage):
             raise MisbehaviourError("a deposit of somebody else's", peer=peer)
         if not self._every or machine is None or bitmap.at != machine.at:
             return
-        if not self._deposits.begun(bitmap):
-            proof = bitmap_bytes(bitmap)
-            if not self._around.signer.verify(peer, proof, bitmap.signature):
-                raise MisbehaviourError("a deposit with a wrong signature", peer=peer)
-        if bytes_to_mask(bitmap.slots) & ~machine.ledger.expected:
-            raise MisbehaviourError("a deposit of slots that the step has not", peer=peer)
+        if peer not in self._stepper.live:  # no mate, or one that is taken for dead
+            return
+        if (fault := self._fault(message, machine.ledger.expected)) is not None:
+            raise MisbehaviourError(f"a deposit {fault}", peer=peer)
         elements = self._compute.elements
         if self._deposits.came(bitmap, message.start, message.stop, integers, elements=elements):
             self._around.wake()  # it may be gone already
+
+    def _fault(self, message: m.Deposit, expected: int) -> str | None:
+        """Why a deposit of a step of these slots cannot be true; None: it may be.
+
+        Its integers nobody can judge: they are the word of a mate, like the parts of a sum.
+        """
+        bitmap, around = message.bitmap, self._around
+        tallies, slots = bitmap.tallies, bytes_to_mask(bitmap.slots)
+        count = slots.bit_count()
+        tokens = count * around.spec.batch.sequences * around.spec.model.context
+        if slots & ~expected:
+            return "of slots that the step has not"
+        if max(tallies.tokens, tallies.val_tokens) > tokens or tallies.poisoned > count:
+            return "that tells more than it counts"
+        if (message.start, message.stop) not in pieces_of(0, self._compute.elements):
+            return "that is cut otherwise"
+        known = self._deposits.begun(bitmap)
+        proof = bitmap_bytes(bitmap)
+        if not (known or around.signer.verify(bitmap.peer, proof, bitmap.signature)):
+            return "with a wrong signature"
+        return None
 
     async def _take_up(self, kept: Kept) -> None:
         """Add a deposit to our own accumulator, and say so."""
@@ -195,20 +219,20 @@ class Depositing:
         self._emit(ev.DepositTaken, kept.bitmap.peer, kept.bitmap)
         self._show()
 
-    async def _give_back(self, slots: int) -> None:
-        """Take out whatever deposits count any of ``slots``."""
+    async def _give_back(self, slots: int, *, overlapped: bool = True) -> None:
+        """Take out whatever deposits count any of ``slots``; ``overlapped``: others do, too."""
         async with self._lock:
             while (kept := self._deposits.meeting(slots)) is not None:
-                await self._take_out(kept)
+                await self._take_out(kept, overlapped=overlapped)
 
-    async def _take_out(self, kept: Kept) -> None:
+    async def _take_out(self, kept: Kept, *, overlapped: bool) -> None:
         pipeline = self._pipeline
         pipeline.running += 1
         try:
             await self._compute.add(kept.pieces, -1)
         finally:
             pipeline.running -= 1
-        self._deposits.returned(kept)
+        self._deposits.returned(kept, overlapped=overlapped)
         self._enter(kept, counted=pipeline.counted & ~kept.slots, sign=-1)
         pipeline.shelf.borrowed = self._deposits.borrowed
         for item in pipeline.shelf.of(kept.slots):

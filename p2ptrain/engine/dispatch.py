@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from p2ptrain.core.agreement import Ack, Bitmap, Go, Nack, Plan, Sum
 from p2ptrain.units import Stage
 from p2ptrain.wire import messages as m
@@ -50,6 +52,7 @@ Flow = (
     | m.Computed
     | m.Whereabouts
 )
+Answer = m.Accepted | m.Computed | m.Whereabouts
 Round = Bitmap | Plan | Ack | Nack | Go | Sum | m.WantSums | m.PullSum
 
 
@@ -68,11 +71,11 @@ class Dispatcher:
             case m.Accepted() | m.Computed() | m.Whereabouts():
                 for near in (message.stage - 1, message.stage + 1):
                     if (seat := self._seats.get(Stage(near))) is not None:
-                        seat.pipeline_of(message.at).custodian.hear(peer, message, now)
-                        if isinstance(message, m.Whereabouts) and message.state == "wanted":
-                            seat.depositing.asked(message)
+                        self._hear(seat, peer, message, now)
             case m.Repath():
                 if (seat := self._seats.get(Stage(message.stage + 1))) is not None:
+                    if message.bare and not self._may_be_bare(seat, peer, message.stage):
+                        message = msgspec.structs.replace(message, bare=False)
                     seat.pipeline_of(message.at).repath(peer, message, now)
             case m.WantSlots() | m.GiveSlots():
                 seat = self._seats.get(Stage(0))
@@ -83,6 +86,19 @@ class Dispatcher:
                     _to_pipeline(seat, peer, message, now)
                 else:
                     self._deny(peer, message)
+
+    def _hear(self, seat: SeatRuntime, peer: PeerId, message: Answer, now: Seconds) -> None:
+        """What a seat beside ``seat`` says of a frame."""
+        if isinstance(message, m.Whereabouts) and message.state in ("bare", "wanted"):
+            if not self._may_be_bare(seat, peer, message.stage):
+                return
+            if message.state == "wanted" and message.stage > seat.stage:
+                seat.depositing.asked(message)
+        seat.pipeline_of(message.at).custodian.hear(peer, message, now)
+
+    def _may_be_bare(self, seat: SeatRuntime, peer: PeerId, stage: Stage) -> bool:
+        """Whether ``peer`` may have slots of ``stage`` that it counts and has no frames of."""
+        return seat.depositing.on and self._post.serves(peer, stage)
 
     def round(self, peer: PeerId, message: Round | m.NoSuch, now: Seconds) -> None:  # noqa: C901, PLR0912 - one arm per message
         """A message of the step's agreement."""

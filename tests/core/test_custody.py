@@ -668,6 +668,18 @@ def router_of(*peers: PeerId) -> Router:
     return router
 
 
+def test_a_frame_that_its_holder_has_bare_is_not_forgotten_with_it() -> None:
+    """Nobody waits for it, so it is not sent there; and no bitmap may ever have told of it."""
+    (duty,) = duties(1, router_of(A))
+    duty.handle(d.Tallied(live=False), now=0.0)
+    duty.handle(d.Answered(A, 1, QUOTE, 10.0), now=0.0)
+    duty.handle(d.Arrived(A), now=0.1)
+    duty.handle(d.Located(A, "bare"), now=1.0)
+    assert (duty.holder, duty.due_at is None) == (A, False)
+    duty.handle(d.Lost(A), now=2.0)
+    assert duty.state in (d.State.IDLE, d.State.ASKING)
+
+
 class IdleSeat:
     """Offers whenever nothing waits with it, and needs 0.1 s for each."""
 

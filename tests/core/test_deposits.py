@@ -131,6 +131,17 @@ def test_a_slot_that_must_go_takes_its_deposit_along() -> None:
     assert deposits.meeting(0b001) is None
 
 
+def test_what_others_had_counted_is_not_taken_up_again() -> None:
+    """Two mates to whom one seat left its deposits would take turns for ever."""
+    deposits = Deposits()
+    left(deposits, bitmap(A, 0b110))
+    kept = deposits.to_take(view(ME))
+    assert kept is not None
+    deposits.took(kept)
+    deposits.returned(kept, overlapped=True)
+    assert (deposits.borrowed, deposits.to_take(view(ME))) == (0, None)
+
+
 def test_the_newest_of_a_mate_takes_the_place_of_the_last_when_it_is_whole() -> None:
     deposits = Deposits()
     left(deposits, bitmap(A, 0b1, seq=1))

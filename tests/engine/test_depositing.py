@@ -88,7 +88,7 @@ class Scene:
 
 
 def signed(bitmap: Bitmap) -> Bitmap:
-    signature = SimSigner(MATE).sign(bitmap_bytes(bitmap))
+    signature = SimSigner(bitmap.peer).sign(bitmap_bytes(bitmap))
     return msgspec.structs.replace(bitmap, signature=signature)
 
 
@@ -262,6 +262,53 @@ def test_of_others_only_what_they_have_signed_themselves_is_kept(play: Play) -> 
         )
         scene.gone()
         assert not await scene.idle()
+
+    play(act)
+
+
+def test_a_peer_without_a_seat_of_the_stage_leaves_nothing_here(play: Play) -> None:
+    """Nobody lives of that name: it would be taken up at once."""
+
+    async def act(scene: Scene) -> None:
+        message, stranger = deposit(scene.seat, 0b1), PeerId("stranger")
+        own = signed(msgspec.structs.replace(message.bitmap, peer=stranger))
+        scene.seat.depositing.hear(
+            stranger, msgspec.structs.replace(message, bitmap=own), memoryview(b"")
+        )
+        assert not await scene.idle()
+        assert scene.seat.pipeline.counted == 0
+
+    play(act)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tallies": Tallies(tokens=1 << 40)},
+        {"tallies": Tallies(val_tokens=1 << 40)},
+        {"tallies": Tallies(poisoned=2)},
+    ],
+    ids=["tokens", "val_tokens", "poisoned"],
+)
+def test_a_deposit_that_tells_more_than_it_counts_is_refused(
+    play: Play, changes: dict[str, Any]
+) -> None:
+    """Whoever took it up would say so under its own name."""
+
+    async def act(scene: Scene) -> None:
+        message = deposit(scene.seat, 0b1)
+        told = signed(msgspec.structs.replace(message.bitmap, **changes))
+        with pytest.raises(MisbehaviourError, match="more than it counts"):
+            scene.seat.depositing.hear(MATE, msgspec.structs.replace(message, bitmap=told), b"")
+
+    play(act)
+
+
+def test_a_deposit_comes_in_the_pieces_that_all_cut(play: Play) -> None:
+    async def act(scene: Scene) -> None:
+        message = deposit(scene.seat, 0b1)
+        with pytest.raises(MisbehaviourError, match="cut otherwise"):
+            scene.seat.depositing.hear(MATE, msgspec.structs.replace(message, stop=1), b"")
 
     play(act)
 

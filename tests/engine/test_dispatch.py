@@ -48,7 +48,11 @@ def dispatcher(calls: list[str], post: Any) -> Dispatcher:
         stepper.known_sums = lambda at: SUMS if at == AT and stage == 1 else {}  # type: ignore[attr-defined]
         pipeline = Recorder(f"{stage}.pipeline", calls)
         pipeline.custodian = custodian  # type: ignore[attr-defined]
+        depositing = Recorder(f"{stage}.depositing", calls)
+        depositing.on = True  # type: ignore[attr-defined]
         return SimpleNamespace(
+            stage=Stage(stage),
+            depositing=depositing,
             pipeline_of=lambda at: pipeline if at == AT else None,
             stepper=stepper,
             refresh_sources=lambda _now: calls.append(f"{stage}.sources"),
@@ -102,6 +106,32 @@ def test_each_message_of_the_flow_reaches_its_seat(
 ) -> None:
     dispatcher.flow(PEER, message, 0.0)
     assert calls == expected
+
+
+BARE, WANTED = (about(m.Whereabouts, 1, state=state) for state in ("bare", "wanted"))
+
+
+def test_a_seat_says_that_a_slot_is_bare_and_that_it_is_wanted_below(
+    dispatcher: Dispatcher, calls: list[str], post: Any
+) -> None:
+    post.serving[1] = (PEER,)
+    dispatcher.flow(PEER, BARE, 0.0)
+    assert calls == ["0.custodian.hear", "2.custodian.hear"]
+    calls.clear()
+    dispatcher.flow(PEER, WANTED, 0.0)
+    assert calls == ["0.depositing.asked", "0.custodian.hear", "2.custodian.hear"]
+
+
+@pytest.mark.parametrize("message", [BARE, WANTED], ids=["bare", "wanted"])
+@pytest.mark.parametrize("seated", [True, False])
+def test_nothing_is_bare_where_nobody_leaves_deposits_or_with_a_stranger(
+    dispatcher: Dispatcher, calls: list[str], post: Any, message: Any, *, seated: bool
+) -> None:
+    post.serving[1] = (PEER,) if seated else ()
+    for seat in dispatcher._seats.values():
+        seat.depositing.on = not seated  # type: ignore[misc]
+    dispatcher.flow(PEER, message, 0.0)
+    assert calls == []
 
 
 @pytest.mark.parametrize(
