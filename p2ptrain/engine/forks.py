@@ -6,7 +6,8 @@
 
 Two seats that each heard another name of a sum, for one of them was frozen or cut off, may both
 have stepped. Each side then takes the other's microbatches for foreign, and where neither has
-a seat of every stage both wait for ever.
+a seat of every stage both wait for ever. So may two seats of one peer: they hear each other here,
+for to others a peer tells one name of each sum.
 
 Invariants:
     * the weights stay: under either name they are right, and differ by rounding;
@@ -72,8 +73,8 @@ class Forks:
             stood = self._look_at(seat, now)
             if now - stood.since < STILL_SECONDS:
                 continue
-            sums, nominal = seat.stepper.sums, self._nominal
-            found = other_name(last.at, last.sums, sums.of_others(), nominal_tokens=nominal)
+            told = [*seat.stepper.sums.of_others(), *self._beside(last.at)]
+            found = other_name(last.at, last.sums, told, nominal_tokens=self._nominal)
             if found is not None:
                 self._jobs[stage] = self._node.spawn(self._turn(seat, last, *found))
             elif now - stood.asked >= STILL_SECONDS:
@@ -92,6 +93,15 @@ class Forks:
     def _nominal(self) -> int:
         spec = self._node.spec
         return spec.batch.sequences * spec.model.context
+
+    def _beside(self, at: Position) -> list[dict[Stage, Sum]]:
+        """What our own seats took the step from ``at`` with."""
+        taken = (seat.stepper.last for _, seat in sorted(self._node.seats.items()))
+        return [
+            {whole.stage: whole for whole in last.sums}
+            for last in taken
+            if last is not None and last.at == at
+        ]
 
     def _look_at(self, seat: SeatRuntime, now: Seconds) -> _Stood:
         """How the stage of ``seat`` stands, and since when."""

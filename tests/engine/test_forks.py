@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,30 @@ def test_who_comes_over_leaves_as_it_was_about_to(state: str) -> None:
     node.told, node.seat.state = ({STAGE: SMALLER},), state
     assert run(node)
     assert node.seat.state == state
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_two_seats_of_one_peer_that_stand_apart_hear_each_other(*, holds: bool) -> None:
+    """To others the peer tells the name that its lower seat knows."""
+    node = Node(LARGER if holds else SMALLER)
+    other = SMALLER if holds else LARGER
+    last = replace(node.seat.stepper.last, sums=(other,), chain=chain_of(other))
+    beside = SimpleNamespace(stepper=SimpleNamespace(last=last, machine=None))
+    beside.finished = beside.parting = beside.adopting = False
+    node.seats[Stage(1)] = beside
+    done = run(node)
+    assert node.seat.stepper.last.chain == chain_of(SMALLER)
+    assert (done == [ASKED]) is not holds
+
+
+def test_what_a_seat_beside_took_another_step_with_is_no_other_name() -> None:
+    node = Node(LARGER)
+    elsewhere = msgspec.structs.replace(LAST, step=Step(2))
+    last = replace(node.seat.stepper.last, at=elsewhere, sums=(SMALLER,))
+    beside = SimpleNamespace(stepper=SimpleNamespace(last=last, machine=None))
+    beside.finished = beside.parting = beside.adopting = False
+    node.seats[Stage(1)] = beside
+    assert run(node) == [ASKED]
 
 
 def test_who_stands_on_it_stays() -> None:
