@@ -322,6 +322,9 @@ class Custody:
         on_its_way = self.state in (State.SENT, State.RECALLING)
         if peer != self.holder or attempt != self.attempt or not on_its_way:
             return ()
+        if peer == self._bare_at:  # it is counted there: nobody else is to compute it
+            self._asks_soon(now)
+            return ()
         return self._again("the frame did not go out", now, delay=self._limits.retry_seconds)
 
     def _hold(self, seconds: Seconds, now: Seconds) -> None:
@@ -394,31 +397,34 @@ class Custody:
 
         If somebody waits for what only that frame leads to, it goes there, past all queues.
         """
-        there = peer == self.holder and self.state in _PLACED
-        if self.what == "gradient" or (wanted and there):  # it is on its way to who says so
+        there, placed = peer == self.holder, self.state in _PLACED
+        under_way = there and placed and self.state is not State.COMPUTED
+        if self.what == "gradient" or (placed and not there) or (wanted and under_way):
             return ()
-        if there:  # it bounced, or was dropped
-            self._rest_bare(now)
+        if under_way:  # it bounced, or was dropped
+            self._asks_soon(now)
             return ()
-        if not wanted and not self._owed:
-            return self._located_early(peer, "counted", now) if self.state in _UNPLACED else ()
-        if self.state in _PLACED:  # another has it, and counts it
-            return ()
-        self._bare_at = peer
-        if self.ready:
-            return self._send_bare(now)
-        unused = self._unused_offers()
-        self.state, self.due_at = State.COUNTED, now + self._limits.check_seconds
-        return unused
-
-    def _rest_bare(self, now: Seconds) -> None:
-        """Who has it bare has not taken it: if it is waited for, it is sent there again."""
-        if self._owed:
-            self.state, self.holder = State.COUNTED, None
-            self.due_at = now + self._limits.idle_seconds
-        else:  # until its bitmap says that it counts it, its holder may be lost
-            self.holder = self.holder or self._bare_at
+        if wanted or self._owed:
+            self._bare_at = peer
+            return self._send_bare(now) if self.ready else self._wait_for_it(peer, now)
+        if placed:
             self._compute_done(now)
+            return ()
+        return self._located_early(peer, "counted", now) if self.state in _UNPLACED else ()
+
+    def _asks_soon(self, now: Seconds) -> None:
+        """Whoever counts it is asked before long: no bitmap may tell, if the step is over."""
+        self._compute_done(now)
+        self.due_at = now + (
+            self._limits.idle_seconds if self._owed else self._limits.check_seconds
+        )
+
+    def _wait_for_it(self, peer: PeerId, now: Seconds) -> tuple[Action, ...]:
+        """It goes there, past all queues, as soon as it is ready."""
+        unused = self._unused_offers()
+        self.holder, self.state, self.attempt = peer, State.OFFERED, self.attempt + 1
+        self.due_at = now + self._limits.send_seconds
+        return unused
 
     def _send_bare(self, now: Seconds) -> tuple[Action, ...]:
         unused = self._unused_offers()
@@ -550,11 +556,7 @@ class Custody:
     ) -> tuple[Action, ...]:
         """Send a forward a new way. A gradient has only one: the same seat."""
         self.attempt += 1
-        self._silences, self._waits_since = 0, None
-        if self._bare_at is not None:  # it is counted there: who needs more will say so again
-            self.holder = None
-            self._rest_bare(now)
-            return ()
+        self._silences, self._waits_since, self._bare_at = 0, None, None
         self.state, self.due_at = State.IDLE, now + delay
         if self.what == "gradient":
             self.due_at = now + self._limits.idle_seconds  # there is no other way to try first

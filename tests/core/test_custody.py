@@ -782,20 +782,59 @@ def test_a_frame_that_is_not_ready_follows_when_it_is() -> None:
     custody = forward(A, replay=True)
     custody.start(now=0.0, seats=(A, B))
     assert custody.handle(d.Located(A, "bare"), now=0.5) == ()
-    assert custody.state is d.State.COUNTED
     assert custody.handle(d.Ready(), now=1.0) == (d.SendFrame(A, 1),)
+
+
+def test_so_it_does_if_it_was_found_counted_meanwhile() -> None:
+    custody = forward(A, replay=True)
+    custody.start(now=0.0, seats=(A, B))
+    custody.handle(d.Located(A, "bare"), now=0.5)
+    custody.handle(d.Tallied(live=True), now=0.6)
+    assert custody.handle(d.Ready(), now=1.0) == (d.SendFrame(A, 2),)
 
 
 def test_what_bounces_there_is_asked_about_again_and_goes_to_nobody_else() -> None:
     custody = counted_by_another()
     custody.handle(d.Located(A, "bare"), now=1.0)
     assert custody.handle(d.Located(A, "bare"), now=1.1) == ()
-    assert custody.state is d.State.COUNTED
     assert custody.due_at == pytest.approx(1.1 + LIMITS.idle_seconds)
-    assert custody.tick(now=3.0) == (d.AskWhere(None),)
+    assert custody.tick(now=3.0) == (d.AskWhere(A),)
     assert custody.handle(d.Located(A, "bare"), now=3.1) == (d.SendFrame(A, 2),)
     assert custody.handle(d.SendFailed(A, 2), now=3.2) == ()
-    assert custody.state is d.State.COUNTED
+    assert custody.tick(now=5.0) == (d.AskWhere(A),)
+
+
+@pytest.mark.parametrize("owed", [True, False])
+def test_who_counts_it_is_asked_now_and_then_where_no_bitmap_tells(*, owed: bool) -> None:
+    """Of a step that is over: what had counted it may be gone the moment after it said so."""
+    custody = counted_by_another(owed=owed)
+    custody.handle(d.Located(A, "wanted"), now=1.0)
+    custody.handle(d.Located(A, "bare"), now=1.1)
+    assert custody.due_at is not None
+    assert custody.tick(now=custody.due_at) == (d.AskWhere(A),)
+    assert any(isinstance(a, d.AskSeat) for a in custody.handle(d.Lost(A), now=20.0))
+    other = counted_by_another(owed=owed)
+    other.handle(d.Located(A, "wanted"), now=1.0)
+    other.handle(d.Arrived(A), now=1.1)
+    other.handle(d.Finished(A, 0.1), now=1.2)
+    assert other.due_at is not None
+    other.tick(now=other.due_at)
+    assert any(isinstance(a, d.AskSeat) for a in other.handle(d.Located(A, "none"), now=20.0))
+
+
+def test_before_its_frame_is_ready_its_counter_may_be_lost() -> None:
+    custody = forward(A, B, replay=True)
+    custody.start(now=0.0, seats=(A, B))
+    custody.handle(d.Located(A, "bare"), now=0.5)
+    assert any(isinstance(a, d.AskSeat) for a in custody.handle(d.Lost(A), now=0.7))
+
+
+def test_who_dropped_what_it_wanted_gets_it_again() -> None:
+    custody = counted_by_another(owed=False)
+    custody.handle(d.Located(A, "wanted"), now=1.0)
+    custody.handle(d.Arrived(A), now=1.1)
+    custody.handle(d.Located(A, "bare"), now=1.2)
+    assert custody.handle(d.Located(A, "wanted"), now=4.0) == (d.SendFrame(A, 2),)
 
 
 def test_when_it_does_not_count_it_any_more_the_frame_goes_its_usual_way() -> None:
