@@ -9,8 +9,8 @@ below still wait for goes before everything else. Of the rest they have the grad
 the one stage lacks it, and not before the step ends. Computed at once it would hold up what
 *all* stages wait for, and the deaths of a swarm would cost it their times one after another;
 computed where a seat would do nothing, those of different stages cost theirs side by side.
-16 stages x 8, a death every 14 s: of 2048 microbatches stage 0 had counted 560 after 240 s and
-781 after 360 s, with this 640 and 1100 (benchmarks/capacity: "step, dying").
+16 stages x 8, a death every 14 s: of 2048 microbatches stage 0 had counted 547 after 240 s and
+781 after 360 s, with this 638 and 1123 (benchmarks/capacity: "step, dying"; by hand).
 
 Invariants: a spare frame is offered a place only by a peer with nothing else to compute
 (engine/shelf), so it delays others by the one that it has begun at most (where the stage above
