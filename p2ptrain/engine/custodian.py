@@ -194,9 +194,8 @@ class Custodian:
     def repath(self, peer: PeerId, work: Microbatch, now: Seconds, *, bare: bool = False) -> None:
         """The stage below replays: its gradient goes to ``peer`` now, be it counted (``bare``)."""
         self._feed(work, "gradient", c.Moved(peer), now)
-        if (
-            self._concluded or bare
-        ):  # no bitmap of that step is listened to: who asks has not counted it
+        # Of a step that is over no bitmap is listened to: who asks has not counted it.
+        if self._concluded or bare:
             self._feed(work, "gradient", c.Tallied(live=False), now)
 
     def lost(self, peer: PeerId, now: Seconds) -> None:
