@@ -37,7 +37,8 @@ PAUSE_SECONDS = 1.0
 would lose most of one to it; a question costs two messages."""
 
 TURN_SECONDS = 0.05
-"""Between the turns of two frames of a seat: 20 a second, more than a seat above computes."""
+"""Between the turns of two frames of a seat: a line of a hundred is through in five seconds; each
+turn costs the loop a look, and a seat keeps hundreds."""
 
 LINE_SECONDS = 5.0
 """The longest line: who would stand further back looks then whether it is its turn."""

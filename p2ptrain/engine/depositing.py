@@ -31,7 +31,7 @@ from p2ptrain.core.deposits import GRACE_SECONDS, Deposits, View, Wants, mate
 from p2ptrain.core.ledger import bitmap_bytes, bytes_to_mask, slots_of, sum_tallies
 from p2ptrain.core.rounds import Phase
 from p2ptrain.engine.loans import let_go
-from p2ptrain.engine.reduction import PART_TRIES, pieces_of
+from p2ptrain.engine.reduction import PART_TRIES, PIECE_ELEMENTS, pieces_of
 from p2ptrain.errors import MisbehaviourError
 from p2ptrain.observe import events as ev
 from p2ptrain.units import Microbatch, Slot, Stage
@@ -196,7 +196,8 @@ class Depositing:
             return "of slots that the step has not"
         if max(tallies.tokens, tallies.val_tokens) > tokens or tallies.poisoned > count:
             return "that tells more than it counts"
-        if (message.start, message.stop) not in pieces_of(0, self._compute.elements):
+        end = min(message.start + PIECE_ELEMENTS, self._compute.elements)
+        if message.start % PIECE_ELEMENTS or message.stop != end:
             return "that is cut otherwise"
         known = self._deposits.begun(bitmap)
         proof = bitmap_bytes(bitmap)
