@@ -153,6 +153,13 @@ class Ledger:
             union |= mask
         return union
 
+    def work(self) -> int:
+        """How many microbatches all bitmaps that are held count, of the living or not.
+
+        It grows when something was computed, and not because somebody is heard again.
+        """
+        return sum(mask.bit_count() for mask in self._masks.values())
+
     def missing(self) -> int:
         """Slots that no live seat has counted; 0 means complete."""
         return self.expected & ~self.union()

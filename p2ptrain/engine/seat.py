@@ -223,8 +223,9 @@ class SeatRuntime:
         """Stage 0: see what is ours to take from the data."""
         machine, at = self.stepper.machine, self.position
         if self.sourcer is not None and machine is not None and at is not None:
-            leaves, union = window.left_to_mates(self._around), machine.ledger.union()
-            self.sourcer.refresh(self.stepper.live, union, now, retiring=leaves)
+            leaves, ledger = window.left_to_mates(self._around), machine.ledger
+            live, union, work = self.stepper.live, ledger.union(), ledger.work()
+            self.sourcer.refresh(live, union, now, work=work, retiring=leaves)
             self._around.wake()
 
     def lost(self, peer: PeerId, now: Seconds) -> None:

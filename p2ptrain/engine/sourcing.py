@@ -68,6 +68,7 @@ class Sourcer:
         self._patience = PATIENCE_SECONDS
         self._moved_at = 0.0  # when the stage last counted anything new
         self._counted = 0  # every slot that was ever counted in this step
+        self._work = 0  # how many were counted, as told last: of the dead, too
         self._asked: tuple[PeerId, Seconds] | None = None  # whom, and until when it may answer
         self._poor: dict[PeerId, Seconds] = {}  # who had nothing to give, and until when
         self.due_at: Seconds | None = None
@@ -87,6 +88,7 @@ class Sourcer:
         self._shares = Shares(self._run, self._me, at.step, list(slots), everybody)
         self._patience = max(PATIENCE_SECONDS, PATIENCE_STEPS * last_seconds)
         self._moved_at, self._counted, self._pending, self._union = now, 0, 0, 0
+        self._work = 0
         self._asked, self._poor = None, {}
 
     def stop(self) -> None:
@@ -95,15 +97,23 @@ class Sourcer:
         self._pending = 0
 
     def refresh(
-        self, live: frozenset[PeerId], union: int, now: Seconds, *, retiring: bool = False
+        self,
+        live: frozenset[PeerId],
+        union: int,
+        now: Seconds,
+        *,
+        work: int = 0,
+        retiring: bool = False,
     ) -> None:
         """Who lives, or what is counted, has changed: see what is ours to source now.
 
+        ``work``: how many microbatches were counted, also again after a loss (core/ledger).
         ``retiring``: the seat is being given up, and mates serve on.
         """
-        if union & ~self._counted:  # long steps are no sign of a stuck owner, standstill is
+        # Long steps are no sign of a stuck owner, nor is making good a loss; standstill is.
+        if union & ~self._counted or work > self._work:
             self._moved_at = now
-        self._counted |= union
+        self._counted, self._work = self._counted | union, work
         self._live, self._union = live, union
         shares = self._shares
         if shares is None:

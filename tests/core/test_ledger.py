@@ -81,7 +81,9 @@ def test_a_dead_seats_slots_are_missing_and_return_with_it() -> None:
     ledger.set_live(frozenset({BOB}))
     assert ledger.missing() == 0b000111
     assert ledger.bitmaps() == (bitmap(ANN, 0b000111), bitmap(BOB, 0b111000))
+    assert ledger.work() == 6  # whoever is silent for a while has computed nothing again
     ledger.set_live(frozenset({ANN, BOB}))
+    assert ledger.work() == 6
     assert ledger.missing() == 0
     ledger.drop(ANN)
     assert ledger.get(ANN) is None

@@ -70,6 +70,22 @@ def test_a_stuck_owner_is_relieved_after_a_standstill_and_not_before(bench: Make
     assert sourced(seat) == set(range(8)) - {theirs[0]}
 
 
+def test_owners_that_make_good_a_loss_are_not_stuck(bench: MakeBench) -> None:
+    """Nothing is counted for the first time then; each of several mates took all that was left."""
+    seat = bench(stage=0)
+    sourcer = begun(seat)
+    done = counted(set(range(8)) - mine())
+    work = done.bit_count()
+    sourcer.refresh(BOTH, done, 0.0, work=work)
+    sourcer.refresh(BOTH, 0, 10.0, work=work)  # who had counted it is gone
+    again = done & -done
+    sourcer.refresh(BOTH, again, 12.0, work=work + 1)
+    sourcer.refresh(BOTH, again, 11.0 + PATIENCE_SECONDS, work=work + 1)
+    assert sourced(seat) == mine()
+    sourcer.refresh(BOTH, again, 12.0 + PATIENCE_SECONDS, work=work + 1)
+    assert sourced(seat) == set(range(8)) - set(slots_of(again))
+
+
 def test_the_parked_bound_is_the_window(bench: MakeBench) -> None:
     seat = bench(stage=0, parked=2)
     sourcer = begun(seat, (ME,))
