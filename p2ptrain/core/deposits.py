@@ -14,8 +14,8 @@ Invariants:
     * a deposit is added at most once at a time, and only if no slot of it stands in the taker's
       set or, as far as the taker has heard, in that of any seat that lives;
     * it is taken out whole: of one slot alone nobody could say what it had added;
-    * at most DEPOSITS_MOST whole ones are kept, taken ones included, and one more of each of
-      their depositors is coming; whatever is beyond is not looked at.
+    * deposits of DEPOSITS_MOST accumulators are kept, taken ones included, and COMING_MOST more
+      are on their way here; whatever is beyond is not looked at.
 
 A taken slot is *bare* here: the frames it was computed from died with its depositor. When a
 neighbour needs one of them the taker computes the slot again and adds nothing (engine/depositing).
@@ -27,6 +27,7 @@ The copy has the same effect on a death, and needs no moment at which both agree
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -34,7 +35,7 @@ from p2ptrain.core.ledger import bytes_to_mask, slots_of
 from p2ptrain.core.schedule import rank
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from p2ptrain.core.agreement import Bitmap
     from p2ptrain.units import PeerId, RunId, Seconds, Stage, Step
@@ -42,12 +43,20 @@ if TYPE_CHECKING:
     Integers: TypeAlias = bytes | bytearray | memoryview
     Account: TypeAlias = tuple[PeerId, int]  # whose accumulator: a peer, and which of its starts
 
-DEPOSITS_MOST = 2
-"""Each takes as much memory as the accumulator. By rendezvous most seats get one depositor; who
-is refused tries again with its next deposit."""
+DEPOSITS_MOST, COMING_MOST = 3, 2
+"""Each takes as much memory as the accumulator. In a ring a seat has one depositor, two beside
+one that is slow; what it has taken up stays to the step's end, and those before it in the ring
+die one after another: with a place less, one death in eight cost all that it had counted
+(benchmarks/capacity: "step, dying", half its size, --deposit 32). Who is refused tries again
+with its next deposit."""
 
-DEPOSITED_COPIES = 2 * DEPOSITS_MOST + 1
-"""Of accumulators, in memory at most: whole ones, newer ones that are coming, and our own."""
+DEPOSITED_COPIES = DEPOSITS_MOST + COMING_MOST + 1
+"""Of accumulators, in memory at most: what is kept, what is coming, and our own."""
+
+MATE_SHARE, LEFT_SHARE = 0.5, 0.25
+"""Of the usual rate: whoever is slower is given no deposits, or no more. It takes them up
+between two jobs, and meanwhile mates have counted again some of what is in there: of a seat
+ten times slower than others none was ever taken."""
 
 GRACE_SECONDS = 3.0
 """A count that has vanished above may be about to come back: with a deposit that is taken up
@@ -58,11 +67,27 @@ WANTED_MOST = 8
 
 
 def mate(
-    run: RunId, step: Step, stage: Stage, me: PeerId, mates: Collection[PeerId]
+    run: RunId,
+    what: tuple[Step, Stage],
+    me: PeerId,
+    rates: Mapping[PeerId, float],
+    *,
+    last: PeerId | None = None,
 ) -> PeerId | None:
-    """With whom ``me`` leaves its deposits in this step: the same one while it is there."""
-    others = [peer for peer in mates if peer != me]
-    return rank("deposit", run, f"{step}/{stage}/{me}", others)[0] if others else None
+    """With whom ``me`` leaves its deposits in this step: the next in a ring who is not slow.
+
+    In a ring nobody gets those of many. ``rates``: of the others (0: not known); ``last``: whom
+    it was before, and is still while that one is there and has not become much slower.
+    """
+    known = [rate for rate in rates.values() if rate > 0.0]
+    usual = statistics.median(known) if known else 0.0
+    if last in rates and rates[last] >= LEFT_SHARE * usual:
+        return last
+    ring = rank("deposit", run, f"{what[0]}/{what[1]}", {me, *rates})
+    place = ring.index(me)
+    others = ring[place + 1 :] + ring[:place]
+    fast = (peer for peer in others if rates[peer] >= MATE_SHARE * usual)
+    return next(fast, None)
 
 
 @dataclass(slots=True)
@@ -141,6 +166,17 @@ class Deposits:
         self._whole[account] = self._coming.pop(account)
         return True
 
+    def make_room(self, view: View) -> None:
+        """Let go of what comes no further and, if all places are taken, of what is of no use."""
+        self._coming = {who: kept for who, kept in self._coming.items() if not view.away(kept)}
+        if len(self._accounts) >= DEPOSITS_MOST:
+            counted = view.counted | view.others
+            self._whole = {
+                who: kept
+                for who, kept in self._whole.items()
+                if not (view.away(kept) and kept.slots & counted)
+            }
+
     @property
     def any_whole(self) -> bool:
         """Whether there is anything to decide about."""
@@ -188,9 +224,14 @@ class Deposits:
             kept.clear()
 
     def _has_room(self, account: Account) -> bool:
-        known = self._whole.keys() | self._taken.keys() | self._coming.keys()
-        fits = account in known or len(known) < DEPOSITS_MOST
+        coming = len(self._coming.keys() - {account})
+        known = account in self._accounts or len(self._accounts) < DEPOSITS_MOST
+        fits = known and coming < COMING_MOST
         return fits and account not in self._taken  # else it is about to be returned
+
+    @property
+    def _accounts(self) -> set[Account]:
+        return {*self._whole, *self._taken, *self._coming}
 
     def _is_news(self, bitmap: Bitmap) -> bool:
         known = (held.get(_account(bitmap)) for held in (self._coming, self._whole))

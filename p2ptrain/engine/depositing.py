@@ -100,12 +100,11 @@ class Depositing:
         return self._deposit() if self._is_due() else None
 
     def _view(self, machine: StepMachine) -> View:
-        ledger, me, others = machine.ledger, self._pipeline.me, 0
+        ledger, pipeline, others = machine.ledger, self._pipeline, 0
         for peer, mask in ledger.cover():
-            others |= mask if peer != me else 0
-        starts = {bitmap.peer: bitmap.incarnation for bitmap in ledger.bitmaps()}
-        live = self._stepper.live
-        return View(live=live, starts=starts, counted=self._pipeline.counted, others=others)
+            others |= mask if peer != pipeline.me else 0
+        starts, live = {one.peer: one.incarnation for one in ledger.bitmaps()}, self._stepper.live
+        return View(live=live, starts=starts, counted=pipeline.counted, others=others)
 
     # --- our own ----------------------------------------------------------------------------
 
@@ -122,9 +121,10 @@ class Depositing:
 
     def _choose_mate(self) -> PeerId | None:
         at, around, stage = self._stepper.at, self._around, self._pipeline.stage
-        serving = {seat.peer for seat in around.roster.serving(stage) if seat.version == at.step}
-        mates = serving & self._stepper.live
-        return mate(around.run, at.step, stage, self._pipeline.me, mates)
+        me, live = self._pipeline.me, self._stepper.live
+        serving = (seat for seat in around.roster.serving(stage) if seat.version == at.step)
+        rates = {seat.peer: seat.rate for seat in serving if seat.peer != me and seat.peer in live}
+        return mate(around.run, (at.step, stage), me, rates, last=self._mate)
 
     async def _deposit(self) -> None:
         """Copy what we hold, and send it from a task of its own."""
@@ -179,6 +179,8 @@ class Depositing:
             return
         if (fault := self._fault(message, machine.ledger.expected)) is not None:
             raise MisbehaviourError(f"a deposit {fault}", peer=peer)
+        if message.start == 0:
+            self._deposits.make_room(self._view(machine))
         elements = self._compute.elements
         if self._deposits.came(bitmap, message.start, message.stop, integers, elements=elements):
             self._around.wake()  # it may be gone already
@@ -199,8 +201,7 @@ class Depositing:
         end = min(message.start + PIECE_ELEMENTS, self._compute.elements)
         if message.start % PIECE_ELEMENTS or message.stop != end:
             return "that is cut otherwise"
-        known = self._deposits.begun(bitmap)
-        proof = bitmap_bytes(bitmap)
+        known, proof = self._deposits.begun(bitmap), bitmap_bytes(bitmap)
         if not (known or around.signer.verify(bitmap.peer, proof, bitmap.signature)):
             return "with a wrong signature"
         return None
@@ -275,11 +276,10 @@ class Depositing:
             return
         past = self._pipeline.past
         for pipeline, wants in zip(self._both(), self._wants, strict=False):
-            lacking = (
-                self._lacking()
-                if past is None or pipeline is not past.pipeline
-                else (past.lacking_above())
-            )
+            if past is not None and pipeline is past.pipeline:
+                lacking = past.lacking_above()
+            else:
+                lacking = self._lacking()
             bare = pipeline.shelf.bare & ~pipeline.custodian.duties.slots("forward")
             self._ask(pipeline, wants.look(bare & lacking, now=now))
         borrows = any(pipeline.shelf.borrowed for pipeline in self._both())

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from p2ptrain.core.agreement import Bitmap, Position, Tallies
 from p2ptrain.core.deposits import (
+    COMING_MOST,
     DEPOSITS_MOST,
     GRACE_SECONDS,
+    LEFT_SHARE,
     WANTED_MOST,
     Deposits,
     View,
@@ -51,14 +53,36 @@ def left(deposits: Deposits, told: Bitmap) -> bool:
     return not first and deposits.came(told, middle, ELEMENTS, b"2", elements=ELEMENTS)
 
 
-def test_everybody_leaves_its_deposits_with_one_other_who_stays_while_it_is_there() -> None:
-    peers = (A, B, C, ME)
-    chosen = mate(RUN, Step(3), Stage(1), ME, peers)
-    assert chosen in (A, B, C)
-    for gone in {A, B, C} - {chosen}:
-        assert mate(RUN, Step(3), Stage(1), ME, [p for p in peers if p != gone]) == chosen
-    assert mate(RUN, Step(3), Stage(1), ME, [p for p in peers if p != chosen]) != chosen
-    assert mate(RUN, Step(3), Stage(1), ME, [ME]) is None
+def mate_of(
+    me: PeerId, rates: dict[PeerId, float], *, step: int = 3, last: PeerId | None = None
+) -> PeerId | None:
+    others = {peer: rate for peer, rate in rates.items() if peer != me}
+    return mate(RUN, (Step(step), Stage(1)), me, others, last=last)
+
+
+@given(st.sets(st.integers(0, 30), min_size=2), st.integers(0, 9))
+def test_everybody_leaves_its_deposits_with_one_other_and_nobody_is_given_those_of_two(
+    numbers: set[int], step: int
+) -> None:
+    rates = {PeerId(f"peer {number}"): 0.0 for number in numbers}
+    mates = {peer: mate_of(peer, rates, step=step) for peer in rates}
+    assert set(mates.values()) == set(rates)
+    assert all(peer != other for peer, other in mates.items())
+
+
+def test_who_is_slow_is_given_no_deposits_and_who_has_them_keeps_them_longer() -> None:
+    rates = dict.fromkeys((A, B, C, ME), 1.0)
+    chosen = mate_of(ME, rates)
+    assert chosen is not None
+    slower = {**rates, chosen: 1.01 * LEFT_SHARE}
+    other = mate_of(ME, slower)
+    assert other not in (None, ME, chosen)
+    assert mate_of(ME, slower, last=chosen) == chosen
+    assert mate_of(ME, {**rates, chosen: 0.99 * LEFT_SHARE}, last=chosen) == other
+    assert mate_of(ME, {**rates, chosen: 0.0}) == other  # nobody has measured it yet
+    assert mate_of(ME, rates, last=other) == other
+    assert mate_of(ME, {peer: 1.0 for peer in rates if peer != chosen}, last=chosen) == other
+    assert mate_of(ME, {ME: 1.0}, last=chosen) is None
 
 
 def test_what_a_mate_left_is_taken_up_once_it_is_gone() -> None:
@@ -156,6 +180,35 @@ def test_the_newest_of_a_mate_takes_the_place_of_the_last_when_it_is_whole() -> 
     assert kept is not None
     assert kept.slots == 0b11
     assert not left(deposits, bitmap(A, 0b1, seq=1))
+
+
+def full() -> tuple[Deposits, list[PeerId]]:
+    deposits, peers = Deposits(), [PeerId(f"mate {number}") for number in range(DEPOSITS_MOST)]
+    for number, peer in enumerate(peers):
+        assert left(deposits, bitmap(peer, 1 << number))
+    return deposits, peers
+
+
+def test_what_can_be_taken_up_no_more_makes_room_for_others_and_nothing_else_does() -> None:
+    deposits, peers = full()
+    for useful in (
+        view(*peers, others=0b1),  # it lives: its own count is among them
+        view(*peers[1:]),  # it is gone, and to be taken up
+    ):
+        deposits.make_room(useful)
+        assert not left(deposits, bitmap(A, 0b1000))
+    deposits.make_room(view(*peers[1:], others=0b1))  # mates have made good some of it
+    assert left(deposits, bitmap(A, 0b1000))
+
+
+def test_what_comes_no_further_makes_room() -> None:
+    deposits, senders = Deposits(), [PeerId(f"mate {number}") for number in range(COMING_MOST)]
+    for peer in senders:
+        assert not deposits.came(bitmap(peer, 0b1), 0, 5, b"1", elements=ELEMENTS)
+    deposits.make_room(view(A, *senders))
+    assert not left(deposits, bitmap(A, 0b10))
+    deposits.make_room(view(A, *senders[1:]))
+    assert left(deposits, bitmap(A, 0b10))
 
 
 def test_pieces_out_of_order_and_deposits_beyond_the_bound_are_dropped() -> None:
