@@ -76,17 +76,18 @@ def mate(
 ) -> PeerId | None:
     """With whom ``me`` leaves its deposits in this step: the next in a ring who is not slow.
 
-    In a ring nobody gets those of many. ``rates``: of the others (0: not known); ``last``: whom
-    it was before, and is still while that one is there and has not become much slower.
+    In a ring nobody gets those of many. ``rates``: of the others (0: not known, so as usual);
+    ``last``: whom it was before, and is still while that one is there and not much slower.
     """
     known = [rate for rate in rates.values() if rate > 0.0]
     usual = statistics.median(known) if known else 0.0
-    if last in rates and rates[last] >= LEFT_SHARE * usual:
+    speeds = {peer: rate if rate > 0.0 else usual for peer, rate in rates.items()}
+    if last is not None and speeds.get(last, -1.0) >= LEFT_SHARE * usual:
         return last
     ring = rank("deposit", run, f"{what[0]}/{what[1]}", {me, *rates})
     place = ring.index(me)
     others = ring[place + 1 :] + ring[:place]
-    fast = (peer for peer in others if rates[peer] >= MATE_SHARE * usual)
+    fast = (peer for peer in others if speeds[peer] >= MATE_SHARE * usual)
     return next(fast, None)
 
 

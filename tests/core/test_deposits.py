@@ -79,7 +79,7 @@ def test_who_is_slow_is_given_no_deposits_and_who_has_them_keeps_them_longer() -
     assert other not in (None, ME, chosen)
     assert mate_of(ME, slower, last=chosen) == chosen
     assert mate_of(ME, {**rates, chosen: 0.99 * LEFT_SHARE}, last=chosen) == other
-    assert mate_of(ME, {**rates, chosen: 0.0}) == other  # nobody has measured it yet
+    assert mate_of(ME, {**rates, chosen: 0.0}) == chosen  # nobody has measured it yet
     assert mate_of(ME, rates, last=other) == other
     assert mate_of(ME, {peer: 1.0 for peer in rates if peer != chosen}, last=chosen) == other
     assert mate_of(ME, {ME: 1.0}, last=chosen) is None
