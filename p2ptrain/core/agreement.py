@@ -41,6 +41,8 @@ class Bitmap(Message, frozen=True, tag=True):
     """Which slots of a step one seat has counted. The highest (incarnation, seq) replaces.
 
     ``pace``: how fast the seat is, coarsely (core/sourcing); 0 while it does not know.
+    ``borrowed``: those of ``slots`` that it can take out only together, with all that some mate
+    had counted (core/deposits); unset where there are none.
     """
 
     peer: PeerId
@@ -52,6 +54,7 @@ class Bitmap(Message, frozen=True, tag=True):
     tallies: Tallies
     signature: bytes
     pace: int = 0
+    borrowed: bytes | msgspec.UnsetType = msgspec.UNSET
 
 
 class Ballot(Message, frozen=True, array_like=True, order=True):

@@ -12,7 +12,8 @@ taker signs its own bitmap, and that is all that others ever look at.
 
 Invariants:
     * a deposit is added at most once at a time, and only if no slot of it stands in the taker's
-      set or, as far as the taker has heard, in that of any seat that lives;
+      set; where mates who live have counted some of it, they take those out again (core/ledger),
+      so that must be less than what it brings, and nothing that they have borrowed themselves;
     * it is taken out whole: of one slot alone nobody could say what it had added;
     * deposits of DEPOSITS_MOST accumulators are kept, taken ones included, and COMING_MOST more
       are on their way here; whatever is beyond is not looked at.
@@ -115,13 +116,14 @@ class View:
     """The stage as its seat sees it.
 
     ``starts``: the incarnation of each peer that a bitmap has told. ``others``: slots that mates
-    who live have counted; ``counted``: what we have.
+    who live have counted, ``tied``: those of them that were borrowed; ``counted``: what we have.
     """
 
     live: frozenset[PeerId]
     starts: Mapping[PeerId, int]
     counted: int
     others: int
+    tied: int
 
     def away(self, kept: Kept) -> bool:
         """Whether the accumulator that was copied is gone, as far as we can tell."""
@@ -171,11 +173,10 @@ class Deposits:
         """Let go of what comes no further and, if all places are taken, of what is of no use."""
         self._coming = {who: kept for who, kept in self._coming.items() if not view.away(kept)}
         if len(self._accounts) >= DEPOSITS_MOST:
-            counted = view.counted | view.others
             self._whole = {
                 who: kept
                 for who, kept in self._whole.items()
-                if not (view.away(kept) and kept.slots & counted)
+                if self._is_useful(kept, view) or not view.away(kept)
             }
 
     @property
@@ -195,11 +196,8 @@ class Deposits:
 
     def to_take(self, view: View) -> Kept | None:
         """What may be taken up now."""
-        for _, kept in sorted(self._whole.items()):
-            counted = kept.slots & (view.counted | view.others | self.borrowed)
-            if kept.slots and not counted and view.away(kept):
-                return kept
-        return None
+        fit = (kept for _, kept in sorted(self._whole.items()) if self._is_useful(kept, view))
+        return next((kept for kept in fit if view.away(kept)), None)
 
     def meeting(self, slots: int) -> Kept | None:
         """What is taken and counts any of ``slots``."""
@@ -223,6 +221,12 @@ class Deposits:
         """The step is over."""
         for kept in (self._coming, self._whole, self._taken):
             kept.clear()
+
+    def _is_useful(self, kept: Kept, view: View) -> bool:
+        """Whether it brings more than mates would have to take out again, if it may be added."""
+        twice = (kept.slots & view.others).bit_count()
+        barred = kept.slots & (view.counted | view.tied | self.borrowed)
+        return not barred and 2 * twice < kept.slots.bit_count()
 
     def _has_room(self, account: Account) -> bool:
         coming = len(self._coming.keys() - {account})

@@ -9,7 +9,8 @@ Invariants:
       so a restarted seat's lost work and a subtracted slot really vanish;
     * union, overlaps and cover speak of live seats only; a falsely suspected seat's bitmap
       comes back with it, because its accumulator never went away;
-    * a bitmap with slots outside the step, or of a known (incarnation, seq), changes nothing.
+    * a bitmap with slots outside the step, or of a known (incarnation, seq), or that has borrowed
+      what it does not count, changes nothing.
 
 Bound: one bitmap per peer, of BITMAPS_MOST peers. A name costs nothing, so signatures bound
 nothing: beyond, a living seat takes a stranger's place, and a stranger is not heard.
@@ -23,6 +24,8 @@ cannot tell a gradient that was counted twice from two that were counted once.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from p2ptrain.core.agreement import Bitmap, Tallies
 from p2ptrain.core.canonical import canonical
@@ -92,7 +95,12 @@ def bitmap_bytes(bitmap: Bitmap) -> bytes:
         bitmap.slots,
         *(tallies.loss, tallies.tokens, tallies.val_loss, tallies.val_tokens, tallies.poisoned),
         bitmap.pace,
+        *(() if bitmap.borrowed is msgspec.UNSET else (_borrowed_of(bitmap),)),
     )
+
+
+def _borrowed_of(bitmap: Bitmap) -> bytes:
+    return b"" if isinstance(bitmap.borrowed, msgspec.UnsetType) else bitmap.borrowed
 
 
 class Ledger:
@@ -102,6 +110,7 @@ class Ledger:
         self.expected = expected
         self._bitmaps: dict[PeerId, Bitmap] = {}
         self._masks: dict[PeerId, int] = {}
+        self._borrowed: dict[PeerId, int] = {}
         self._live: frozenset[PeerId] = frozenset()
 
     def observe(self, bitmap: Bitmap) -> bool:
@@ -112,9 +121,12 @@ class Ledger:
             known.incarnation,
             known.seq,
         )
-        if stale or mask & ~self.expected or not (known or self._has_room(bitmap.peer)):
+        borrowed = bytes_to_mask(_borrowed_of(bitmap))
+        wrong = mask & ~self.expected or borrowed & ~mask
+        if stale or wrong or not (known or self._has_room(bitmap.peer)):
             return False
         self._bitmaps[bitmap.peer], self._masks[bitmap.peer] = bitmap, mask
+        self._borrowed[bitmap.peer] = borrowed
         return True
 
     def set_live(self, peers: frozenset[PeerId]) -> None:
@@ -125,6 +137,7 @@ class Ledger:
         """Forget what ``peer`` counted: its accumulator is gone."""
         self._bitmaps.pop(peer, None)
         self._masks.pop(peer, None)
+        self._borrowed.pop(peer, None)
 
     def get(self, peer: PeerId) -> Bitmap | None:
         """The newest bitmap of ``peer``, live or not."""
@@ -140,7 +153,7 @@ class Ledger:
         for _, bitmap in sorted(
             self._bitmaps.items(), key=lambda entry: (entry[0] not in self._live, entry[0])
         ):
-            most_bytes -= BITMAP_BYTES + len(bitmap.slots)
+            most_bytes -= BITMAP_BYTES + len(bitmap.slots) + len(_borrowed_of(bitmap))
             if most_bytes < 0:
                 break
             shown.append(bitmap)
@@ -172,11 +185,16 @@ class Ledger:
         """
         return tuple((peer, self._masks[peer]) for peer in sorted(self._masks.keys() & self._live))
 
+    def borrowed(self, peer: PeerId) -> int:
+        """Slots that ``peer`` counts of mates that are gone."""
+        return self._borrowed.get(peer, 0)
+
     def overlaps(self, keeper: Callable[[int, tuple[PeerId, ...]], PeerId]) -> dict[PeerId, int]:
         """What each live seat must subtract so that no slot is counted twice, by peer.
 
         ``keeper(slot, holders)`` names the holder that keeps the slot. Every view that
         contains the same holders must give the same name, or two seats may both subtract.
+        Who has borrowed it keeps it, for it would have to take out all else of that mate's.
         """
         cover = self.cover()
         once = twice = 0
@@ -186,7 +204,8 @@ class Ledger:
         losers: dict[PeerId, int] = {}
         for slot in slots_of(twice):
             holders = tuple(peer for peer, mask in cover if mask >> slot & 1)
-            kept = keeper(slot, holders)
+            tied = tuple(peer for peer in holders if self._borrowed[peer] >> slot & 1)
+            kept = keeper(slot, tied or holders)
             for peer in holders:
                 if peer != kept:
                     losers[peer] = losers.get(peer, 0) | 1 << slot

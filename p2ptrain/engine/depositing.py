@@ -100,11 +100,12 @@ class Depositing:
         return self._deposit() if self._is_due() else None
 
     def _view(self, machine: StepMachine) -> View:
-        ledger, pipeline, others = machine.ledger, self._pipeline, 0
+        ledger, pipeline, others, tied = machine.ledger, self._pipeline, 0, 0
         for peer, mask in ledger.cover():
-            others |= mask if peer != pipeline.me else 0
+            if peer != pipeline.me:
+                others, tied = others | mask, tied | ledger.borrowed(peer)
         starts, live = {one.peer: one.incarnation for one in ledger.bitmaps()}, self._stepper.live
-        return View(live=live, starts=starts, counted=pipeline.counted, others=others)
+        return View(live=live, starts=starts, counted=pipeline.counted, others=others, tied=tied)
 
     # --- our own ----------------------------------------------------------------------------
 
@@ -170,13 +171,11 @@ class Depositing:
         Raises:
             MisbehaviourError: it is not its own, not signed, or cannot be true.
         """
-        bitmap, machine = message.bitmap, self._stepper.machine
+        bitmap, machine, live = message.bitmap, self._stepper.machine, self._stepper.live
         if (bitmap.peer, bitmap.at, bitmap.stage) != (peer, message.at, message.stage):
             raise MisbehaviourError("a deposit of somebody else's", peer=peer)
-        if not self._every or machine is None or bitmap.at != machine.at:
-            return
-        if peer not in self._stepper.live:  # no mate, or one that is taken for dead
-            return
+        if not self._every or machine is None or bitmap.at != machine.at or peer not in live:
+            return  # among others from who is no mate, or taken for dead
         if (fault := self._fault(message, machine.ledger.expected)) is not None:
             raise MisbehaviourError(f"a deposit {fault}", peer=peer)
         if message.start == 0:

@@ -123,17 +123,19 @@ class Gossip:
         """A new bitmap of what the accumulator holds now, signed."""
         assert self._at is not None
         assert self._slots is not None
-        pipeline = self._pipeline
+        pipeline, width = self._pipeline, self._slots.width
+        borrowed = pipeline.shelf.borrowed & pipeline.counted
         unsigned = Bitmap(
             peer=self._signer.peer,
             incarnation=self._incarnation,
             at=self._at,
             stage=pipeline.stage,
             seq=self._next_seq(),
-            slots=mask_to_bytes(pipeline.counted, self._slots.width),
+            slots=mask_to_bytes(pipeline.counted, width),
             tallies=pipeline.tallies,
             signature=b"",
             pace=pace_of(pipeline.pace.rate),
+            borrowed=mask_to_bytes(borrowed, width) if borrowed else msgspec.UNSET,
         )
         signature = self._signer.sign(bitmap_bytes(unsigned))
         self.newest = msgspec.structs.replace(unsigned, signature=signature)

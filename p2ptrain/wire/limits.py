@@ -222,7 +222,7 @@ class FrameLimits:
         counter = Between(0, COUNTER_MOST)
         version = Between(0, last_version)  # who has finished is one beyond
         seconds, element = finite(0.0, SECONDS_MOST), Between(0, max(self._elements))
-        digest = sized(DIGEST_BYTES, DIGEST_BYTES)
+        digest, slots = sized(DIGEST_BYTES, DIGEST_BYTES), sized(0, -(-self._slots // 8))
         peer, text = sized(1, PEER_TEXT), sized(0, TEXT_BYTES)
         stage, few = Between(0, self._stages - 1), sized(0, self._stages)
         return {
@@ -230,7 +230,8 @@ class FrameLimits:
             "stages": lambda named: few(named) or each(stage)(named),
             "taken": lambda sums: few(sums) or self._all_nested(sums),
             "slot": Between(0, self._slots - 1),
-            "slots": sized(0, -(-self._slots // 8)),
+            "slots": slots,
+            "borrowed": lambda told: slots(told) if isinstance(told, bytes) else None,
             "paces": each(counter),
             **dict.fromkeys(("step", "version", "least_above", "least_below"), version),
             **dict.fromkeys(("epoch", "incarnation", "seq", "round", "attempt", "count"), counter),
@@ -279,8 +280,7 @@ class FrameLimits:
 FREE_FIELDS = frozenset(
     {  # choices and flags: the schema says it all
         "channel", "what", "state", "replay", "behind", "finite", "available", "waiting", "final",
-        "begun", "spare", "bare",
-        "size_bytes",  # of a snapshot: the puller bounds it; of a corpus piece: see check
+        "begun", "spare", "bare", "size_bytes",  # of a snapshot: its puller bounds it; or see check
     }
 )  # fmt: skip
 

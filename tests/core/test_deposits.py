@@ -41,9 +41,14 @@ def bitmap(peer: PeerId, mask: int, *, seq: int = 1, incarnation: int = 1) -> Bi
 
 
 def view(
-    *live: PeerId, counted: int = 0, others: int = 0, starts: dict[PeerId, int] | None = None
+    *live: PeerId,
+    counted: int = 0,
+    others: int = 0,
+    tied: int = 0,
+    starts: dict[PeerId, int] | None = None,
 ) -> View:
-    return View(live=frozenset(live), starts=starts or {}, counted=counted, others=others)
+    peers, starts = frozenset(live), starts or {}
+    return View(live=peers, starts=starts, counted=counted, others=others | tied, tied=tied)
 
 
 def left(deposits: Deposits, told: Bitmap) -> bool:
@@ -98,11 +103,21 @@ def test_what_a_mate_left_is_taken_up_once_it_is_gone() -> None:
     assert deposits.to_return(view(ME)) is None
 
 
-@pytest.mark.parametrize("elsewhere", [{"counted": 0b100}, {"others": 0b001}])
-def test_what_somebody_counts_who_lives_is_not_taken_up(elsewhere: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("elsewhere", "useful"),
+    [
+        ({"counted": 0b1000}, False),  # the own sum holds it, and one slot cannot be in it twice
+        ({"tied": 0b0001}, False),  # a mate could take it out only with all that it has borrowed
+        ({"others": 0b0001}, True),  # a mate takes it out again
+        ({"others": 0b0011}, False),  # as much as it would bring
+    ],
+)
+def test_what_mates_count_who_live_is_taken_up_if_they_can_take_it_out_and_it_is_worth_it(
+    elsewhere: dict[str, int], *, useful: bool
+) -> None:
     deposits = Deposits()
-    left(deposits, bitmap(A, 0b101))
-    assert deposits.to_take(view(ME, **elsewhere)) is None
+    left(deposits, bitmap(A, 0b1011))
+    assert (deposits.to_take(view(ME, **elsewhere)) is not None) == useful
 
 
 def test_two_deposits_that_share_a_slot_are_not_both_taken_up() -> None:
@@ -197,7 +212,7 @@ def test_what_can_be_taken_up_no_more_makes_room_for_others_and_nothing_else_doe
     ):
         deposits.make_room(useful)
         assert not left(deposits, bitmap(A, 0b1000))
-    deposits.make_room(view(*peers[1:], others=0b1))  # mates have made good some of it
+    deposits.make_room(view(*peers[1:], others=0b1))  # mates have made it good
     assert left(deposits, bitmap(A, 0b1000))
 
 

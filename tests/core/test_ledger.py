@@ -106,6 +106,34 @@ def test_all_but_the_keeper_subtract() -> None:
 masks = st.integers(0, FULL)
 
 
+def lent(told: Bitmap, mask: int) -> Bitmap:
+    return msgspec.structs.replace(told, borrowed=mask_to_bytes(mask, WIDTH))
+
+
+def test_who_has_borrowed_a_slot_keeps_it_and_of_two_of_them_the_first() -> None:
+    """It could take it out only with all that it counts of that mate."""
+    ledger = ledger_of(bitmap(ANN, 0b000111), lent(bitmap(BOB, 0b111100), 0b001100))
+    assert ledger.borrowed(BOB) == 0b001100
+    assert ledger.overlaps(first) == {ANN: 0b000100}
+    assert ledger.observe(lent(bitmap(ANN, 0b000111, seq=2), 0b000100))
+    assert ledger.overlaps(first) == {BOB: 0b000100}
+    ledger.drop(BOB)
+    assert ledger.borrowed(BOB) == 0
+
+
+def test_nobody_has_borrowed_what_it_does_not_count() -> None:
+    ledger = ledger_of(bitmap(ANN, 0b000111))
+    assert not ledger.observe(lent(bitmap(ANN, 0b000111, seq=2), 0b001000))
+    assert ledger.borrowed(ANN) == 0
+
+
+def test_what_is_borrowed_is_signed_too_and_without_it_nothing_has_changed() -> None:
+    plain = bitmap(ANN, 0b000111)
+    assert bitmap_bytes(lent(plain, 0b000100)) != bitmap_bytes(plain)
+    assert b"borrowed" not in msgspec.msgpack.encode(plain)
+    assert bitmap_bytes(lent(plain, 0)).startswith(bitmap_bytes(plain))
+
+
 @given(st.lists(masks, min_size=3, max_size=3))
 @settings(max_examples=60, deadline=None)
 def test_subtracting_overlaps_leaves_a_disjoint_cover_of_the_same_union(sets: list[int]) -> None:

@@ -203,14 +203,17 @@ def test_what_a_mate_left_is_counted_once_it_is_gone_and_until_it_is_back(play: 
         assert await scene.idle()
         assert await compute.read_own(0, compute.elements) == ones
         assert (pipeline.counted, pipeline.tallies.poisoned) == (0b1100, 1)
-        machine = scene.seat.stepper.machine
+        machine, gossip = scene.seat.stepper.machine, scene.seat.stepper.gossip
         assert machine is not None
+        assert gossip.newest is not None
+        assert gossip.newest.borrowed == gossip.newest.slots  # so that mates take theirs out
         assert machine.ledger.union() == 0b1100
         assert pipeline.shelf.state(Microbatch(Step(0), Slot(2))) == "bare"
         scene.back()
         assert await scene.idle()
         assert await compute.read_own(0, compute.elements) == before
         assert (pipeline.counted, pipeline.tallies.poisoned, pipeline.shelf.borrowed) == (0, 0, 0)
+        assert gossip.newest.borrowed is msgspec.UNSET
         kinds = [type(event).__name__ for event in scene.events if "Deposit" in str(type(event))]
         assert kinds == ["DepositTaken", "DepositReturned"]
 

@@ -321,6 +321,12 @@ def test_every_field_of_every_message_has_a_rule() -> None:
     assert not ruled & FREE_FIELDS
 
 
+def test_what_is_borrowed_is_a_set_of_slots_like_any_other() -> None:
+    LIMITS.check(msgspec.structs.replace(bitmap(), borrowed=b"\x01"))
+    with pytest.raises(WireError, match=r"Bitmap.borrowed: length"):
+        LIMITS.check(msgspec.structs.replace(bitmap(), borrowed=bytes(64)))
+
+
 def test_nobody_wants_more_sums_than_there_are_stages() -> None:
     LIMITS.check(WantSums(at=AT, stages=(Stage(0), Stage(1), Stage(2))))
     with pytest.raises(WireError, match=r"WantSums.stages: length 4"):
