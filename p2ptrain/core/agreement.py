@@ -37,12 +37,19 @@ class Tallies(Message, frozen=True, array_like=True):
     poisoned: int = 0
 
 
+class Counted(Message, frozen=True, array_like=True):
+    """Who counted which slots: a line of a sum's cover, or of what a bitmap has borrowed."""
+
+    peer: PeerId
+    slots: bytes
+
+
 class Bitmap(Message, frozen=True, tag=True):
     """Which slots of a step one seat has counted. The highest (incarnation, seq) replaces.
 
     ``pace``: how fast the seat is, coarsely (core/sourcing); 0 while it does not know.
-    ``borrowed``: those of ``slots`` that it can take out only together, with all that some mate
-    had counted (core/deposits); unset where there are none.
+    ``borrowed``: those of ``slots`` that mates who are gone had counted, and that can be taken
+    out only with all of that mate's (core/deposits); unset where there are none.
     """
 
     peer: PeerId
@@ -54,7 +61,7 @@ class Bitmap(Message, frozen=True, tag=True):
     tallies: Tallies
     signature: bytes
     pace: int = 0
-    borrowed: bytes | msgspec.UnsetType = msgspec.UNSET
+    borrowed: tuple[Counted, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Ballot(Message, frozen=True, array_like=True, order=True):
@@ -111,13 +118,6 @@ class Go(Message, frozen=True, tag=True):
     at: Position
     stage: Stage
     ballot: Ballot
-
-
-class Counted(Message, frozen=True, array_like=True):
-    """Who counted which slots, as the sum's cover says: the ledger's line."""
-
-    peer: PeerId
-    slots: bytes
 
 
 class Sum(Message, frozen=True, tag=True):

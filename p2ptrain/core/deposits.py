@@ -46,18 +46,19 @@ if TYPE_CHECKING:
 
 DEPOSITS_MOST, COMING_MOST = 3, 2
 """Each takes as much memory as the accumulator. In a ring a seat has one depositor, two beside
-one that is slow; what it has taken up stays to the step's end, and those before it in the ring
-die one after another: with a place less, one death in eight cost all that it had counted
-(benchmarks/capacity: "step, dying", half its size, --deposit 32). Who is refused tries again
-with its next deposit."""
+one that is slow; what it has taken up stays to the step's end, while those before it in the ring
+die one after another. Who is refused tries again with its next deposit."""
 
 DEPOSITED_COPIES = DEPOSITS_MOST + COMING_MOST + 1
 """Of accumulators, in memory at most: what is kept, what is coming, and our own."""
 
 MATE_SHARE, LEFT_SHARE = 0.5, 0.25
 """Of the usual rate: whoever is slower is given no deposits, or no more. It takes them up
-between two jobs, and meanwhile mates have counted again some of what is in there: of a seat
-ten times slower than others none was ever taken."""
+between two jobs, and meanwhile mates count again what is in there."""
+
+TWICE_SHARE = 0.25
+"""Less than this part of a deposit may be counted by mates: they take it out one by one, a
+service each, and no plan is made meanwhile; what is lost with a deposit all make good at once."""
 
 GRACE_SECONDS = 3.0
 """A count that has vanished above may be about to come back: with a deposit that is taken up
@@ -69,7 +70,8 @@ WANTED_MOST = 8
 
 def mate(
     run: RunId,
-    what: tuple[Step, Stage],
+    step: Step,
+    stage: Stage,
     me: PeerId,
     rates: Mapping[PeerId, float],
     *,
@@ -77,15 +79,15 @@ def mate(
 ) -> PeerId | None:
     """With whom ``me`` leaves its deposits in this step: the next in a ring who is not slow.
 
-    In a ring nobody gets those of many. ``rates``: of the others (0: not known, so as usual);
+    In a ring few get those of many. ``rates``: of the others (0: not known, so as usual);
     ``last``: whom it was before, and is still while that one is there and not much slower.
     """
     known = [rate for rate in rates.values() if rate > 0.0]
-    usual = statistics.median(known) if known else 0.0
+    usual = statistics.median_low(known) if known else 0.0
     speeds = {peer: rate if rate > 0.0 else usual for peer, rate in rates.items()}
     if last is not None and speeds.get(last, -1.0) >= LEFT_SHARE * usual:
         return last
-    ring = rank("deposit", run, f"{what[0]}/{what[1]}", {me, *rates})
+    ring = rank("deposit", run, f"{step}/{stage}", {me, *rates})
     place = ring.index(me)
     others = ring[place + 1 :] + ring[:place]
     fast = (peer for peer in others if speeds[peer] >= MATE_SHARE * usual)
@@ -147,6 +149,11 @@ class Deposits:
         for kept in self._taken.values():
             slots |= kept.slots
         return slots
+
+    @property
+    def taken(self) -> tuple[tuple[PeerId, int], ...]:
+        """Whose deposits are taken, and their slots."""
+        return tuple((peer, kept.slots) for (peer, _), kept in sorted(self._taken.items()))
 
     def came(
         self, bitmap: Bitmap, start: int, stop: int, integers: Integers, *, elements: int
@@ -223,10 +230,10 @@ class Deposits:
             kept.clear()
 
     def _is_useful(self, kept: Kept, view: View) -> bool:
-        """Whether it brings more than mates would have to take out again, if it may be added."""
+        """Whether it may be added, and brings more than mates would have to take out again."""
         twice = (kept.slots & view.others).bit_count()
         barred = kept.slots & (view.counted | view.tied | self.borrowed)
-        return not barred and 2 * twice < kept.slots.bit_count()
+        return not barred and twice < TWICE_SHARE * kept.slots.bit_count()
 
     def _has_room(self, account: Account) -> bool:
         coming = len(self._coming.keys() - {account})

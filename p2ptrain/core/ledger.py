@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from p2ptrain.core.agreement import Bitmap, Tallies
+from p2ptrain.core.agreement import Bitmap, Counted, Tallies
 from p2ptrain.core.canonical import canonical
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ BITMAPS_MOST = 1024
 
 BITMAP_BYTES = 512
 """At most what a bitmap takes on the wire without its slots: names, counters, a signature."""
+
+LOAN_BYTES = 160
+"""Likewise what one loan adds to it: a name, and what they are packed in."""
 
 
 def mask_to_bytes(mask: int, width: int) -> bytes:
@@ -95,12 +98,13 @@ def bitmap_bytes(bitmap: Bitmap) -> bytes:
         bitmap.slots,
         *(tallies.loss, tallies.tokens, tallies.val_loss, tallies.val_tokens, tallies.poisoned),
         bitmap.pace,
-        *(() if bitmap.borrowed is msgspec.UNSET else (_borrowed_of(bitmap),)),
+        *(field for loan in loans_of(bitmap) for field in (loan.peer, loan.slots)),
     )
 
 
-def _borrowed_of(bitmap: Bitmap) -> bytes:
-    return b"" if isinstance(bitmap.borrowed, msgspec.UnsetType) else bitmap.borrowed
+def loans_of(bitmap: Bitmap) -> tuple[Counted, ...]:
+    """What it has borrowed, and of whom."""
+    return () if isinstance(bitmap.borrowed, msgspec.UnsetType) else bitmap.borrowed
 
 
 class Ledger:
@@ -110,7 +114,7 @@ class Ledger:
         self.expected = expected
         self._bitmaps: dict[PeerId, Bitmap] = {}
         self._masks: dict[PeerId, int] = {}
-        self._borrowed: dict[PeerId, int] = {}
+        self._loans: dict[PeerId, tuple[tuple[PeerId, int], ...]] = {}
         self._live: frozenset[PeerId] = frozenset()
 
     def observe(self, bitmap: Bitmap) -> bool:
@@ -121,12 +125,12 @@ class Ledger:
             known.incarnation,
             known.seq,
         )
-        borrowed = bytes_to_mask(_borrowed_of(bitmap))
-        wrong = mask & ~self.expected or borrowed & ~mask
+        loans = tuple((loan.peer, bytes_to_mask(loan.slots)) for loan in loans_of(bitmap))
+        wrong = mask & ~self.expected or any(slots & ~mask for _, slots in loans)
         if stale or wrong or not (known or self._has_room(bitmap.peer)):
             return False
         self._bitmaps[bitmap.peer], self._masks[bitmap.peer] = bitmap, mask
-        self._borrowed[bitmap.peer] = borrowed
+        self._loans[bitmap.peer] = loans
         return True
 
     def set_live(self, peers: frozenset[PeerId]) -> None:
@@ -137,7 +141,7 @@ class Ledger:
         """Forget what ``peer`` counted: its accumulator is gone."""
         self._bitmaps.pop(peer, None)
         self._masks.pop(peer, None)
-        self._borrowed.pop(peer, None)
+        self._loans.pop(peer, None)
 
     def get(self, peer: PeerId) -> Bitmap | None:
         """The newest bitmap of ``peer``, live or not."""
@@ -153,7 +157,8 @@ class Ledger:
         for _, bitmap in sorted(
             self._bitmaps.items(), key=lambda entry: (entry[0] not in self._live, entry[0])
         ):
-            most_bytes -= BITMAP_BYTES + len(bitmap.slots) + len(_borrowed_of(bitmap))
+            most_bytes -= BITMAP_BYTES + len(bitmap.slots)
+            most_bytes -= sum(LOAN_BYTES + len(loan.slots) for loan in loans_of(bitmap))
             if most_bytes < 0:
                 break
             shown.append(bitmap)
@@ -165,13 +170,6 @@ class Ledger:
         for _, mask in self.cover():
             union |= mask
         return union
-
-    def work(self) -> int:
-        """How many microbatches all bitmaps that are held count, of the living or not.
-
-        It grows when something was computed, and not because somebody is heard again.
-        """
-        return sum(mask.bit_count() for mask in self._masks.values())
 
     def missing(self) -> int:
         """Slots that no live seat has counted; 0 means complete."""
@@ -187,14 +185,22 @@ class Ledger:
 
     def borrowed(self, peer: PeerId) -> int:
         """Slots that ``peer`` counts of mates that are gone."""
-        return self._borrowed.get(peer, 0)
+        borrowed = 0
+        for _, slots in self._loans.get(peer, ()):
+            borrowed |= slots
+        return borrowed
+
+    def computed(self) -> tuple[tuple[PeerId, int], ...]:
+        """What each live seat has computed of what it counts, by peer."""
+        return tuple((peer, mask & ~self.borrowed(peer)) for peer, mask in self.cover())
 
     def overlaps(self, keeper: Callable[[int, tuple[PeerId, ...]], PeerId]) -> dict[PeerId, int]:
         """What each live seat must subtract so that no slot is counted twice, by peer.
 
         ``keeper(slot, holders)`` names the holder that keeps the slot. Every view that
-        contains the same holders must give the same name, or two seats may both subtract.
-        Who has borrowed it keeps it, for it would have to take out all else of that mate's.
+        contains the same bitmaps must give the same name, or two seats may both subtract.
+        Who has borrowed it keeps it, for it would have to take out all else of that mate's,
+        unless it is that mate that holds it; of several who have, one keeps all of theirs.
         """
         cover = self.cover()
         once = twice = 0
@@ -204,12 +210,17 @@ class Ledger:
         losers: dict[PeerId, int] = {}
         for slot in slots_of(twice):
             holders = tuple(peer for peer, mask in cover if mask >> slot & 1)
-            tied = tuple(peer for peer in holders if self._borrowed[peer] >> slot & 1)
-            kept = keeper(slot, tied or holders)
+            lenders = {peer: self._lenders(peer, slot) for peer in holders}
+            able = tuple(p for p in holders if not lenders[p] & set(holders)) or holders
+            tied = [peer for peer in able if lenders[peer]]
+            kept = min(tied) if tied else keeper(slot, able)
             for peer in holders:
                 if peer != kept:
                     losers[peer] = losers.get(peer, 0) | 1 << slot
         return dict(sorted(losers.items()))
+
+    def _lenders(self, peer: PeerId, slot: int) -> set[PeerId]:
+        return {lender for lender, slots in self._loans[peer] if slots >> slot & 1}
 
     def _has_room(self, peer: PeerId) -> bool:
         """Whether a bitmap of ``peer``, of whom none is held, may be; made for the living."""

@@ -78,6 +78,7 @@ class Depositing:
     def begin(self) -> None:
         """A step is taken up: what was left of the last is of no use."""
         self._deposits.clear()
+        self._pipeline.loans.taken = ()
         self._wants = (Wants(), Wants())
         self._mate, self._left = None, 0
 
@@ -125,7 +126,7 @@ class Depositing:
         me, live = self._pipeline.me, self._stepper.live
         serving = (seat for seat in around.roster.serving(stage) if seat.version == at.step)
         rates = {seat.peer: seat.rate for seat in serving if seat.peer != me and seat.peer in live}
-        return mate(around.run, (at.step, stage), me, rates, last=self._mate)
+        return mate(around.run, at.step, stage, me, rates, last=self._mate)
 
     async def _deposit(self) -> None:
         """Copy what we hold, and send it from a task of its own."""
@@ -251,7 +252,7 @@ class Depositing:
             val_tokens=sign * told.val_tokens,
             poisoned=sign * told.poisoned,
         )
-        self._pipeline.counted = counted
+        self._pipeline.counted, self._pipeline.loans.taken = counted, self._deposits.taken
         self._pipeline.tallies = sum_tallies((self._pipeline.tallies, signed))
 
     def _show(self) -> None:

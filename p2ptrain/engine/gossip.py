@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from p2ptrain.core.agreement import Bitmap
+from p2ptrain.core.agreement import Bitmap, Counted
 from p2ptrain.core.ledger import Ledger, bitmap_bytes, bytes_to_mask, mask_to_bytes
 from p2ptrain.core.schedule import step_slots
 from p2ptrain.core.sourcing import pace_of
@@ -124,7 +124,7 @@ class Gossip:
         assert self._at is not None
         assert self._slots is not None
         pipeline, width = self._pipeline, self._slots.width
-        borrowed = pipeline.shelf.borrowed & pipeline.counted
+        loans = tuple(Counted(peer, mask_to_bytes(m, width)) for peer, m in pipeline.loans.taken)
         unsigned = Bitmap(
             peer=self._signer.peer,
             incarnation=self._incarnation,
@@ -135,7 +135,7 @@ class Gossip:
             tallies=pipeline.tallies,
             signature=b"",
             pace=pace_of(pipeline.pace.rate),
-            borrowed=mask_to_bytes(borrowed, width) if borrowed else msgspec.UNSET,
+            borrowed=loans or msgspec.UNSET,
         )
         signature = self._signer.sign(bitmap_bytes(unsigned))
         self.newest = msgspec.structs.replace(unsigned, signature=signature)

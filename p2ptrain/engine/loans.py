@@ -15,17 +15,19 @@ if TYPE_CHECKING:
 
     from p2ptrain.engine.items import Item
     from p2ptrain.engine.pipeline import Pipeline
+    from p2ptrain.units import PeerId
 
 
 class Loans:
     """See the module. ``taking_out``: subtractions that are under way.
 
-    ``chore``: what to do between two jobs; ``give_back``: take out all that counts any of
-    these slots.
+    ``taken``: whose slots are counted here, and which. ``chore``: what to do between two jobs;
+    ``give_back``: take out all that counts any of these slots.
     """
 
     def __init__(self) -> None:
         self.taking_out = 0
+        self.taken: tuple[tuple[PeerId, int], ...] = ()
         self.chore: Callable[[], Coroutine[None, None, None] | None] = lambda: None
         self.give_back: Callable[[int], Coroutine[None, None, None]] = _nothing
 

@@ -224,8 +224,8 @@ class SeatRuntime:
         machine, at = self.stepper.machine, self.position
         if self.sourcer is not None and machine is not None and at is not None:
             leaves, ledger = window.left_to_mates(self._around), machine.ledger
-            live, union, work = self.stepper.live, ledger.union(), ledger.work()
-            self.sourcer.refresh(live, union, now, work=work, retiring=leaves)
+            live, union, computed = self.stepper.live, ledger.union(), ledger.computed()
+            self.sourcer.refresh(live, union, now, computed=computed, retiring=leaves)
             self._around.wake()
 
     def lost(self, peer: PeerId, now: Seconds) -> None:

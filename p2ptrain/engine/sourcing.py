@@ -25,7 +25,7 @@ from p2ptrain.units import Microbatch, Slot, Stage
 from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from p2ptrain.core.agreement import Position
     from p2ptrain.core.schedule import StepSlots
@@ -66,9 +66,9 @@ class Sourcer:
         self._live: frozenset[PeerId] = frozenset()
         self._union = 0  # counted by somebody who lives
         self._patience = PATIENCE_SECONDS
-        self._moved_at = 0.0  # when the stage last counted anything new
+        self._moved_at = 0.0  # when a seat of the stage was last heard to have computed one
         self._counted = 0  # every slot that was ever counted in this step
-        self._work = 0  # how many were counted, as told last: of the dead, too
+        self._computed: dict[PeerId, int] = {}  # what each seat ever computed in this step
         self._asked: tuple[PeerId, Seconds] | None = None  # whom, and until when it may answer
         self._poor: dict[PeerId, Seconds] = {}  # who had nothing to give, and until when
         self.due_at: Seconds | None = None
@@ -88,7 +88,7 @@ class Sourcer:
         self._shares = Shares(self._run, self._me, at.step, list(slots), everybody)
         self._patience = max(PATIENCE_SECONDS, PATIENCE_STEPS * last_seconds)
         self._moved_at, self._counted, self._pending, self._union = now, 0, 0, 0
-        self._work = 0
+        self._computed = {}
         self._asked, self._poor = None, {}
 
     def stop(self) -> None:
@@ -102,18 +102,21 @@ class Sourcer:
         union: int,
         now: Seconds,
         *,
-        work: int = 0,
+        computed: Iterable[tuple[PeerId, int]],
         retiring: bool = False,
     ) -> None:
         """Who lives, or what is counted, has changed: see what is ours to source now.
 
-        ``work``: how many microbatches were counted, also again after a loss (core/ledger).
-        ``retiring``: the seat is being given up, and mates serve on.
+        ``computed``: by each live seat, of what it counts. ``retiring``: the seat is being given
+        up, and mates serve on.
         """
-        # Long steps are no sign of a stuck owner, nor is making good a loss; standstill is.
-        if union & ~self._counted or work > self._work:
-            self._moved_at = now
-        self._counted, self._work = self._counted | union, work
+        # Long steps are no sign of a stuck owner, nor is making good a loss; standstill is. A slot
+        # counts once for each seat: whoever comes and goes, or lies, cannot delay this for ever.
+        for peer, slots in computed:
+            known = self._computed.get(peer, 0)
+            if slots & ~known:
+                self._moved_at, self._computed[peer] = now, known | slots
+        self._counted |= union
         self._live, self._union = live, union
         shares = self._shares
         if shares is None:

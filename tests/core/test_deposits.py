@@ -62,7 +62,7 @@ def mate_of(
     me: PeerId, rates: dict[PeerId, float], *, step: int = 3, last: PeerId | None = None
 ) -> PeerId | None:
     others = {peer: rate for peer, rate in rates.items() if peer != me}
-    return mate(RUN, (Step(step), Stage(1)), me, others, last=last)
+    return mate(RUN, Step(step), Stage(1), me, others, last=last)
 
 
 @given(st.sets(st.integers(0, 30), min_size=2), st.integers(0, 9))
@@ -97,8 +97,9 @@ def test_what_a_mate_left_is_taken_up_once_it_is_gone() -> None:
     kept = deposits.to_take(view(ME, counted=0b1000, others=0b10))
     assert kept is not None
     assert kept.pieces == [(0, b"1"), (5, b"2")]
+    assert deposits.taken == ()
     deposits.took(kept)
-    assert deposits.borrowed == 0b101
+    assert (deposits.borrowed, deposits.taken) == (0b101, ((A, 0b101),))
     assert deposits.to_take(view(ME)) is None
     assert deposits.to_return(view(ME)) is None
 
@@ -109,14 +110,14 @@ def test_what_a_mate_left_is_taken_up_once_it_is_gone() -> None:
         ({"counted": 0b1000}, False),  # the own sum holds it, and one slot cannot be in it twice
         ({"tied": 0b0001}, False),  # a mate could take it out only with all that it has borrowed
         ({"others": 0b0001}, True),  # a mate takes it out again
-        ({"others": 0b0011}, False),  # as much as it would bring
+        ({"others": 0b0011}, False),  # that takes mates too long
     ],
 )
 def test_what_mates_count_who_live_is_taken_up_if_they_can_take_it_out_and_it_is_worth_it(
     elsewhere: dict[str, int], *, useful: bool
 ) -> None:
     deposits = Deposits()
-    left(deposits, bitmap(A, 0b1011))
+    left(deposits, bitmap(A, 0b11111011))
     assert (deposits.to_take(view(ME, **elsewhere)) is not None) == useful
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import hypothesis.strategies as st
 import msgspec
 import pytest
 from hypothesis import given, settings
 
-from p2ptrain.core.agreement import Bitmap, Position, Tallies
+from p2ptrain.core.agreement import Bitmap, Counted, Position, Tallies
 from p2ptrain.core.ledger import (
     BITMAP_BYTES,
     BITMAPS_MOST,
@@ -20,10 +22,11 @@ from p2ptrain.core.ledger import (
 )
 from p2ptrain.units import Chain, PeerId, Stage, Step
 
-ANN, BOB, EVE = PeerId("ann"), PeerId("bob"), PeerId("eve")
+ANN, BOB, EVE, GONE = PeerId("ann"), PeerId("bob"), PeerId("eve"), PeerId("gone")
 AT = Position(epoch=0, step=Step(3), chain=Chain(bytes(32)))
 WIDTH = 6
 FULL = (1 << WIDTH) - 1
+Keeper = Callable[[int, tuple[PeerId, ...]], PeerId]
 
 
 def bitmap(peer: PeerId, mask: int, *, seq: int = 1, incarnation: int = 1) -> Bitmap:
@@ -41,6 +44,10 @@ def bitmap(peer: PeerId, mask: int, *, seq: int = 1, incarnation: int = 1) -> Bi
 
 def first(_: int, holders: tuple[PeerId, ...]) -> PeerId:
     return holders[0]
+
+
+def last(_: int, holders: tuple[PeerId, ...]) -> PeerId:
+    return holders[-1]
 
 
 def ledger_of(*bitmaps: Bitmap, live: tuple[PeerId, ...] = (ANN, BOB, EVE)) -> Ledger:
@@ -81,9 +88,7 @@ def test_a_dead_seats_slots_are_missing_and_return_with_it() -> None:
     ledger.set_live(frozenset({BOB}))
     assert ledger.missing() == 0b000111
     assert ledger.bitmaps() == (bitmap(ANN, 0b000111), bitmap(BOB, 0b111000))
-    assert ledger.work() == 6  # whoever is silent for a while has computed nothing again
     ledger.set_live(frozenset({ANN, BOB}))
-    assert ledger.work() == 6
     assert ledger.missing() == 0
     ledger.drop(ANN)
     assert ledger.get(ANN) is None
@@ -106,32 +111,54 @@ def test_all_but_the_keeper_subtract() -> None:
 masks = st.integers(0, FULL)
 
 
-def lent(told: Bitmap, mask: int) -> Bitmap:
-    return msgspec.structs.replace(told, borrowed=mask_to_bytes(mask, WIDTH))
+def lent(told: Bitmap, *loans: tuple[PeerId, int]) -> Bitmap:
+    borrowed = tuple(Counted(peer, mask_to_bytes(mask, WIDTH)) for peer, mask in loans)
+    return msgspec.structs.replace(told, borrowed=borrowed)
 
 
-def test_who_has_borrowed_a_slot_keeps_it_and_of_two_of_them_the_first() -> None:
+def test_who_has_borrowed_a_slot_keeps_it() -> None:
     """It could take it out only with all that it counts of that mate."""
-    ledger = ledger_of(bitmap(ANN, 0b000111), lent(bitmap(BOB, 0b111100), 0b001100))
+    ledger = ledger_of(bitmap(ANN, 0b000111), lent(bitmap(BOB, 0b111100), (GONE, 0b001100)))
     assert ledger.borrowed(BOB) == 0b001100
-    assert ledger.overlaps(first) == {ANN: 0b000100}
-    assert ledger.observe(lent(bitmap(ANN, 0b000111, seq=2), 0b000100))
-    assert ledger.overlaps(first) == {BOB: 0b000100}
+    assert ledger.computed() == ((ANN, 0b000111), (BOB, 0b110000))
+    assert ledger.overlaps(first) == ledger.overlaps(last) == {ANN: 0b000100}
     ledger.drop(BOB)
     assert ledger.borrowed(BOB) == 0
 
 
+@pytest.mark.parametrize("keeper", [first, last])
+def test_of_several_who_have_borrowed_one_keeps_all_of_it(
+    keeper: Keeper,
+) -> None:
+    """If each kept some, all would have to give back everything."""
+    ledger = ledger_of(
+        lent(bitmap(ANN, 0b001111), (GONE, 0b001111)), lent(bitmap(BOB, 0b111110), (GONE, 0b000110))
+    )
+    assert ledger.overlaps(keeper) == {BOB: 0b001110}
+
+
+@pytest.mark.parametrize("keeper", [first, last])
+def test_what_was_borrowed_of_who_is_there_again_is_its_own(
+    keeper: Keeper,
+) -> None:
+    """Whoever has borrowed it gives it back: both would take it out."""
+    ann, bob = bitmap(ANN, 0b001111), lent(bitmap(BOB, 0b111111), (ANN, 0b001111))
+    assert ledger_of(ann, bob).overlaps(keeper) == {BOB: 0b001111}
+    ledger = ledger_of(ann, bob, live=(BOB,))
+    assert ledger.overlaps(keeper) == {}
+
+
 def test_nobody_has_borrowed_what_it_does_not_count() -> None:
     ledger = ledger_of(bitmap(ANN, 0b000111))
-    assert not ledger.observe(lent(bitmap(ANN, 0b000111, seq=2), 0b001000))
+    assert not ledger.observe(lent(bitmap(ANN, 0b000111, seq=2), (GONE, 0b001000)))
     assert ledger.borrowed(ANN) == 0
 
 
-def test_what_is_borrowed_is_signed_too_and_without_it_nothing_has_changed() -> None:
+def test_what_is_borrowed_and_of_whom_is_signed_too() -> None:
     plain = bitmap(ANN, 0b000111)
-    assert bitmap_bytes(lent(plain, 0b000100)) != bitmap_bytes(plain)
+    told = {bitmap_bytes(lent(plain, (peer, slots))) for peer in (BOB, EVE) for slots in (1, 2)}
+    assert len(told | {bitmap_bytes(plain)}) == 5
     assert b"borrowed" not in msgspec.msgpack.encode(plain)
-    assert bitmap_bytes(lent(plain, 0)).startswith(bitmap_bytes(plain))
 
 
 @given(st.lists(masks, min_size=3, max_size=3))

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from p2ptrain.core.agreement import Bitmap, Tallies
+from p2ptrain.core.agreement import Bitmap, Counted, Tallies
 from p2ptrain.core.chain import genesis_chain
 from p2ptrain.core.ledger import bitmap_bytes, mask_to_bytes
 from p2ptrain.engine.distrust import Distrust
@@ -206,7 +206,7 @@ def test_what_a_mate_left_is_counted_once_it_is_gone_and_until_it_is_back(play: 
         machine, gossip = scene.seat.stepper.machine, scene.seat.stepper.gossip
         assert machine is not None
         assert gossip.newest is not None
-        assert gossip.newest.borrowed == gossip.newest.slots  # so that mates take theirs out
+        assert gossip.newest.borrowed == (Counted(MATE, gossip.newest.slots),)
         assert machine.ledger.union() == 0b1100
         assert pipeline.shelf.state(Microbatch(Step(0), Slot(2))) == "bare"
         scene.back()

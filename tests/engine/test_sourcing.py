@@ -15,7 +15,7 @@ from p2ptrain.observe import events as ev
 from p2ptrain.units import Microbatch, PeerId, RunId, Slot, Step
 from p2ptrain.wire import messages as m
 
-ME, OTHER = PeerId("me"), PeerId("other")
+ME, OTHER, GONE = PeerId("me"), PeerId("other"), PeerId("gone")
 RUN = RunId("0" * 32)
 BOTH = frozenset({ME, OTHER})
 MakeBench = Callable[..., Any]
@@ -26,6 +26,19 @@ def begun(seat: Any, members: tuple[PeerId, ...] = (ME, OTHER)) -> Sourcer:
     slots = step_slots(seat.spec, Step(0))
     sourcer.begin(seat.at, slots, weighted(members, ()), now=0.0, last_seconds=0.0)
     return sourcer
+
+
+def refresh(
+    sourcer: Sourcer,
+    live: frozenset[PeerId],
+    union: int,
+    now: float,
+    *,
+    by: PeerId = OTHER,
+    retiring: bool = False,
+) -> None:
+    """All of ``union`` was computed ``by`` one seat."""
+    sourcer.refresh(live, union, now, computed=((by, union),), retiring=retiring)
 
 
 def sourced(seat: Any) -> set[int]:
@@ -41,7 +54,7 @@ def mine() -> set[int]:
 
 def test_every_owner_takes_its_own(bench: MakeBench) -> None:
     seat = bench(stage=0)
-    begun(seat).refresh(BOTH, 0, 0.0)
+    refresh(begun(seat), BOTH, 0, 0.0)
     assert sourced(seat) == mine()
     assert 0 < len(mine()) < 8
 
@@ -49,8 +62,8 @@ def test_every_owner_takes_its_own(bench: MakeBench) -> None:
 def test_the_next_in_order_takes_a_dead_owners(bench: MakeBench) -> None:
     seat = bench(stage=0)
     sourcer = begun(seat)
-    sourcer.refresh(BOTH, 0, 0.0)
-    sourcer.refresh(frozenset({ME}), 0, 1.0)
+    refresh(sourcer, BOTH, 0, 0.0)
+    refresh(sourcer, frozenset({ME}), 0, 1.0)
     assert sourced(seat) == set(range(8))
     orders = {event.slot: event.order for event in seat.events if isinstance(event, ev.Sourced)}
     assert {slot for slot, order in orders.items() if order} == set(range(8)) - mine()
@@ -59,14 +72,14 @@ def test_the_next_in_order_takes_a_dead_owners(bench: MakeBench) -> None:
 def test_a_stuck_owner_is_relieved_after_a_standstill_and_not_before(bench: MakeBench) -> None:
     seat = bench(stage=0)
     sourcer = begun(seat)
-    sourcer.refresh(BOTH, 0, 0.0)
+    refresh(sourcer, BOTH, 0, 0.0)
     assert sourcer.due_at == PATIENCE_SECONDS
     theirs = sorted(set(range(8)) - mine())
     done = 1 << theirs[0]
-    sourcer.refresh(BOTH, done, 10.0)  # it counts: slow, but not stuck
-    sourcer.refresh(BOTH, done, 20.0)
+    refresh(sourcer, BOTH, done, 10.0)  # it counts: slow, but not stuck
+    refresh(sourcer, BOTH, done, 20.0)
     assert sourced(seat) == mine()
-    sourcer.refresh(BOTH, done, 10.0 + PATIENCE_SECONDS)
+    refresh(sourcer, BOTH, done, 10.0 + PATIENCE_SECONDS)
     assert sourced(seat) == set(range(8)) - {theirs[0]}
 
 
@@ -75,21 +88,42 @@ def test_owners_that_make_good_a_loss_are_not_stuck(bench: MakeBench) -> None:
     seat = bench(stage=0)
     sourcer = begun(seat)
     done = counted(set(range(8)) - mine())
-    work = done.bit_count()
-    sourcer.refresh(BOTH, done, 0.0, work=work)
-    sourcer.refresh(BOTH, 0, 10.0, work=work)  # who had counted it is gone
     again = done & -done
-    sourcer.refresh(BOTH, again, 12.0, work=work + 1)
-    sourcer.refresh(BOTH, again, 11.0 + PATIENCE_SECONDS, work=work + 1)
-    assert sourced(seat) == mine()
-    sourcer.refresh(BOTH, again, 12.0 + PATIENCE_SECONDS, work=work + 1)
+    refresh(sourcer, BOTH, done, 0.0, by=GONE)
+    refresh(sourcer, BOTH, 0, 10.0)
+    for now in (12.0, 11.0 + PATIENCE_SECONDS):
+        refresh(sourcer, BOTH, again, now)
+        assert sourced(seat) == mine()
+    refresh(sourcer, BOTH, again, 12.0 + PATIENCE_SECONDS)
     assert sourced(seat) == set(range(8)) - set(slots_of(again))
+
+
+def test_who_comes_and_goes_or_counts_now_this_and_now_that_delays_nobody(
+    bench: MakeBench,
+) -> None:
+    seat = bench(stage=0)
+    sourcer = begun(seat)
+    theirs = counted(set(range(8)) - mine())
+    refresh(sourcer, BOTH, theirs & -theirs, 0.0)
+    for now in range(1, int(PATIENCE_SECONDS)):
+        refresh(sourcer, BOTH, now % 2 and theirs & -theirs, float(now))
+    assert sourced(seat) == mine()
+    refresh(sourcer, BOTH, 0, PATIENCE_SECONDS)
+    assert sourced(seat) == set(range(8))
+
+
+def test_what_was_borrowed_was_not_computed(bench: MakeBench) -> None:
+    seat = bench(stage=0)
+    sourcer = begun(seat)
+    refresh(sourcer, BOTH, 0, 0.0)
+    sourcer.refresh(BOTH, 0b11, 5.0, computed=())
+    assert sourcer.due_at == PATIENCE_SECONDS
 
 
 def test_the_parked_bound_is_the_window(bench: MakeBench) -> None:
     seat = bench(stage=0, parked=2)
     sourcer = begun(seat, (ME,))
-    sourcer.refresh(frozenset({ME}), 0, 0.0)
+    refresh(sourcer, frozenset({ME}), 0, 0.0)
     assert sourced(seat) == {0, 1}
     seat.pipeline.counted_elsewhere(0b1)
     sourcer.feed(0.0)
@@ -99,9 +133,9 @@ def test_the_parked_bound_is_the_window(bench: MakeBench) -> None:
 def test_what_was_counted_and_lost_is_sourced_again_as_a_replay(bench: MakeBench) -> None:
     seat = bench(stage=0)
     sourcer = begun(seat, (ME,))
-    sourcer.refresh(frozenset({ME}), 0xFF, 0.0)
+    refresh(sourcer, frozenset({ME}), 0xFF, 0.0)
     assert sourced(seat) == set()
-    sourcer.refresh(frozenset({ME}), 0xFE, 1.0)
+    refresh(sourcer, frozenset({ME}), 0xFE, 1.0)
     (event,) = [event for event in seat.events if isinstance(event, ev.Sourced)]
     assert (event.slot, event.order) == (0, 1)
 
@@ -112,7 +146,7 @@ def test_what_the_stage_above_has_counted_is_sourced_after_all_else_and_in_spare
     seat = bench(stage=0, parked=2)
     sourcer = begun(seat, (ME,))
     seat.pipeline.custodian.tallied("forward", 0b111, 0.0)
-    sourcer.refresh(frozenset({ME}), 0, 0.0)
+    refresh(sourcer, frozenset({ME}), 0, 0.0)
     assert sourced(seat) == {3, 4}  # the window is full, and what is in it can begin
     for slot in (3, 4):
         seat.pipeline.shelf.get(Microbatch(Step(0), Slot(slot))).state = "computing"
@@ -129,7 +163,7 @@ def test_who_has_some_to_do_in_spare_time_takes_none_of_that_of_a_mate(bench: Ma
     seat = bench(stage=0)
     seat.post.serving[0] = (ME, OTHER)
     seat.pipeline.custodian.tallied("forward", 0xFF, 0.0)
-    begun(seat).refresh(BOTH, 0, 0.0)
+    refresh(begun(seat), BOTH, 0, 0.0)
     assert sourced(seat) < mine()
     assert seat.post.all(m.WantSlots) == []
 
@@ -141,7 +175,7 @@ def test_what_can_begin_at_once_is_handed_on_before_what_waits_for_spare_time(
     sourcer = begun(seat)
     own = sorted(mine())
     seat.pipeline.custodian.tallied("forward", counted(set(own[-1:])), 0.0)
-    sourcer.refresh(BOTH, 0, 0.0)
+    refresh(sourcer, BOTH, 0, 0.0)
     sourcer.hear(OTHER, m.WantSlots(at=seat.at, room=1), 0.0)
     assert set(slots_of(bytes_to_mask(seat.post.last(m.GiveSlots).slots))) == {own[-2]}
 
@@ -150,7 +184,7 @@ def test_a_stopped_sourcer_takes_nothing(bench: MakeBench) -> None:
     seat = bench(stage=0)
     sourcer = begun(seat)
     sourcer.stop()
-    sourcer.refresh(BOTH, 0, 100.0)
+    refresh(sourcer, BOTH, 0, 100.0)
     assert sourced(seat) == set()
     assert sourcer.due_at is None
 
@@ -170,7 +204,7 @@ def test_who_has_nothing_left_asks_the_mate_that_has(bench: MakeBench) -> None:
     seat = bench(stage=0, parked=3)
     seat.post.serving[0] = (ME, OTHER)
     sourcer = begun(seat)
-    sourcer.refresh(BOTH, counted(mine()), 0.0)
+    refresh(sourcer, BOTH, counted(mine()), 0.0)
     assert seat.post.told == [(OTHER, m.WantSlots(at=seat.at, room=3))]
     slots = sorted(theirs())[-2:]
     sourcer.hear(OTHER, m.GiveSlots(at=seat.at, slots=bytes([counted(set(slots))])), 0.1)
@@ -182,7 +216,7 @@ def test_one_question_at_a_time_and_the_poor_are_left_alone(bench: MakeBench) ->
     seat = bench(stage=0)
     seat.post.serving[0] = (ME, OTHER)
     sourcer = begun(seat)
-    sourcer.refresh(BOTH, counted(mine()), 0.0)
+    refresh(sourcer, BOTH, counted(mine()), 0.0)
     sourcer.feed(ANSWER_SECONDS / 2)
     assert len(seat.post.told) == 1
     sourcer.hear(OTHER, m.GiveSlots(at=seat.at, slots=b"\0"), ANSWER_SECONDS / 2)
@@ -196,7 +230,7 @@ def test_an_answer_that_does_not_come_is_asked_for_again(bench: MakeBench) -> No
     seat = bench(stage=0)
     seat.post.serving[0] = (ME, OTHER)
     sourcer = begun(seat)
-    sourcer.refresh(BOTH, counted(mine()), 0.0)
+    refresh(sourcer, BOTH, counted(mine()), 0.0)
     sourcer.feed(ANSWER_SECONDS)
     assert len(seat.post.told) == 2
 
@@ -205,7 +239,7 @@ def test_nobody_is_asked_while_there_is_no_place(bench: MakeBench) -> None:
     seat = bench(stage=0, parked=1)
     seat.post.serving[0] = (ME, OTHER)
     sourcer = begun(seat)
-    sourcer.refresh(BOTH, counted(mine()) & ~(counted(mine()) & -counted(mine())), 0.0)
+    refresh(sourcer, BOTH, counted(mine()) & ~(counted(mine()) & -counted(mine())), 0.0)
     assert len(sourced(seat)) == 1
     assert seat.post.told == []
 
@@ -213,7 +247,7 @@ def test_nobody_is_asked_while_there_is_no_place(bench: MakeBench) -> None:
 def test_what_has_not_begun_is_handed_on_and_not_begun_then(bench: MakeBench) -> None:
     seat = bench(stage=0)
     sourcer = begun(seat)
-    sourcer.refresh(BOTH, 0, 0.0)  # all of it waits for its forward
+    refresh(sourcer, BOTH, 0, 0.0)  # all of it waits for its forward
     sourcer.hear(OTHER, m.WantSlots(at=seat.at, room=8), 0.1)
     (peer, answer) = seat.post.told[-1]
     given = set(slots_of(bytes_to_mask(answer.slots)))
@@ -223,25 +257,25 @@ def test_what_has_not_begun_is_handed_on_and_not_begun_then(bench: MakeBench) ->
     assert {slot for slot in mine() if seat.pipeline.holds(Microbatch(Step(0), Slot(slot)))} == (
         mine() - given
     )
-    sourcer.refresh(BOTH, 0, 0.2)
+    refresh(sourcer, BOTH, 0, 0.2)
     assert not any(seat.pipeline.holds(Microbatch(Step(0), Slot(slot))) for slot in given)
-    sourcer.refresh(frozenset({ME}), 0, 0.3)  # the taker is gone
+    refresh(sourcer, frozenset({ME}), 0, 0.3)  # the taker is gone
     assert all(seat.pipeline.holds(Microbatch(Step(0), Slot(slot))) for slot in range(8))
 
 
 def test_a_seat_that_is_given_up_takes_nothing_more_and_hands_all_on(bench: MakeBench) -> None:
     seat = bench(stage=0)
     sourcer = begun(seat)
-    sourcer.refresh(BOTH, 0, 0.0)
+    refresh(sourcer, BOTH, 0, 0.0)
     begun_here = seat.pipeline.next_job()
     begun_here.state = "computing"
-    sourcer.refresh(BOTH, 0, 0.1, retiring=True)
+    refresh(sourcer, BOTH, 0, 0.1, retiring=True)
     rest = mine() - {begun_here.work.slot}
     assert not any(seat.pipeline.holds(Microbatch(Step(0), Slot(slot))) for slot in rest)
     assert seat.post.told == []  # nor does it ask for more
     sourcer.hear(OTHER, m.WantSlots(at=seat.at, room=8), 0.2)
     assert set(slots_of(bytes_to_mask(seat.post.told[-1][1].slots))) == rest
-    sourcer.refresh(frozenset({ME}), 0, 0.3)  # nobody is left to take it
+    refresh(sourcer, frozenset({ME}), 0, 0.3)  # nobody is left to take it
     assert all(seat.pipeline.holds(Microbatch(Step(0), Slot(slot))) for slot in range(8))
 
 
@@ -250,9 +284,9 @@ def test_a_seat_that_is_given_up_takes_its_own_after_all_if_its_mates_stand_stil
 ) -> None:
     seat = bench(stage=0)
     sourcer = begun(seat)
-    sourcer.refresh(BOTH, 0, 0.0, retiring=True)
+    refresh(sourcer, BOTH, 0, 0.0, retiring=True)
     assert sourced(seat) == set()
-    sourcer.refresh(BOTH, 0, PATIENCE_SECONDS, retiring=True)
+    refresh(sourcer, BOTH, 0, PATIENCE_SECONDS, retiring=True)
     assert sourced(seat) == set(range(8))
 
 
@@ -260,9 +294,9 @@ def test_what_was_handed_to_a_seat_that_is_given_up_is_computed_there(bench: Mak
     seat = bench(stage=0)
     seat.post.serving[0] = (ME, OTHER)
     sourcer = begun(seat)
-    sourcer.refresh(BOTH, counted(mine()), 0.0)
+    refresh(sourcer, BOTH, counted(mine()), 0.0)
     slot = max(theirs())
-    sourcer.refresh(BOTH, counted(mine()), 0.1, retiring=True)
+    refresh(sourcer, BOTH, counted(mine()), 0.1, retiring=True)
     sourcer.hear(OTHER, m.GiveSlots(at=seat.at, slots=bytes([1 << slot])), 0.2)
     assert seat.pipeline.holds(Microbatch(Step(0), Slot(slot)))
 
@@ -270,7 +304,7 @@ def test_what_was_handed_to_a_seat_that_is_given_up_is_computed_there(bench: Mak
 def test_what_is_computing_is_not_handed_on(bench: MakeBench) -> None:
     seat = bench(stage=0)
     sourcer = begun(seat)
-    sourcer.refresh(BOTH, 0, 0.0)
+    refresh(sourcer, BOTH, 0, 0.0)
     while (job := seat.pipeline.next_job()) is not None:
         job.state = "computing"
     sourcer.hear(OTHER, m.WantSlots(at=seat.at, room=8), 0.1)

@@ -90,7 +90,8 @@ def kill_it(world: SimWorld, entry: ev.Entry) -> PeerId:
 def pair(spec: RunSpec, stage: int) -> tuple[PeerId, PeerId]:
     """Two of three seats: one that leaves its deposits with the other."""
     first = SEATS[stage][0]
-    second = mate(digest(spec), Step(0), Stage(stage), first, SEATS[stage])
+    others = dict.fromkeys(SEATS[stage][1:], 0.0)
+    second = mate(digest(spec), Step(0), Stage(stage), first, others)
     assert second is not None
     return first, second
 
@@ -248,7 +249,7 @@ def above_dies(play: Play, cue: MakeCue) -> None:
 
 
 def below_dies(play: Play, cue: MakeCue) -> None:
-    struck(play, cue, 0, 0)
+    struck(play, cue, 1, 0)
 
 
 def above_dies_early(play: Play, cue: MakeCue) -> None:
@@ -270,7 +271,7 @@ BUGS: dict[Callable[[pytest.MonkeyPatch], None], Callable[[Play, MakeCue], objec
 }
 
 
-@pytest.mark.parametrize("story", [last_dies, above_dies_early])
+@pytest.mark.parametrize("story", [below_dies, last_dies, above_dies_early])
 def test_unbroken_they_train(
     play: Play, cue: MakeCue, story: Callable[[Play, MakeCue], object]
 ) -> None:

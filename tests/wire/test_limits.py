@@ -10,6 +10,7 @@ from hypothesis import given
 from p2ptrain.core.agreement import (
     Ballot,
     Bitmap,
+    Counted,
     Message,
     Position,
     Sum,
@@ -321,10 +322,10 @@ def test_every_field_of_every_message_has_a_rule() -> None:
     assert not ruled & FREE_FIELDS
 
 
-def test_what_is_borrowed_is_a_set_of_slots_like_any_other() -> None:
-    LIMITS.check(msgspec.structs.replace(bitmap(), borrowed=b"\x01"))
-    with pytest.raises(WireError, match=r"Bitmap.borrowed: length"):
-        LIMITS.check(msgspec.structs.replace(bitmap(), borrowed=bytes(64)))
+def test_what_is_borrowed_is_looked_at_like_all_else() -> None:
+    LIMITS.check(msgspec.structs.replace(bitmap(), borrowed=(Counted(ANN, b"\x01"),)))
+    with pytest.raises(WireError, match=r"Counted.slots: length"):
+        LIMITS.check(msgspec.structs.replace(bitmap(), borrowed=(Counted(ANN, bytes(64)),)))
 
 
 def test_nobody_wants_more_sums_than_there_are_stages() -> None:
