@@ -217,6 +217,13 @@ def test_what_can_be_taken_up_no_more_makes_room_for_others_and_nothing_else_doe
     assert left(deposits, bitmap(A, 0b1000))
 
 
+def test_while_there_is_room_nothing_is_let_go() -> None:
+    deposits = Deposits()
+    left(deposits, bitmap(A, 0b1))
+    deposits.make_room(view(ME, others=0b1))
+    assert deposits.to_take(view(ME)) is not None
+
+
 def test_what_comes_no_further_makes_room() -> None:
     deposits, senders = Deposits(), [PeerId(f"mate {number}") for number in range(COMING_MOST)]
     for peer in senders:

@@ -13,6 +13,7 @@ from p2ptrain.core.agreement import Bitmap, Counted, Position, Tallies
 from p2ptrain.core.ledger import (
     BITMAP_BYTES,
     BITMAPS_MOST,
+    LOAN_BYTES,
     Ledger,
     bitmap_bytes,
     bytes_to_mask,
@@ -231,3 +232,6 @@ def test_what_is_shown_fits_and_shows_the_living_first() -> None:
     each = BITMAP_BYTES + 1
     assert [one.peer for one in ledger.shown(2 * each)] == [EVE, ANN]
     assert ledger.shown(each - 1) == ()
+    lender = ledger_of(lent(bitmap(ANN, 1), (GONE, 1)))
+    assert lender.shown(each + LOAN_BYTES) == ()
+    assert len(lender.shown(each + LOAN_BYTES + 1)) == 1

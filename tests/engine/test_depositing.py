@@ -12,6 +12,7 @@ import pytest
 
 from p2ptrain.core.agreement import Bitmap, Counted, Tallies
 from p2ptrain.core.chain import genesis_chain
+from p2ptrain.core.deposits import DEPOSITS_MOST
 from p2ptrain.core.ledger import bitmap_bytes, mask_to_bytes
 from p2ptrain.engine.distrust import Distrust
 from p2ptrain.engine.roster import Roster
@@ -39,9 +40,9 @@ def spec(every: int) -> Any:
     return validate(msgspec.structs.replace(plain, sync=sync))
 
 
-def status(stage: int) -> m.SeatStatus:
+def status(stage: int, rate: float = 1.0) -> m.SeatStatus:
     return m.SeatStatus(
-        stage=Stage(stage), state="serving", version=Step(0), rate=1.0, queue=0, parked=0
+        stage=Stage(stage), state="serving", version=Step(0), rate=rate, queue=0, parked=0
     )
 
 
@@ -72,12 +73,25 @@ class Scene:
         """MATE leaves a deposit: ones, in all elements."""
         width = len(await self.seat.compute.read_own(0, 1))
         ones = (1).to_bytes(width, "little") * self.seat.compute.elements
-        self.seat.depositing.hear(by, deposit(self.seat, mask, seq=seq), ones)
+        self.seat.depositing.hear(by, deposit(self.seat, mask, seq=seq, maker=by), ones)
         return ones
 
-    def gone(self) -> None:
-        self.roster.lost(MATE, vanished=True)
-        self.seat.lost(MATE, asyncio.get_running_loop().time())
+    def come(self, *peers: PeerId) -> None:
+        """They have opened seats of the stage."""
+        for peer in peers:
+            self.roster.hear(peer, [status(STAGE)])
+        self.seat.roster_changed(asyncio.get_running_loop().time())
+
+    def mate_counts(self, peer: PeerId, mask: int, *borrowed: Counted) -> None:
+        """A bitmap of ``peer`` has come."""
+        assert self.seat.stepper.machine is not None
+        bitmap = deposit(self.seat, mask, seq=6, maker=peer).bitmap
+        told = msgspec.structs.replace(bitmap, borrowed=borrowed or msgspec.UNSET)
+        assert self.seat.stepper.machine.ledger.observe(told)
+
+    def gone(self, peer: PeerId = MATE) -> None:
+        self.roster.lost(peer, vanished=True)
+        self.seat.lost(peer, asyncio.get_running_loop().time())
 
     def back(self) -> None:
         self.roster.found(MATE)
@@ -92,10 +106,10 @@ def signed(bitmap: Bitmap) -> Bitmap:
     return msgspec.structs.replace(bitmap, signature=signature)
 
 
-def deposit(seat: SeatRuntime, mask: int, *, seq: int = 5) -> m.Deposit:
+def deposit(seat: SeatRuntime, mask: int, *, seq: int = 5, maker: PeerId = MATE) -> m.Deposit:
     assert seat.position is not None
     bitmap = Bitmap(
-        peer=MATE,
+        peer=maker,
         incarnation=1,
         at=seat.position,
         stage=STAGE,
@@ -169,6 +183,57 @@ def test_a_deposit_is_made_after_so_many_and_again_after_as_many_more(play: Play
         assert not await scene.idle()
         scene.count(5, 6)
         assert await scene.idle()
+
+    play(act)
+
+
+def test_the_same_mate_is_given_them_while_it_is_there_and_does_not_become_slow(
+    play: Play,
+) -> None:
+    async def act(scene: Scene) -> None:
+        others = [PeerId(f"other {number}") for number in range(6)]
+        for counts in ((0, 1), (2, 3), (4, 5)):
+            scene.count(*counts)
+            assert await scene.idle()
+            scene.shipped[-1][4]()
+            scene.come(*others)
+            if counts == (2, 3):
+                scene.roster.hear(MATE, [status(STAGE, 0.01)])
+        mates = [peer for peer, *_ in scene.shipped]
+        assert mates[:2] == [MATE, MATE]
+        assert mates[2] in others
+
+    play(act)
+
+
+def test_what_a_mate_has_borrowed_is_not_borrowed_twice(play: Play) -> None:
+    async def act(scene: Scene) -> None:
+        other = PeerId("other")
+        scene.come(other)
+        await scene.hear(0b11111111)
+        scene.gone()
+        scene.mate_counts(other, 0b1, Counted(PeerId("gone before"), b"\x01"))
+        assert not await scene.idle()
+        scene.seat.stepper.machine.ledger.drop(other)
+        scene.mate_counts(other, 0b1)  # it can take that out alone
+        assert await scene.idle()
+        assert scene.seat.pipeline.shelf.borrowed == 0b11111111
+
+    play(act)
+
+
+def test_what_is_of_no_use_gives_its_place_to_what_is(play: Play) -> None:
+    async def act(scene: Scene) -> None:
+        other, more = PeerId("other"), [PeerId(f"more {n}") for n in range(DEPOSITS_MOST)]
+        scene.come(other, *more)
+        for number, peer in enumerate(more):
+            await scene.hear(1 << number, by=peer)
+            scene.gone(peer)
+        scene.mate_counts(other, (1 << DEPOSITS_MOST) - 1)  # it has made them good
+        await scene.hear(0b11110000)
+        scene.gone()
+        assert await scene.idle()
+        assert scene.seat.pipeline.shelf.borrowed == 0b11110000
 
     play(act)
 
@@ -252,9 +317,9 @@ def test_a_slot_that_must_go_takes_all_of_its_deposit_along(play: Play) -> None:
 
 def test_of_others_only_what_they_have_signed_themselves_is_kept(play: Play) -> None:
     async def act(scene: Scene) -> None:
-        with pytest.raises(MisbehaviourError):
-            await scene.hear(0b1, by=ABOVE)
         message = deposit(scene.seat, 0b1)
+        with pytest.raises(MisbehaviourError):
+            scene.seat.depositing.hear(ABOVE, message, b"")
         forged = msgspec.structs.replace(message.bitmap, slots=b"\x02")
         with pytest.raises(MisbehaviourError):
             scene.seat.depositing.hear(MATE, msgspec.structs.replace(message, bitmap=forged), b"")
