@@ -1,8 +1,9 @@
 """What one seat keeps of its mates' accumulators, takes up when they are gone, and gives back.
 
     a mate's deposit, piece by piece -> coming -> whole (the newest of each mate)
-    whole --its depositor is gone, nobody who lives has counted any of it--> taken
-    taken --its depositor is there again, or a slot of it must be subtracted--> whole
+    whole --its depositor is gone, mates who live have counted little of it--> taken
+    taken --its depositor is there again--> whole
+    taken --another mate who has taken it keeps it--> let go
 
 Intuition: a sum of integers can be carried on by whoever has them. A seat that dies late in a
 long step takes hundreds of counted microbatches along; where a mate holds a copy of its

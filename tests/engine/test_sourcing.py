@@ -103,12 +103,12 @@ def test_who_comes_and_goes_or_counts_now_this_and_now_that_delays_nobody(
 ) -> None:
     seat = bench(stage=0)
     sourcer = begun(seat)
-    theirs = counted(set(range(8)) - mine())
-    refresh(sourcer, BOTH, theirs & -theirs, 0.0)
-    for now in range(1, int(PATIENCE_SECONDS)):
-        refresh(sourcer, BOTH, now % 2 and theirs & -theirs, float(now))
+    one, other, *_ = sorted(set(range(8)) - mine())
+    refresh(sourcer, BOTH, 1 << one, 0.0)
+    for now in range(1, int(PATIENCE_SECONDS)):  # the other for the first time at 1
+        refresh(sourcer, BOTH, 1 << (one, other)[now % 2], float(now))
     assert sourced(seat) == mine()
-    refresh(sourcer, BOTH, 0, PATIENCE_SECONDS)
+    refresh(sourcer, BOTH, 0, 1.0 + PATIENCE_SECONDS)
     assert sourced(seat) == set(range(8))
 
 
