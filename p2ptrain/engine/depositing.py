@@ -176,7 +176,7 @@ class Depositing:
         if (bitmap.peer, bitmap.at, bitmap.stage) != (peer, message.at, message.stage):
             raise MisbehaviourError("a deposit of somebody else's", peer=peer)
         if not self._every or machine is None or bitmap.at != machine.at or peer not in live:
-            return  # among others from who is no mate, or taken for dead
+            return  # of another step, or of who is no mate or taken for dead
         if (fault := self._fault(message, machine.ledger.expected)) is not None:
             raise MisbehaviourError(f"a deposit {fault}", peer=peer)
         if message.start == 0:
