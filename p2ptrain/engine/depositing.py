@@ -7,9 +7,8 @@
 
 What is taken up is *bare*: no frame of it is here. Two neighbours may come to need one. A seat
 below that replays it waits for its gradient: it is told so (``bare``) and sends its frame here.
-The stage above lacks it again: every seat below is asked (``wanted``), and whoever keeps the
-frame sends it; at stage 0 it comes from the data. It is then computed like any other, and
-added to nothing; what is bare above, or below, in turn goes the same way there.
+The stage above lacks it again: the stage below is asked (engine/wanting). It is then computed
+like any other, and added to nothing; what is bare above, or below, in turn goes the same way.
 
 Invariants:
     * integers and bitmap change between two jobs, while nothing is computing or being taken
@@ -27,14 +26,14 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from p2ptrain.core.agreement import Tallies
-from p2ptrain.core.deposits import GRACE_SECONDS, Deposits, View, Wants, mate
-from p2ptrain.core.ledger import bitmap_bytes, bytes_to_mask, slots_of, sum_tallies
+from p2ptrain.core.deposits import Deposits, View, mate
+from p2ptrain.core.ledger import bitmap_bytes, bytes_to_mask, sum_tallies
 from p2ptrain.core.rounds import Phase
 from p2ptrain.engine.loans import let_go
 from p2ptrain.engine.reduction import PART_TRIES, PIECE_ELEMENTS, pieces_of
+from p2ptrain.engine.wanting import Wanting
 from p2ptrain.errors import MisbehaviourError
 from p2ptrain.observe import events as ev
-from p2ptrain.units import Microbatch, Slot, Stage
 from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
@@ -60,8 +59,7 @@ class Depositing:
         self._stepper, self._around = stepper, around
         self._every = around.spec.sync.deposit_every
         self._deposits = Deposits()
-        self._wants = (Wants(), Wants())  # of this step, and of the last
-        self.due_at: Seconds | None = None  # when :meth:`tick` must run next
+        self.wanting = Wanting(pipeline, stepper, around.post)
         self._lock = asyncio.Lock()  # of two that would give the same deposit back
         self._mate: PeerId | None = None
         self._left = 0  # slots of the last deposit, which lies with the mate
@@ -79,7 +77,7 @@ class Depositing:
         """A step is taken up: what was left of the last is of no use."""
         self._deposits.clear()
         self._pipeline.loans.taken = ()
-        self._wants = (Wants(), Wants())
+        self.wanting.begin()
         self._mate, self._left = None, 0
 
     # --- between two jobs -------------------------------------------------------------------
@@ -105,8 +103,13 @@ class Depositing:
         for peer, mask in ledger.cover():
             if peer != pipeline.me:
                 others, tied = others | mask, tied | ledger.borrowed(peer)
-        starts, live = {one.peer: one.incarnation for one in ledger.bitmaps()}, self._stepper.live
-        return View(live=live, starts=starts, counted=pipeline.counted, others=others, tied=tied)
+        return View(
+            live=self._stepper.live,
+            starts={bitmap.peer: bitmap.incarnation for bitmap in ledger.bitmaps()},
+            counted=pipeline.counted,
+            others=others,
+            tied=tied,
+        )
 
     # --- our own ----------------------------------------------------------------------------
 
@@ -172,11 +175,13 @@ class Depositing:
         Raises:
             MisbehaviourError: it is not its own, not signed, or cannot be true.
         """
-        bitmap, machine, live = message.bitmap, self._stepper.machine, self._stepper.live
+        bitmap, machine = message.bitmap, self._stepper.machine
         if (bitmap.peer, bitmap.at, bitmap.stage) != (peer, message.at, message.stage):
             raise MisbehaviourError("a deposit of somebody else's", peer=peer)
-        if not self._every or machine is None or bitmap.at != machine.at or peer not in live:
-            return  # of another step, or of who is no mate or taken for dead
+        if not self._every or machine is None or bitmap.at != machine.at:
+            return
+        if peer not in self._stepper.live:  # no mate, or one that is taken for dead
+            return
         if (fault := self._fault(message, machine.ledger.expected)) is not None:
             raise MisbehaviourError(f"a deposit {fault}", peer=peer)
         if message.start == 0:
@@ -201,7 +206,8 @@ class Depositing:
         end = min(message.start + PIECE_ELEMENTS, self._compute.elements)
         if message.start % PIECE_ELEMENTS or message.stop != end:
             return "that is cut otherwise"
-        known, proof = self._deposits.begun(bitmap), bitmap_bytes(bitmap)
+        known = self._deposits.begun(bitmap)
+        proof = bitmap_bytes(bitmap)
         if not (known or around.signer.verify(bitmap.peer, proof, bitmap.signature)):
             return "with a wrong signature"
         return None
@@ -217,7 +223,7 @@ class Depositing:
         finally:
             pipeline.running -= 1
         self._enter(kept, counted=pipeline.counted | slots, sign=1)
-        self.due_at = _now() + GRACE_SECONDS
+        self.wanting.borrowed(_now())
         self._emit(ev.DepositTaken, kept.bitmap.peer, kept.bitmap)
         self._show()
 
@@ -260,51 +266,6 @@ class Depositing:
         self._pipeline.on_count()
         self._stepper.gossip.spread(_now())
         self._pipeline.on_change()
-
-    # --- what is bare -----------------------------------------------------------------------
-
-    def asked(self, message: m.Whereabouts) -> None:
-        """A seat above lacks the input of a slot that may be bare here, too: ask on."""
-        for pipeline in self._both():
-            bare = pipeline.shelf.bare & ~pipeline.custodian.duties.slots("forward")
-            if message.at == pipeline.at and bare >> message.slot & 1:
-                self._ask(pipeline, 1 << message.slot)
-
-    def tick(self, now: Seconds) -> None:
-        """Look which bare slots the stage above lacks, and ask for them."""
-        if self.due_at is None or now < self.due_at:
-            return
-        past = self._pipeline.past
-        for pipeline, wants in zip(self._both(), self._wants, strict=False):
-            if past is not None and pipeline is past.pipeline:
-                lacking = past.lacking_above()
-            else:
-                lacking = self._lacking()
-            bare = pipeline.shelf.bare & ~pipeline.custodian.duties.slots("forward")
-            self._ask(pipeline, wants.look(bare & lacking, now=now))
-        borrows = any(pipeline.shelf.borrowed for pipeline in self._both())
-        self.due_at = now + GRACE_SECONDS if borrows else None
-
-    def _both(self) -> tuple[Pipeline, ...]:
-        past = self._pipeline.past
-        return (self._pipeline,) if past is None else (self._pipeline, past.pipeline)
-
-    def _lacking(self) -> int:
-        """What no live seat of the stage above has counted in this step."""
-        machine = self._stepper.machine
-        if machine is None or self._pipeline.is_last:
-            return 0
-        return machine.ledger.expected & ~self._pipeline.custodian.duties.counted_there("forward")
-
-    def _ask(self, pipeline: Pipeline, slots: int) -> None:
-        at, stage, post = pipeline.at, pipeline.stage, self._around.post
-        for slot in slots_of(slots):
-            assert at is not None
-            if stage == 0:
-                pipeline.source(Microbatch(at.step, Slot(slot)), replay=True)
-                continue
-            wanted = m.Whereabouts(at=at, slot=Slot(slot), stage=stage, state="wanted")
-            post.tell_all(post.seats(Stage(stage - 1)), wanted)
 
     def _emit(
         self,

@@ -93,7 +93,7 @@ class Dispatcher:
             if not self._may_be_bare(seat, peer, message.stage):
                 return
             if message.state == "wanted" and message.stage > seat.stage:
-                seat.depositing.asked(message)
+                seat.depositing.wanting.asked(message)
         seat.pipeline_of(message.at).custodian.hear(peer, message, now)
 
     def _may_be_bare(self, seat: SeatRuntime, peer: PeerId, stage: Stage) -> bool:

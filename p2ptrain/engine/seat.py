@@ -256,7 +256,7 @@ class SeatRuntime:
         sourced = None if self.sourcer is None else self.sourcer.due_at
         first = self.pipeline.custodian.due_at
         before = None if self.pipeline.past is None else self.pipeline.past.due_at
-        others = (self.stepper.due_at, self.pipeline.book.due_at, self.depositing.due_at)
+        others = (self.stepper.due_at, self.pipeline.book.due_at, self.depositing.wanting.due_at)
         for time in (*others, sourced, before):
             if time is not None and (first is None or time < first):
                 first = time
@@ -269,7 +269,7 @@ class SeatRuntime:
         self.pipeline.custodian.tick(now)
         self.stepper.tick(now)
         self.pipeline.book.expire(now=now)
-        self.depositing.tick(now)
+        self.depositing.wanting.tick(now)
         sourcer = self.sourcer
         if sourcer is not None and sourcer.due_at is not None and now >= sourcer.due_at:
             self.refresh_sources(now)

@@ -381,35 +381,18 @@ def test_a_deposit_comes_in_the_pieces_that_all_cut(play: Play) -> None:
     play(act)
 
 
-def test_what_is_bare_is_asked_for_below_while_the_stage_above_lacks_it(
-    play: Play, post: Any
-) -> None:
+def test_what_the_stage_above_lacks_of_what_was_taken_is_asked_for(play: Play, post: Any) -> None:
     async def act(scene: Scene) -> None:
         await scene.hear(0b1100)
         scene.gone()
         await scene.idle()
-        depositing = scene.seat.depositing
+        wanting = scene.seat.depositing.wanting
         for _ in range(2):
-            assert depositing.due_at is not None
-            depositing.tick(depositing.due_at)
-        wanted = [(peer, one.slot) for peer, one in post.told if is_wanted(one)]
-        assert wanted == [(BELOW, 2), (BELOW, 3)]
-
-    play(act)
-
-
-def test_who_is_asked_for_what_is_bare_here_too_asks_on(play: Play, post: Any) -> None:
-    async def act(scene: Scene) -> None:
-        await scene.hear(0b1100)
-        scene.gone()
-        await scene.idle()
-        assert scene.seat.position is not None
-        for slot in (0, 2):
-            asked = m.Whereabouts(
-                at=scene.seat.position, slot=Slot(slot), stage=Stage(2), state="wanted"
-            )
-            scene.seat.depositing.asked(asked)
-        assert [one.slot for _, one in post.told if is_wanted(one)] == [2]
+            assert wanting.due_at is not None
+            assert scene.seat.due_at is not None
+            assert scene.seat.due_at <= wanting.due_at
+            scene.seat.tick(wanting.due_at)
+        assert [one.slot for _, one in post.told if is_wanted(one)] == [2, 3]
 
     play(act)
 

@@ -50,6 +50,7 @@ def dispatcher(calls: list[str], post: Any) -> Dispatcher:
         pipeline.custodian = custodian  # type: ignore[attr-defined]
         depositing = Recorder(f"{stage}.depositing", calls)
         depositing.on = True  # type: ignore[attr-defined]
+        depositing.wanting = Recorder(f"{stage}.wanting", calls)  # type: ignore[attr-defined]
         return SimpleNamespace(
             stage=Stage(stage),
             depositing=depositing,
@@ -119,7 +120,7 @@ def test_a_seat_says_that_a_slot_is_bare_and_that_it_is_wanted_below(
     assert calls == ["0.custodian.hear", "2.custodian.hear"]
     calls.clear()
     dispatcher.flow(PEER, WANTED, 0.0)
-    assert calls == ["0.depositing.asked", "0.custodian.hear", "2.custodian.hear"]
+    assert calls == ["0.wanting.asked", "0.custodian.hear", "2.custodian.hear"]
 
 
 @pytest.mark.parametrize("message", [BARE, WANTED], ids=["bare", "wanted"])
