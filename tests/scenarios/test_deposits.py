@@ -16,8 +16,8 @@ import pytest
 from p2ptrain.core.custody import Custody
 from p2ptrain.core.deposits import mate
 from p2ptrain.engine import depositing
-from p2ptrain.engine.depositing import Depositing
 from p2ptrain.engine.pipeline import Pipeline
+from p2ptrain.engine.wanting import Wanting
 from p2ptrain.observe import events as ev
 from p2ptrain.run import digest, validate
 from p2ptrain.sim.compute import ToyStage
@@ -209,7 +209,7 @@ def test_random_swarms_that_leave_deposits_train(seed: int) -> None:
 
 
 def nothing_is_asked_for(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Depositing, "_ask", lambda *_: None)
+    patch.setattr(Wanting, "_ask", lambda *_: None)
 
 
 def no_frame_is_sent_to_who_has_none(patch: pytest.MonkeyPatch) -> None:
