@@ -14,7 +14,8 @@ Invariants:
     * nothing that does not match its root leaves this module, and what was found not to is not
       counted among what is held until it has been saved again;
     * whatever a disk refuses costs that checkpoint and an alarm, and nothing else;
-    * one save of a stage at a time: a disk slower than the steps skips checkpoints.
+    * one save of a stage at a time: a disk slower than the steps skips checkpoints, but not the
+      last of who leaves.
 
 Refused: saving in the step itself, to be sure of it. A slow disk would slow all peers down.
 """
@@ -61,6 +62,7 @@ class Archive:
         self._emit, self._spawn = emit, spawn
         self._saving: set[Stage] = set()
         self._begun: dict[Stage, Position] = {}  # which state of each was to be saved last
+        self._last: dict[Stage, SeatRuntime] = {}  # who leaves: to be saved once more
         self._refused: set[tuple[Stage, c.Mark]] = set()  # read in vain: held no more
 
     @classmethod
@@ -80,11 +82,16 @@ class Archive:
     def leave(self, seat: SeatRuntime) -> None:
         """Save what was not due: nobody stays who would hold what the last steps have made.
 
-        Once: leaving takes a while, and may be looked at again.
+        Once: leaving takes a while, and may be looked at again. Not skipped, however slow the
+        disk is: nothing follows that could be saved instead.
         """
         begun = self._begun.get(seat.stage)
-        if self._every_steps and seat.version and begun != seat.standing()[0]:
-            self._begin(seat)
+        if not self._every_steps or not seat.version or begun == seat.standing()[0]:
+            return
+        if seat.stage in self._saving:
+            self._begun[seat.stage], self._last[seat.stage] = seat.standing()[0], seat
+            return
+        self._begin(seat)
 
     def _begin(self, seat: SeatRuntime) -> None:
         self._begun[seat.stage] = seat.standing()[0]
@@ -183,25 +190,30 @@ class Archive:
     async def _save(self, seat: SeatRuntime) -> None:
         """Cancelled, it leaves the checkpoint before this one, whole."""
         try:
-            at, members = seat.standing()
-            state = await seat.compute.save()
-            if seat.standing()[0] != at:
-                return  # a step was taken meanwhile: nobody can say of which this is
-            header = c.Header(
-                format=c.FORMAT,
-                run=self._run,
-                stage=seat.stage,
-                at=at,
-                members=members,
-                size_bytes=len(state),
-                root=await _root(state),
-            )
-            if await self._write(header, state) and self._lasting:
-                at_step, size = header.at.step, len(state)
-                saved = ev.CheckpointSaved(stage=seat.stage, version=at_step, size_bytes=size)
-                self._emit(saved)
+            await self._save_once(seat)
+            while (leaver := self._last.pop(seat.stage, None)) is not None:
+                await self._save_once(leaver)
         finally:
             self._saving.discard(seat.stage)
+
+    async def _save_once(self, seat: SeatRuntime) -> None:
+        at, members = seat.standing()
+        state = await seat.compute.save()
+        if seat.standing()[0] != at:
+            return  # a step was taken meanwhile: nobody can say of which this is
+        header = c.Header(
+            format=c.FORMAT,
+            run=self._run,
+            stage=seat.stage,
+            at=at,
+            members=members,
+            size_bytes=len(state),
+            root=await _root(state),
+        )
+        if await self._write(header, state) and self._lasting:
+            at_step, size = header.at.step, len(state)
+            saved = ev.CheckpointSaved(stage=seat.stage, version=at_step, size_bytes=size)
+            self._emit(saved)
 
     async def _write(self, header: c.Header, state: Buffer) -> bool:
         """Whether it is whole in the store now."""

@@ -75,7 +75,7 @@ class Parting:
             node.ended.set()
         elif not self.heirs():
             gone = set(range(node.spec.cut.stages)) - {view.stage for view in node.roster.views()}
-            if gone:  # the step cannot end
+            if gone and not any(self._ends(seat) for seat in node.seats.values()):
                 for seat in node.seats.values():
                     node.holdings.leave(seat)
                 node.ended.set()
@@ -88,6 +88,12 @@ class Parting:
                     f"{node.options.drain_seconds:.0f} s at most"
                 )
                 node.emit(ev.Alarm(reason=reason))
+
+    def _ends(self, seat: SeatRuntime) -> bool:
+        """Whether its step ends without anybody else: those who are gone may have taken it."""
+        machine = seat.stepper.machine
+        known = 0 if machine is None else len(machine.sums)
+        return not seat.parting and known == self._node.spec.cut.stages
 
     def heirs(self) -> bool:
         """Whether anybody else in the run stays."""

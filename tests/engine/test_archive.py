@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -154,6 +154,21 @@ def test_a_disk_slower_than_the_steps_skips_a_checkpoint() -> None:
         bench.seat.gate.set()
         await bench.idle()
         assert bench.saved == [10]
+
+    play(story)
+
+
+def test_who_leaves_is_saved_where_it_stands_at_last_however_slow_the_disk_is() -> None:
+    async def story(bench: Bench) -> None:
+        seat: Any = bench.seat
+        seat.gate.clear()
+        for step in (11, 12, 12):
+            seat.position = at(step)
+            bench.archive.leave(seat)
+            await asyncio.sleep(0)
+        seat.gate.set()
+        await bench.idle()
+        assert (bench.saved, bench.alarms) == ([12], [])
 
     play(story)
 

@@ -25,9 +25,14 @@ class Node:
         self.me, self.roster, self.draining = ME, Roster(ME), True
         self.seats: dict[Stage, Any] = {
             Stage(1): SimpleNamespace(
-                stage=Stage(1), state="draining", parting=True, may_close=False
+                stage=Stage(1),
+                state="draining",
+                parting=True,
+                may_close=False,
+                stepper=SimpleNamespace(machine=None),
             )
         }
+        self.holdings = SimpleNamespace(leave=lambda seat: self.did.append(f"saves {seat.stage}"))
         self.spec = SimpleNamespace(cut=SimpleNamespace(stages=2))
         self.options = SimpleNamespace(drain_seconds=60.0)
         self.ended = SimpleNamespace(set=lambda: self.did.append("ended"))
@@ -110,3 +115,15 @@ def test_it_says_once_that_it_must_stay(node: Any, parting: Parting) -> None:
     parting.leave_in_vain()
     (said,) = node.said
     assert "only this peer serves stage 1" in said.reason
+
+
+@pytest.mark.parametrize(("sums", "did"), [(1, ["saves 1", "ended"]), (2, [])])
+def test_when_all_leave_a_step_that_ends_without_them_is_waited_for(
+    node: Any, parting: Parting, sums: int, did: list[str]
+) -> None:
+    """Those who are gone took it, and saved what it led to."""
+    seat = node.seats[Stage(1)]
+    seat.parting = False
+    seat.stepper.machine = SimpleNamespace(sums=dict.fromkeys(range(sums)))
+    parting.leave_in_vain()
+    assert node.did == did

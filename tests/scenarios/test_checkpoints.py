@@ -15,12 +15,14 @@ from p2ptrain.core.checkpoint import listed
 from p2ptrain.engine.terms import NodeOptions
 from p2ptrain.observe import events as ev
 from p2ptrain.run import Checkpoint, Optimizer, digest
-from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult
+from p2ptrain.sim.compute import CostModel
+from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, toy_compute
 from p2ptrain.sim.store import MemoryStore
 from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
 from p2ptrain.units import PeerId, Stage
 
 if TYPE_CHECKING:
+    from p2ptrain.ports import Buffer
     from p2ptrain.sim.world import SimWorld
 
 Play = Callable[..., SwarmResult]
@@ -30,6 +32,18 @@ SPEC = msgspec.structs.replace(
     toy_spec(stages=3, microbatches=8, steps=12), checkpoint=Checkpoint(every_steps=3)
 )
 PEERS = [PeerPlan(peer=PeerId(f"p{stage}"), stage=Stage(stage)) for stage in range(3)]
+
+
+class SlowStore(MemoryStore):
+    """A disk that takes ``seconds`` for a file."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    async def put(self, name: str, blob: Buffer) -> None:
+        await asyncio.sleep(self._seconds)  # of virtual time
+        await super().put(name, blob)
 
 
 def found(result: SwarmResult, kind: type[ev.AnyEvent], peer: str) -> list[Any]:
@@ -47,9 +61,10 @@ def marks(store: MemoryStore) -> dict[int, list[int]]:
     }
 
 
+@pytest.mark.parametrize(("step_seconds", "disk_seconds"), [(0.0, 0.0), (3.0, 0.0), (3.0, 5.0)])
 @pytest.mark.parametrize("peers", [PEERS, [PeerPlan(peer=PeerId("p0"))]])
 def test_when_all_leave_nothing_that_was_done_is_lost(
-    play: Play, cue: MakeCue, peers: list[PeerPlan]
+    play: Play, cue: MakeCue, peers: list[PeerPlan], step_seconds: float, disk_seconds: float
 ) -> None:
     """Nobody stays who would hold it: what stands at the boundary is saved, due or not."""
 
@@ -63,10 +78,12 @@ def test_when_all_leave_nothing_that_was_done_is_lost(
             node.drain()
         return peers[0].peer
 
-    changes = {"optimizer": Optimizer(steps=400), "checkpoint": Checkpoint(every_steps=4)}
+    checkpoint = Checkpoint(every_steps=25 if disk_seconds else 4)
+    changes = {"optimizer": Optimizer(steps=400), "checkpoint": checkpoint}
     spec = msgspec.structs.replace(SPEC, **changes)
-    disks = {plan.peer: MemoryStore() for plan in peers}
-    scenario = Scenario(spec=spec, peers=peers, stores=disks)
+    disks = {plan.peer: SlowStore(disk_seconds) for plan in peers}
+    compute = toy_compute(CostModel(step_seconds=step_seconds))  # one stage after another
+    scenario = Scenario(spec=spec, peers=peers, stores=disks, compute=compute)
     result = play(scenario, cue("drain", at_step_4, drain_all), holds=False)
     assert any(isinstance(e.event, ev.FaultFired) for e in result.entries)
     for plan in peers:
@@ -76,6 +93,7 @@ def test_when_all_leave_nothing_that_was_done_is_lost(
         names = asyncio.run(disks[plan.peer].names())
         kept = listed(names, digest(spec))
         assert {stage: marks[0].step for stage, marks in kept.items()} == newest
+        assert len(set(newest.values())) == 1  # else the run could not go on from there
         saved = [(e.stage, e.version) for e in found(result, ev.CheckpointSaved, plan.peer)]
         assert len(saved) == len(set(saved))  # once each, however long leaving takes
         assert set(newest.values()) <= {5, 6}
