@@ -206,11 +206,10 @@ class Depositing:
         end = min(message.start + PIECE_ELEMENTS, self._compute.elements)
         if message.start % PIECE_ELEMENTS or message.stop != end:
             return "that is cut otherwise"
-        known = self._deposits.begun(bitmap)
-        proof = bitmap_bytes(bitmap)
-        if not (known or around.signer.verify(bitmap.peer, proof, bitmap.signature)):
-            return "with a wrong signature"
-        return None
+        if self._deposits.begun(bitmap):
+            return None  # its signature was looked at with the first piece
+        sound = around.signer.verify(bitmap.peer, bitmap_bytes(bitmap), bitmap.signature)
+        return None if sound else "with a wrong signature"
 
     async def _take_up(self, kept: Kept) -> None:
         """Add a deposit to our own accumulator, and say so."""

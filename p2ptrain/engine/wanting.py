@@ -46,8 +46,7 @@ class Wanting:
     def asked(self, message: m.Whereabouts) -> None:
         """A seat above lacks the input of a slot that may be bare here, too: ask on."""
         for pipeline in self._both():
-            bare = pipeline.shelf.bare & ~pipeline.custodian.duties.slots("forward")
-            if message.at == pipeline.at and bare >> message.slot & 1:
+            if message.at == pipeline.at and _bare(pipeline) >> message.slot & 1:
                 self._ask(pipeline, 1 << message.slot)
 
     def tick(self, now: Seconds) -> None:
@@ -60,8 +59,7 @@ class Wanting:
                 lacking = past.lacking_above()
             else:
                 lacking = self._lacking()
-            bare = pipeline.shelf.bare & ~pipeline.custodian.duties.slots("forward")
-            self._ask(pipeline, wants.look(bare & lacking, now=now))
+            self._ask(pipeline, wants.look(_bare(pipeline) & lacking, now=now))
         borrows = any(pipeline.shelf.borrowed for pipeline in self._both())
         self.due_at = now + GRACE_SECONDS if borrows else None
 
@@ -85,3 +83,8 @@ class Wanting:
                 continue
             wanted = m.Whereabouts(at=at, slot=Slot(slot), stage=stage, state="wanted")
             post.tell_all(post.seats(Stage(stage - 1)), wanted)
+
+
+def _bare(pipeline: Pipeline) -> int:
+    """Slots of which nothing is here, not even what was computed of them."""
+    return pipeline.shelf.bare & ~pipeline.custodian.duties.slots("forward")

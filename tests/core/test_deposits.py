@@ -14,6 +14,7 @@ from p2ptrain.core.deposits import (
     LEFT_SHARE,
     WANTED_MOST,
     Deposits,
+    Kept,
     View,
     Wants,
     mate,
@@ -56,6 +57,14 @@ def left(deposits: Deposits, told: Bitmap) -> bool:
     middle = ELEMENTS // 2
     first = deposits.came(told, 0, middle, b"1", elements=ELEMENTS)
     return not first and deposits.came(told, middle, ELEMENTS, b"2", elements=ELEMENTS)
+
+
+def take(deposits: Deposits) -> Kept:
+    """What may be taken up once all but us are gone is."""
+    kept = deposits.to_take(view(ME))
+    assert kept is not None
+    deposits.took(kept)
+    return kept
 
 
 def mate_of(
@@ -125,9 +134,7 @@ def test_two_deposits_that_share_a_slot_are_not_both_taken_up() -> None:
     deposits = Deposits()
     left(deposits, bitmap(A, 0b11))
     left(deposits, bitmap(B, 0b10))
-    kept = deposits.to_take(view(ME))
-    assert kept is not None
-    deposits.took(kept)
+    take(deposits)
     assert deposits.to_take(view(ME)) is None
 
 
@@ -140,9 +147,7 @@ def test_an_empty_deposit_is_of_no_use() -> None:
 def test_who_comes_back_gets_its_own_and_may_go_again() -> None:
     deposits = Deposits()
     left(deposits, bitmap(A, 0b1))
-    kept = deposits.to_take(view(ME))
-    assert kept is not None
-    deposits.took(kept)
+    kept = take(deposits)
     assert deposits.to_return(view(A, ME)) is kept
     deposits.returned(kept)
     assert deposits.borrowed == 0
@@ -164,9 +169,7 @@ def test_another_start_of_a_peer_has_not_what_the_last_had_counted() -> None:
 def test_a_slot_that_must_go_takes_its_deposit_along() -> None:
     deposits = Deposits()
     left(deposits, bitmap(A, 0b110))
-    kept = deposits.to_take(view(ME))
-    assert kept is not None
-    deposits.took(kept)
+    kept = take(deposits)
     assert deposits.meeting(0b100) is kept
     assert deposits.meeting(0b001) is None
 
@@ -175,9 +178,7 @@ def test_what_others_had_counted_is_not_taken_up_again() -> None:
     """Two mates to whom one seat left its deposits would take turns for ever."""
     deposits = Deposits()
     left(deposits, bitmap(A, 0b110))
-    kept = deposits.to_take(view(ME))
-    assert kept is not None
-    deposits.took(kept)
+    kept = take(deposits)
     deposits.returned(kept, overlapped=True)
     assert (deposits.borrowed, deposits.to_take(view(ME))) == (0, None)
 
