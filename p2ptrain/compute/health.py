@@ -1,7 +1,7 @@
 """Readings of one boundary: the first microbatch that a stage sends in a step, and what returns.
 
-Cheap by sampling: one decode and a few reductions a step, on the computing thread, of
-tensors that are there anyway. Nothing that a run computes depends on a reading. A text of three
+Cheap by sampling: one decode and a few reductions a step, on the computing thread, of some
+rows of tensors that are there anyway. Nothing that a run computes depends on a reading. A text of three
 different tokens or fewer is not read: what stands for it is the same, or at two ends, by right.
 
 Alternative refused: readings of every microbatch. They would cost a tenth of the encoding
@@ -21,6 +21,10 @@ from p2ptrain.core.health import BoundaryReading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+MOST_ROWS = 4096
+"""Of a message, evenly taken: readings are means over tokens, sure to 2% with so many. All 65,536
+rows of a GPU's microbatch took a core 21 ms, in which the GPU stood still."""
 
 LIMIT_SHARE = 0.02
 """Of a channel's range: what is that near to an end is told apart from it by no codec of 4 bits."""
@@ -50,14 +54,15 @@ class BoundaryWatch:
         """A microbatch went up; ``decoded`` gives what the stage above will see of it."""
         if self._sent is not None:
             return
-        x_rw = x_rw.detach().float().cpu()
+        every = max(1, -(-len(x_rw) // MOST_ROWS))
+        x_rw = x_rw[::every].detach().float().cpu()
         centred_rw = x_rw - x_rw.mean(dim=0)
         deviation_w = centred_rw.square().mean(dim=0).sqrt()
         deviation = _root_mean_square(deviation_w)
         low_w, high_w = torch.aminmax(x_rw, dim=0)
         margin_w = LIMIT_SHARE * (high_w - low_w)
         at_limit_rw = (x_rw <= low_w + margin_w) | (x_rw >= high_w - margin_w)
-        error = _root_mean_square(decoded().cpu() - x_rw) / max(deviation, TINY)
+        error = _root_mean_square(decoded()[::every].cpu() - x_rw) / max(deviation, TINY)
         self._sent = (
             _root_mean_square(x_rw),
             deviation,

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from p2ptrain.compute.health import BoundaryWatch
+from p2ptrain.compute.health import MOST_ROWS, BoundaryWatch
 from p2ptrain.core.health import trouble
 
 
@@ -44,6 +44,20 @@ def test_a_channel_that_stands_still_is_seen() -> None:
     reading = reading_of(x_rw)
     assert reading.least_deviation == 0
     assert reading.deviation > 0.5
+
+
+def test_a_large_message_is_read_by_rows_from_all_of_it() -> None:
+    x_rw = torch.randn(4 * MOST_ROWS, 8, generator=torch.Generator().manual_seed(0))
+    x_rw[3 * MOST_ROWS :] *= 9  # its end counts like its beginning
+    reading, sampled = reading_of(x_rw, x_rw + 0.1), reading_of(x_rw[::4], x_rw[::4] + 0.1)
+    assert reading == sampled
+    assert reading.deviation == pytest.approx(float(x_rw.std()), rel=0.02)
+
+
+def test_a_message_a_little_too_large_is_read_whole_enough() -> None:
+    x_rw = torch.zeros(MOST_ROWS + 1, 4)
+    x_rw[-1] = 1.0  # an even row: it is among those taken
+    assert reading_of(x_rw).deviation > 0
 
 
 def test_nothing_sent_is_no_reading_and_a_step_ends_with_its_reading() -> None:
