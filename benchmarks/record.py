@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
@@ -32,8 +32,16 @@ def machine() -> dict[str, object]:
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        **{name: version(name) for name in VERSIONS_OF},
+        **{name: _version(name) for name in VERSIONS_OF},
     }
+
+
+def _version(name: str) -> str | None:
+    """None where it is not there: a table of losses needs no libp2p."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def load() -> float:

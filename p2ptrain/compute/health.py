@@ -1,8 +1,9 @@
 """Readings of one boundary: the first microbatch that a stage sends in a step, and what returns.
 
 Cheap by sampling: one decode and a few reductions a step, on the computing thread, of some
-rows of tensors that are there anyway. Nothing that a run computes depends on a reading. A text of three
-different tokens or fewer is not read: what stands for it is the same, or at two ends, by right.
+rows of tensors that are there anyway. Nothing that a run computes depends on a reading. A text of
+three different tokens or fewer is not read: what stands for it is the same, or at two ends, by
+right.
 
 Alternative refused: readings of every microbatch. They would cost a tenth of the encoding
 and say the same.
