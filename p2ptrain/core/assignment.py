@@ -56,6 +56,7 @@ class SeatView(msgspec.Struct, frozen=True, kw_only=True):
     """A seat as we know it; a Struct, for one is made of every seat in every heartbeat.
 
     ``rate``: microbatches per second if the peer had no other seat; 0 while unmeasured.
+    ``parted``: it drains, and counts in no step from ``version`` on.
     ``least_above``, ``least_below``: see wire/messages.
     """
 
@@ -67,6 +68,7 @@ class SeatView(msgspec.Struct, frozen=True, kw_only=True):
     least_above: Step = BEGINNING
     least_below: Step = BEGINNING
     epoch: int = 0
+    parted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

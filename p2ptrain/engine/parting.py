@@ -11,7 +11,9 @@ is the one place where its state is whole, until the heir has come as far.
 
 Invariants:
     * a stage is left only to somebody who has come through the last step that we took;
-    * a peer that leaves waits for others only while there are others who stay.
+    * a peer that leaves waits for others only while there are others who stay;
+    * nobody waits for a seat that has parted: its status says so, and in no later step does it
+      own microbatches or lead a round (roster), until it goes on and says that.
 
 Refused: handing over at the moment when the heir has loaded. It has loaded an older step.
 """

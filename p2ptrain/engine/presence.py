@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
 
-    from p2ptrain.core.assignment import SeatView
+    from p2ptrain.core.assignment import SeatState, SeatView
     from p2ptrain.observe.events import Emit
     from p2ptrain.ports import Directory
     from p2ptrain.run import RunSpec
@@ -194,7 +194,7 @@ class Presence:
             else:
                 self._published.add(stage)
                 record = SeatRecord(
-                    state=status.state,
+                    state=_listed(status),
                     version=max(status.version, self._versions.get(stage, Step(0))),
                     rate=status.rate,
                     queue=status.queue,
@@ -286,7 +286,12 @@ class Presence:
     @staticmethod
     def _shape(own: dict[Stage, SeatStatus]) -> list[tuple[Stage, str, bool]]:
         """What is told at once when it changes: a rate when it is known, not what it is."""
-        return sorted((stage, each.state, each.rate > 0) for stage, each in own.items())
+        return sorted((stage, _listed(each), each.rate > 0) for stage, each in own.items())
+
+
+def _listed(status: SeatStatus) -> SeatState:
+    """As it is announced: only who counts beside a draining seat need know that it has parted."""
+    return "draining" if status.state == "parted" else status.state
 
 
 async def _wait(event: asyncio.Event, seconds: Seconds) -> bool:

@@ -69,12 +69,13 @@ class Roster:
             view = SeatView(
                 peer=peer,
                 stage=status.stage,
-                state=status.state,
+                state="draining" if status.state == "parted" else status.state,
                 rate=status.rate,
                 version=version,
                 least_above=status.least_above,
                 least_below=status.least_below,
                 epoch=status.epoch,
+                parted=status.state == "parted",
             )
             after[status.stage] = known if known == view else view
         was_dead = peer in self._dead  # who speaks is alive, whatever was thought of it
@@ -85,8 +86,8 @@ class Roster:
         for stage in (*before, *after):
             self._refresh(stage, before.get(stage), after.get(stage), back=was_dead)
             self._hints.pop((stage, peer), None)
-        changed = was_dead or {(s.stage, s.state, s.epoch) for s in before.values()} != {
-            (s.stage, s.state, s.epoch) for s in after.values()
+        changed = was_dead or {(s.stage, s.state, s.epoch, s.parted) for s in before.values()} != {
+            (s.stage, s.state, s.epoch, s.parted) for s in after.values()
         }
         self._views, self._order = None, None if changed else self._order
         if changed:
@@ -195,15 +196,14 @@ class Roster:
     def at(self, stage: Stage, at: Position, members: tuple[PeerId, ...]) -> frozenset[PeerId]:
         """Live seats that count at ``at``: there, in the last record and on their way, or past it.
 
-        A seat that is past the step still stands for what it counted; it answers with the sum.
+        A seat that is past the step, or has parted then, stands for what it counted in it.
         """
-        step = at.step
-        there = [
+        return frozenset(
             seat.peer
             for seat in self.present(stage)
-            if seat.version >= step or seat.peer in members
-        ]
-        return frozenset(there)
+            if seat.version > at.step
+            or (not seat.parted and (seat.version == at.step or seat.peer in members))
+        )
 
     def least(self, stage: Stage, way: Way) -> Step:
         """The least version of ``stage`` and of all stages beyond it, as far as is known.

@@ -178,7 +178,7 @@ class SeatRuntime:
         least = self._around.roster.beside(self.stage, self._around.spec.cut.stages, self.version)
         return m.SeatStatus(
             stage=self.stage,
-            state=self.state,
+            state="parted" if self.parting else self.state,
             version=self.version,
             rate=self.pipeline.pace.rate,
             queue=self.pipeline.book.queue,

@@ -48,12 +48,14 @@ class Refused(Message, frozen=True, tag=True):
 class SeatStatus(Message, frozen=True, array_like=True):
     """What a peer says of one of its seats. ``rate``: microbatches per second.
 
+    ``parted``: it drains, and has stopped behind the step before ``version``: it counts no more,
+    and answers for what it has counted (engine/parting).
     ``least_above``, ``least_below``: the least version of all live seats of all stages above
     or below, as far as it knows; its own where there are none.
     """
 
     stage: Stage
-    state: Literal["joining", "serving", "draining"]
+    state: Literal["joining", "serving", "draining", "parted"]
     version: Step
     rate: float
     queue: int

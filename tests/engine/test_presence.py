@@ -131,10 +131,10 @@ async def test_a_change_is_announced_at_once_and_a_refresh_keeps_records_alive()
         ann.announce([status(0), status(1), status(2)])
         await asyncio.sleep(400.0)
         assert len(seen(bob)) == 3
-        ann.announce([status(0), status(2, "draining")])
+        ann.announce([status(0, "parted"), status(2, "draining")])
         bob.announce([status(1)])
         await asyncio.sleep(5.0)
-        assert seen(bob) == [("ann", 0, "serving"), ("ann", 2, "draining")]
+        assert seen(bob) == [("ann", 0, "draining"), ("ann", 2, "draining")]
 
 
 @virtual

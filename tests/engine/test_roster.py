@@ -134,6 +134,25 @@ def test_who_counts_at_a_position() -> None:
     assert roster.at(Stage(0), at(2), ()) == {A, B}
 
 
+def test_who_has_parted_counts_in_no_later_step_until_it_goes_on() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0, "draining", version=3)])
+    assert roster.at(Stage(0), at(3), (A,)) == {A}  # it finishes the step that it is in
+    assert roster.hear(A, [status(0, "parted", version=4)]) == "seats"
+    assert roster.at(Stage(0), at(3), (A,)) == {A}  # what it counted there stands
+    assert roster.at(Stage(0), at(4), (A,)) == frozenset()
+    assert [(seat.peer, seat.state) for seat in roster.present(Stage(0))] == [(A, "draining")]
+    assert roster.hear(A, [status(0, "parted", version=4)]) == "nothing"
+    assert roster.hear(A, [status(0, "draining", version=4)]) == "seats"  # nobody took it over
+    assert roster.at(Stage(0), at(4), ()) == {A}
+
+
+def test_who_says_of_a_step_behind_that_it_has_parted_there_is_as_if_it_were_gone() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0, "parted", version=2)])
+    assert roster.at(Stage(0), at(3), (A,)) == frozenset()
+
+
 def test_covered_wants_serving_seats_of_every_stage() -> None:
     roster = Roster(ME)
     roster.hear(A, [status(0), status(1, "joining")])

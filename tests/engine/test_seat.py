@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from p2ptrain.core.agreement import Position
 from p2ptrain.core.chain import genesis_chain
 from p2ptrain.engine.distrust import Distrust
 from p2ptrain.engine.roster import Roster
@@ -31,11 +32,11 @@ NOBODY: tuple[tuple[PeerId, ...], ...] = ((), ())
 Scene = Callable[[SeatRuntime, Roster, list[ev.AnyEvent]], Coroutine[None, None, None]]
 
 
-def status(stage: int, state: str = "serving") -> m.SeatStatus:
+def status(stage: int, state: str = "serving", version: int = 0) -> m.SeatStatus:
     return m.SeatStatus(
         stage=Stage(stage),
         state=state,  # type: ignore[arg-type]
-        version=Step(0),
+        version=Step(version),
         rate=1.0,
         queue=0,
         parked=0,
@@ -138,6 +139,30 @@ def test_it_takes_over_what_a_dead_mate_was_to_source(play: Any) -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("recorded", [(MATE,), (MATE, ME)])
+def test_nobody_waits_for_the_share_of_a_mate_that_has_parted(
+    play: Any, recorded: tuple[PeerId, ...]
+) -> None:
+    """A seat that opens beside it, or was there before, takes all at once, and leads the round."""
+
+    async def scene(seat: SeatRuntime, roster: Roster, events: list[ev.AnyEvent]) -> None:
+        def sourced() -> set[int]:
+            return {event.slot for event in events if isinstance(event, ev.Sourced)}
+
+        roster.hear(ME, [status(0, version=1)])
+        roster.hear(MATE, [status(0, "draining", version=1)])
+        at = Position(epoch=0, step=Step(1), chain=genesis_chain(RUN))
+        seat.begin(at, (recorded, (ABOVE,)))
+        assert len(sourced()) < 8  # it drains, and counts until the step ends
+        roster.hear(MATE, [status(0, "parted", version=1)])
+        seat.roster_changed(0.0)
+        assert len(sourced()) == 8
+        assert seat.stepper.machine is not None
+        assert seat.stepper.machine.leader == ME
+
+    play(scene)
+
+
 def test_its_fill_is_shown_at_every_new_maximum(play: Any) -> None:
     async def scene(seat: SeatRuntime, _: Roster, events: list[ev.AnyEvent]) -> None:
         begun(seat).start_sourcing()
@@ -180,5 +205,9 @@ def test_what_it_says_of_itself(play: Any) -> None:
         begun(seat)
         told = seat.status()
         assert (told.stage, told.state, told.version, told.rate) == (0, "serving", 0, 0.0)
+        seat.part()
+        assert (seat.state, seat.status().state) == ("draining", "parted")
+        begun(seat)
+        assert seat.status().state == "serving"
 
     play(scene)

@@ -129,3 +129,33 @@ def test_a_stage_that_is_lost_while_somebody_moves_there_is_taken_once() -> None
     )
     assert outcome.fired == {"stage-loss at counting": 1}
     assert not outcome.failed, outcome.reason
+
+
+def test_a_stage_whose_last_owner_gives_its_seat_away_is_gone_on_with_by_those_who_come() -> None:
+    """Of two owners one has stopped, to go where it is needed more, and the other dies.
+
+    Whoever opens a seat there takes all of the step from the data and leads its round, at once:
+    not after three times what the last step took, which was long.
+    """
+    outcome = run(
+        SwarmPlan(
+            seed=19593,
+            stages=3,
+            microbatches=8,
+            steps=3,
+            replicas=1,
+            speeds=(0.285, 0.243, 0.857, 0.273),
+            interval_seconds=0.0,
+            latency_seconds=0.15,
+            jitter_seconds=0.0,
+            blows=(
+                Blow(kind="freeze", point="counting", nth=23, seconds=8.0),
+                Blow(kind="freeze", point="where sent", nth=1, seconds=6.0),
+                Blow(kind="kill", point="counting", nth=27, seconds=6.0),
+            ),
+        )
+    )
+    assert sum(outcome.fired.values()) == 3
+    assert not outcome.failed, outcome.reason
+    assert outcome.end == "trained"
+    assert outcome.seconds < 60.0
