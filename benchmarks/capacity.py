@@ -1,12 +1,13 @@
 """How much of its machines' capacity a swarm of unequal, unreliable peers turns into steps.
 
-    python -m benchmarks.capacity [--long] [--deposit N] [--only NAME ...] [--seed N ...]
+    python -m benchmarks.capacity [--long] [--deposit N] [--free] [--only NAME ...] [--seed N ...]
 
 The production engine in virtual time (benchmarks/uneven: the setting), so the figures are
 the same on every machine. ``stream``: one step so long that neither its beginning nor its
 end is in the window that is measured, so routing alone counts. ``step``: whole exact steps
 with a reduction of ten seconds, from commit to commit. Each in calm, and with peers dying
-and slowing down unannounced.
+and slowing down unannounced. Peers stay at the stage that they are told, so that routing is
+what is measured; with ``--free`` they are told where to begin, and may move, as peers do.
 
     of bound   against the weakest stage of the layout, everybody alive and well
     of live    against the weakest stage of those who held seats at the time
@@ -69,6 +70,7 @@ class Figure:
     replicas: int
     window: int
     deposit: int
+    free: bool
     microbatches: int
     seed: int
     bound: float
@@ -124,6 +126,7 @@ def _figure(
         replicas=swarm.replicas,
         window=swarm.window,
         deposit=swarm.deposit,
+        free=swarm.free,
         microbatches=swarm.microbatches,
         seed=swarm.seed,
         bound=swarm.bound,
@@ -137,7 +140,9 @@ def _figure(
     )
 
 
-def flows(*, long: bool, seed: int, window: int, deposit: int = 0) -> Sequence[tuple[str, Swarm]]:
+def flows(
+    *, long: bool, seed: int, window: int, deposit: int = 0, free: bool = False
+) -> Sequence[tuple[str, Swarm]]:
     """Streams and steps: names and swarms."""
     stages, replicas = (16, 8) if long else (4, 4)
     ids, steps_ = EACH * stages * replicas, 2 if long else 3
@@ -149,6 +154,7 @@ def flows(*, long: bool, seed: int, window: int, deposit: int = 0) -> Sequence[t
         seed=seed,
         window=window,
         deposit=deposit,
+        free=free,
         sum_seconds=SUM_SECONDS,
     )
     endless = replace(whole, microbatches=2 * ids, steps=1, sum_seconds=0.0)
@@ -200,21 +206,23 @@ def joining(*, long: bool, seed: int) -> dict[str, object]:
 @click.option("--seed", "seeds", multiple=True, default=(0,), help="draws: one case each")
 @click.option("--window", default=WINDOW, show_default=True, help="limits.window_per_stage")
 @click.option("--deposit", default=0, show_default=True, help="sync.deposit_every")
+@click.option("--free", is_flag=True, help="peers that were told their first stage alone may move")
 @click.option("--only", multiple=True, help="names of cases; all without")
 @click.option("--out", type=click.Path(path_type=Path), default=None)
-def cli(
+def cli(  # noqa: PLR0913 -- click hands over every option
     *,
     long: bool,
     seeds: tuple[int, ...],
     window: int,
     deposit: int,
+    free: bool,
     only: tuple[str, ...],
     out: Path | None,
 ) -> None:
     commit, rows = record.source_commit(), []
     cases: list[tuple[str, Callable[[], dict[str, object]]]] = []
     for seed in seeds:
-        swarms = flows(long=long, seed=seed, window=window, deposit=deposit)
+        swarms = flows(long=long, seed=seed, window=window, deposit=deposit, free=free)
         cases += [(name, partial(flow, name, one)) for name, one in swarms]
         cases.append(("mend", partial(mending, long=long, seed=seed)))
         cases.append(("join", partial(joining, long=long, seed=seed)))

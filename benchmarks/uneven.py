@@ -16,7 +16,7 @@ import asyncio
 import random
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,7 @@ class Trouble:
 class Swarm:
     """Who is there. ``placed``: everybody is told its stage; else they choose.
 
+    ``free``: those who are placed may move from there, as peers may that nobody tells.
     ``window``: the RunSpec's ``limits.window_per_stage``; ``deposit``: its ``sync.deposit_every``.
     """
 
@@ -91,6 +92,7 @@ class Swarm:
     steps: int = 1
     seed: int = 0
     placed: bool = True
+    free: bool = False
     sum_seconds: Seconds = 0.0
     load_seconds: Seconds = 0.0
     memory_seats: int | None = None
@@ -227,6 +229,8 @@ class Watch(SimWorld):
                 self.opened.append((now, peer, stage))
                 self._seats[peer].add(stage)
                 self._note_live(now)
+                if self.swarm.free and (node := self.hosts[peer].node):
+                    node.options = replace(node.options, stage=None)
             case ev.SeatClosed(stage=stage):
                 self._seats[peer].discard(stage)
                 self._note_live(now)

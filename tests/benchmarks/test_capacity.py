@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HALVED = Swarm(stages=2, replicas=4, microbatches=160)
 MENDED_SECONDS = 150.0
+DIES_AT = 15.0
 
 
 def test_the_bound_is_the_weakest_stage() -> None:
@@ -77,6 +78,28 @@ def test_it_is_mended_in_time_whoever_is_lost(seed: int) -> None:
     found = mend(replace(HALVED, seed=seed), Phases(settle_seconds=100.0, rest_seconds=20.0))
     assert found.recovery_seconds is not None
     assert found.recovery_seconds < MENDED_SECONDS
+
+
+def test_who_is_told_where_to_begin_alone_moves_to_a_stage_that_lost_much() -> None:
+    class Loses(Watch):
+        """Stage 1 loses its fastest peer."""
+
+        def began(self) -> None:
+            super().began()
+            fastest = max(
+                (peer for peer in self.hosts.values() if peer.plan.stage == 1),
+                key=lambda host: host.plan.speed,
+            )
+            self.harm.later(DIES_AT, lambda: self.harm.kill(fastest, respawn_seconds=None))
+
+    def moves(*, free: bool) -> int:
+        watch = Loses(replace(HALVED, free=free), until_counted=150)
+        watch.run()
+        assert watch.harm.tally.fired() == {"kill": 1}
+        return sum(stage == 1 for at, _, stage in watch.opened if at > DIES_AT)
+
+    assert moves(free=False) == 0
+    assert moves(free=True) > 0
 
 
 def test_a_seat_that_is_given_up_counts_while_it_has_work() -> None:
