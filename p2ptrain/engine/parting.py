@@ -2,7 +2,7 @@
 
     draining --(a step commits, and somebody else serves the stage)--> parting
     parting: counts no more, gives its sum and its state --(a mate is through the step)--> closed
-       `--(whoever was to take over is gone, seen twice)--> goes on, draining
+       `--(whoever was to take over is gone, seen twice)--> goes on
 
 Who takes a seat over loads its state while steps go on, and so begins a step behind. Were
 the old seat gone by then, the step that only it has taken would be gone, too; were it to
@@ -12,8 +12,8 @@ is the one place where its state is whole, until the heir has come as far.
 Invariants:
     * a stage is left only to somebody who has come through the last step that we took;
     * a peer that leaves waits for others only while there are others who stay;
-    * nobody waits for a seat that has parted: its status says so, and in no later step does it
-      own microbatches or lead a round (roster), until it goes on and says that.
+    * no slot and no round waits for a seat that has parted: its status says so, and in no later
+      step does it own microbatches or lead a round (roster), until it goes on and says that.
 
 Refused: handing over at the moment when the heir has loaded. It has loaded an older step.
 """

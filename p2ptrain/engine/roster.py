@@ -63,9 +63,9 @@ class Roster:
         after: dict[Stage, SeatView] = {}
         for status in statuses:
             known = before.get(status.stage)
-            version = status.version
-            if known is not None and known.epoch == status.epoch:
-                version = max(version, known.version)
+            version, parted = status.version, status.state == "parted"
+            if known is not None and known.epoch == status.epoch and version < known.version:
+                version, parted = known.version, known.parted  # said before what we know
             view = SeatView(
                 peer=peer,
                 stage=status.stage,
@@ -75,7 +75,7 @@ class Roster:
                 least_above=status.least_above,
                 least_below=status.least_below,
                 epoch=status.epoch,
-                parted=status.state == "parted",
+                parted=parted,
             )
             after[status.stage] = known if known == view else view
         was_dead = peer in self._dead  # who speaks is alive, whatever was thought of it

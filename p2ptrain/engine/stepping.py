@@ -240,12 +240,10 @@ class Stepper:
     def advanced(self, peer: PeerId, stages: Iterable[Stage], now: Seconds) -> None:
         """``peer``, which serves ``stages``, has stepped: it may count from now on.
 
-        Whoever is in the last step record counts wherever it stands, so nothing is new.
+        It may have parted and gone on, unseen: in the last step record, and yet not counting.
         """
-        if self.machine is None:
-            return
         near = [stage for stage in stages if abs(stage - self.stage) <= 1]
-        if not all(peer in self._members[stage] for stage in near):
+        if not all(peer in self._lives.get(stage, ()) for stage in near):
             self.refresh_live(now)
 
     def refresh_live(self, now: Seconds) -> None:

@@ -147,6 +147,17 @@ def test_who_has_parted_counts_in_no_later_step_until_it_goes_on() -> None:
     assert roster.at(Stage(0), at(4), ()) == {A}
 
 
+def test_what_is_said_of_an_earlier_step_comes_too_late() -> None:
+    roster = Roster(ME)
+    roster.hear(A, [status(0, "parted", version=4)])
+    roster.hear(A, [status(0, "draining", version=3)])
+    assert roster.at(Stage(0), at(4), (A,)) == frozenset()
+    roster = Roster(ME)
+    roster.hear(A, [status(0, version=5)])
+    roster.hear(A, [status(0, "parted", version=4)])
+    assert roster.at(Stage(0), at(5), (A,)) == {A}
+
+
 def test_who_says_of_a_step_behind_that_it_has_parted_there_is_as_if_it_were_gone() -> None:
     roster = Roster(ME)
     roster.hear(A, [status(0, "parted", version=2)])

@@ -163,6 +163,22 @@ def test_nobody_waits_for_the_share_of_a_mate_that_has_parted(
     play(scene)
 
 
+def test_a_mate_that_has_parted_and_come_past_the_step_counts_in_it(play: Any) -> None:
+    """It has gone on meanwhile, and parted again: of that only its version tells."""
+
+    async def scene(seat: SeatRuntime, roster: Roster, _events: list[ev.AnyEvent]) -> None:
+        roster.hear(ME, [status(0, version=1)])
+        roster.hear(MATE, [status(0, "parted", version=1)])
+        at = Position(epoch=0, step=Step(1), chain=genesis_chain(RUN))
+        seat.begin(at, ((MATE, ME), (ABOVE,)))
+        assert MATE not in seat.stepper.live
+        assert roster.hear(MATE, [status(0, "parted", version=2)]) == "versions"
+        seat.advanced(MATE, [Stage(0)], 0.0)
+        assert MATE in seat.stepper.live
+
+    play(scene)
+
+
 def test_its_fill_is_shown_at_every_new_maximum(play: Any) -> None:
     async def scene(seat: SeatRuntime, _: Roster, events: list[ev.AnyEvent]) -> None:
         begun(seat).start_sourcing()
