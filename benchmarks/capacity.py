@@ -11,6 +11,7 @@ what is measured; with ``--free`` they are told where to begin, and may move, as
 
     of bound   against the weakest stage of the layout, everybody alive and well
     of live    against the weakest stage of those who held seats at the time
+    of able    likewise, with those who were slowed down as slow as they were
     work       services computed, replays too, against the same bound
 
 ``mend``: a stage loses every second replica, and peers that choose for themselves mend it;
@@ -33,7 +34,8 @@ import click
 
 from benchmarks import record
 from benchmarks.rebalance import SHARE, Phases, crowd, mend
-from benchmarks.uneven import WINDOW, Swarm, Trouble, Watch
+from benchmarks.uneven import WINDOW, Swarm, Trouble
+from benchmarks.watch import Watch
 from p2ptrain.units import Step
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ DYING = Trouble(mtbf_seconds=MTBF_SECONDS)
 STORMY = Trouble(mtbf_seconds=MTBF_SECONDS, slow_share=0.05)
 
 HEAD = (
-    "case            stages replicas   ids  bound/s  of bound  of live    work  died  slow  wall s"
+    "case            stages replicas   ids  bound/s  of bound  of live  of able    work  died  slow"
+    "  wall s"
 )
 
 WARM_SHARE, COLD_SHARE = 0.25, 0.7
@@ -75,6 +78,7 @@ class Figure:
     seed: int
     bound: float
     live: float
+    able: float
     rate: float
     work: float
     deaths: int
@@ -91,6 +95,11 @@ class Figure:
     def of_live(self) -> float:
         """Of the capacity of those who were there."""
         return self.rate / self.live
+
+    @property
+    def of_able(self) -> float:
+        """The same, but of what those who were slowed could do."""
+        return self.rate / self.able
 
 
 def stream(swarm: Swarm, name: str) -> Figure:
@@ -131,6 +140,7 @@ def _figure(
         seed=swarm.seed,
         bound=swarm.bound,
         live=watch.live_capacity(start, stop),
+        able=watch.able_capacity(start, stop),
         rate=rate,
         work=sum(counted) / len(counted) / (stop - start),
         deaths=fired.get("kill", 0),
@@ -171,11 +181,12 @@ def flow(name: str, swarm: Swarm) -> dict[str, object]:
     found = (stream if name.startswith("stream") else steps)(swarm, name)
     click.echo(
         f"{name:15} {found.stages:6} {found.replicas:8} {found.microbatches:5} "
-        f"{found.bound:8.3f} {found.of_bound:9.3f} {found.of_live:8.3f} "
+        f"{found.bound:8.3f} {found.of_bound:9.3f} {found.of_live:8.3f} {found.of_able:8.3f} "
         f"{found.work / found.bound:7.3f} {found.deaths:5} {found.slowdowns:5} "
         f"{found.wall_seconds:7.0f}"
     )
-    return {**asdict(found), "of_bound": found.of_bound, "of_live": found.of_live}
+    shares = {"of_bound": found.of_bound, "of_live": found.of_live, "of_able": found.of_able}
+    return {**asdict(found), **shares}
 
 
 def mending(*, long: bool, seed: int) -> dict[str, object]:

@@ -18,7 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from benchmarks.uneven import Swarm, Watch, capacity, draw_speeds, lay_out
+from benchmarks.uneven import Swarm, capacity, draw_speeds, lay_out
+from benchmarks.watch import Watch
 from p2ptrain.units import Stage
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 import benchmarks.capacity as module
 from benchmarks.capacity import EACH, SUM_SECONDS, steps, stream
 from benchmarks.rebalance import Phases, crowd, mend
-from benchmarks.uneven import Swarm, Watch, capacity, draw_speeds, lay_out
+from benchmarks.uneven import SLOWER, Swarm, Trouble, capacity, draw_speeds, lay_out
+from benchmarks.watch import Watch
 from p2ptrain.observe import events as ev
 from p2ptrain.units import PeerId, Stage, Step
 
@@ -119,6 +120,20 @@ def test_a_seat_that_is_given_up_counts_while_it_has_work() -> None:
     assert watch.rates() == {Stage(0): 1.0, Stage(1): 1.0}
     pipeline.drained = True
     assert watch.rates() == {Stage(0): 0.0, Stage(1): 2.0}
+
+
+def test_who_is_slowed_counts_as_slow_as_it_is() -> None:
+    stormy = Trouble(slow_share=0.5, slow_seconds=20.0)
+    watch = Watch(replace(HALVED, trouble=stormy), until_counted=80)
+    watch.run()
+    assert watch.harm.tally.fired()["slow"] > 0
+    stop = watch.clock.time()
+    live, able = watch.live_capacity(5.0, stop), watch.able_capacity(5.0, stop)
+    assert live == pytest.approx(HALVED.bound)
+    assert live / SLOWER < able < live
+    calm = Watch(HALVED, until_counted=20)
+    calm.run()
+    assert calm.able == calm.live
 
 
 def test_many_who_come_at_once_spread() -> None:
