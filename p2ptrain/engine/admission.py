@@ -153,11 +153,14 @@ class Admission:
 
         Those listed are being dialled; who answers tells its version, who does not is no more
         in the views. Of a later epoch we are told by who is linked; our own goes on if whole.
+        Who is still seen in an older one tells nothing of ours.
         """
         node, views = self._node, self._node.roster.of_all_epochs()
-        ahead = any(view.epoch > node.lineage.root.epoch for view in views)
+        epoch = node.lineage.root.epoch
+        ahead = any(view.epoch > epoch for view in views)
         foreign = ahead and bool(unserved(node.roster.views(), node.spec.cut.stages))
-        return foreign or (any(view.version for view in views) and not self._furthest)
+        begun = any(view.version for view in views if view.epoch >= epoch)
+        return foreign or (begun and not self._furthest)
 
     async def _take_again(self) -> None:
         """After a rollback: what was served before; a stage that cannot be had is a hole."""

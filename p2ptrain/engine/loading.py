@@ -72,8 +72,7 @@ class Loader:
         if fresh and all(view.version == 0 for view in node.roster.views()):
             return self._beginning()
         donors = self._donors(stage)
-        begun = any(view.state != "joining" for view in node.roster.views())
-        early = begun and node.lineage.root.step == 0 and self.foremost() <= 1
+        early = node.lineage.root.step == 0 and self.foremost() <= 1
         if early and not donors and await self._seed_will_do(stage):
             return self._beginning()
         if not donors:
@@ -86,7 +85,10 @@ class Loader:
         return taken
 
     async def _seed_will_do(self, stage: Stage) -> bool:
-        """Whether the others are in the first step, or one further and can give that again."""
+        """Whether the others are in the first step, or one further and can give that again.
+
+        So they can if nobody is left: nobody has let anything go.
+        """
         node, root, version = self._node, self._node.lineage.root, self.foremost()
         if version == root.step:
             return True
@@ -161,12 +163,14 @@ class Loader:
         """Where the run stands: the middle of what all say, so that one who lies moves nothing.
 
         Of those heard so far, if there are any: the directory tells how far its records were.
+        When nobody is left to say it, it stood where whoever has left was.
         """
-        roster = self._node.roster
+        roster, root = self._node.roster, self._node.lineage.root
         views = [view for view in roster.views() if view.state != "joining"]
         heard = [view for view in views if roster.counts(view.peer)] or views
         versions = [view.version for view in heard]
-        return Step(statistics.median_low(versions)) if versions else self._node.lineage.root.step
+        left = max(root.step, roster.furthest())
+        return Step(statistics.median_low(versions)) if versions else left
 
     def foremost(self) -> Step:
         """Where the run stands, of those who have stepped already: nobody is further ahead.

@@ -41,7 +41,7 @@ class Roster:
     def __init__(self, me: PeerId) -> None:
         self.begun = False
         self._me = me
-        self._epoch, self._most = 0, Step(0)  # the latter: of those who have left
+        self._epoch, self._most = 0, Step(0)  # the latter: of those no longer in _heard
         self._heard: dict[PeerId, dict[Stage, SeatView]] = {}
         self._listed: tuple[SeatView, ...] = ()
         self._dead: dict[PeerId, bool] = {}  # and whether it has vanished
@@ -141,17 +141,18 @@ class Roster:
         self._forget()
 
     def forget(self, peer: PeerId) -> None:
-        """``peer`` has been lost for so long that it would come back as a stranger."""
+        """``peer`` would come back as a stranger; how far it had come stays known."""
+        self._most = self.furthest()
         self._heard.pop(peer, None)
         self._prune()
         self._forget()
 
     def out_of_sight(self, peer: PeerId) -> bool:
         """Nobody listens to ``peer`` any more: whether we had its own word until now."""
-        if peer in self._dead or self._heard.pop(peer, None) is None:
-            return False
-        self._forget()
-        return True
+        ours = self.counts(peer)
+        if ours:
+            self.forget(peer)
+        return ours
 
     def unreached(self, peer: PeerId) -> None:
         """No link to ``peer`` could be opened: its record may outlive it by a minute.
@@ -164,9 +165,8 @@ class Roster:
 
     def left(self, peer: PeerId) -> None:
         """``peer`` went in an orderly way; how far it had come stays known."""
-        self._most = self.furthest()
+        self._most, self._dead[peer] = self.furthest(), False
         self._heard.pop(peer, None)
-        self._dead[peer] = False
         self._forget()
         self._listed = tuple(seat for seat in self._listed if seat.peer != peer)
 

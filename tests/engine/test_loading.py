@@ -131,3 +131,19 @@ def test_where_the_run_stands_is_heard_from_peers_not_read_in_old_records() -> N
     )
     roster.hear(PeerId("heard"), [status])
     assert Loader(node).foremost() == 4
+
+
+@pytest.mark.parametrize("way", [["lost", "forget"], ["left"], ["out_of_sight"]])
+def test_where_the_run_stood_is_not_forgotten_when_nobody_is_left_to_say_it(way: list[str]) -> None:
+    roster = Roster(PeerId("me"))
+    root = SimpleNamespace(step=Step(2))
+    node: Any = SimpleNamespace(roster=roster, seats={}, lineage=SimpleNamespace(root=root))
+    assert Loader(node).foremost() == 2
+    status = m.SeatStatus(
+        stage=Stage(0), state="serving", version=Step(4), rate=1.0, queue=0, parked=0
+    )
+    roster.hear(PeerId("last"), [status])
+    for word in way:
+        getattr(roster, word)(PeerId("last"))
+        assert roster.views() == ()
+        assert Loader(node).foremost() == 4

@@ -155,6 +155,40 @@ def test_a_run_of_which_nothing_is_left_is_given_up_by_all_in_order(
     assert result.unfinished == ()
 
 
+def test_who_never_had_a_seat_gives_up_a_lost_run_when_all_who_had_one_have_left(
+    play: Play, cue: MakeCue
+) -> None:
+    """Of those who are left nobody serves anything, so nobody says where the run stands."""
+    late = PeerPlan(peer=PeerId("late"), stage=Stage(1), starts_at=40.0)
+    scenario = Scenario(spec=spec(every=1), peers=[*PEERS, late], stall_seconds=400.0)
+    result = play(scenario, cue("loss", counted(5, 1), losing(1, guards=True)), holds=False)
+    assert all_of(result, ev.SeatOpened, "late") == []
+    assert re.match("stage 0, 1, 2 is lost", result.peers[PeerId("late")].lost)
+    assert result.unfinished == ()
+
+
+def linked(entry: ev.Entry) -> bool:
+    return entry.peer == "peer-new-0001" and isinstance(entry.event, ev.LinkUp)
+
+
+def orphaning(world: SimWorld, entry: ev.Entry) -> PeerId:
+    """All who have a seat die: who has just come is alone."""
+    for host in world.harm.present():
+        if host.peer != entry.peer:
+            world.harm.kill(host, respawn_seconds=None)
+    return entry.peer
+
+
+@pytest.mark.parametrize(("step", "nth"), [(0, 3), (0, 6), (1, 1), (2, 1)])
+def test_who_came_as_all_others_died_in_the_first_steps_begins_the_run_again(
+    play: Play, cue: MakeCue, step: int, nth: int
+) -> None:
+    run, slow = spec(every=1), [PeerPlan(peer=each.peer, speed=0.05) for each in PEERS]
+    comes = cue("comes", counted(step, 1, nth=nth), joining)
+    result = play(Scenario(spec=run, peers=slow), comes, cue("loss", linked, orphaning, after=3.0))
+    assert trained(result, run)
+
+
 LONG = spec(steps=150)
 
 
