@@ -164,6 +164,7 @@ def peer(**given: Any) -> int:
         from peers import failpoint  # noqa: PLC0415
         from peers.peer import PeerOptions, run  # noqa: PLC0415
 
+    identity = flags.identity_path or home() / "identity.key"
     network = NetworkOptions(
         daemon=DaemonOptions(
             host_maddrs=flags.host_maddrs or (f"/ip4/0.0.0.0/tcp/{flags.port}",),
@@ -171,7 +172,7 @@ def peer(**given: Any) -> int:
             use_relay=flags.use_relay,
         ),
         initial_peers=flags.initial_peers,
-        peerstore=(flags.checkpoint_dir or home()) / "peers.json",
+        peerstore=identity.parent / f"{identity.name}.peers.json",  # each key has its own
         link=link,
         cut=flags.cut_file,
     )
@@ -180,7 +181,7 @@ def peer(**given: Any) -> int:
         spec=spec,
         run=run_id,
         new_swarm=flags.new_swarm,
-        identity_path=flags.identity_path or home() / "identity.key",
+        identity_path=identity,
         data=flags.data,
         device=flags.device,
         stage=stage,

@@ -65,7 +65,8 @@ FAREWELL_TURNS: Final = 10
 class NetworkOptions:
     """``initial_peers``: multiaddresses to join through; empty starts a swarm of one's own.
 
-    ``peerstore``: a file that remembers peers over restarts; also tried when joining.
+    ``peerstore``: a file that remembers peers over restarts. Those are tried when no initial
+    peer answers; who gives none wants none of an earlier swarm.
     ``link``: emulate such a line for everything that streams send. ``cut``: a file that says
     whom a played partition keeps from us (see partition).
     """
@@ -242,7 +243,9 @@ class Network:
         Raises:
             BootstrapError: ``strict``, and nobody answers.
         """
-        remembered = load_peers(self._options.peerstore) | self._streams.known()
+        remembered = self._streams.known()
+        if self._initial_peers:
+            remembered = load_peers(self._options.peerstore) | remembered
         for peer, places in remembered.items():
             self._streams.learn(peer, places)
         failures = await self.meet(self._initial_peers)

@@ -98,10 +98,33 @@ def test_the_flags_reach_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert options.network.daemon.use_relay is False
     assert options.network.initial_peers == (SOMEBODY,)
     assert options.network.link is not None
-    assert options.network.peerstore == tmp_path / "peers.json"
     assert (options.checkpoints, options.resume) == (tmp_path, False)
     assert options.identity_path == tmp_path / "home" / "p2ptrain" / "identity.key"
     assert options.log_format == "json"
+
+
+@pytest.mark.parametrize(
+    ("args", "key"),
+    [
+        ("--identity-path keys/mine", "keys/mine"),
+        ("--identity-path mine --checkpoint-dir kept", "mine"),
+        ("--checkpoint-dir kept", "home/p2ptrain/identity.key"),
+    ],
+)
+def test_remembered_addresses_lie_beside_the_key_in_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, args: str, key: str
+) -> None:
+    seen: list[Path | None] = []
+
+    def run(options: peer.PeerOptions, **_: object) -> int:
+        seen.append(options.network.peerstore)
+        return 0
+
+    monkeypatch.setattr(peer, "run", run)
+    assert cli.run(["peer", "--join", SOMEBODY, *args.split()]) == 0
+    assert [tmp_path / path for path in seen if path is not None] == [
+        tmp_path / f"{key}.peers.json"
+    ]
 
 
 def test_several_addresses_may_follow_one_flag(monkeypatch: pytest.MonkeyPatch) -> None:

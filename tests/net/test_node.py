@@ -184,6 +184,17 @@ async def test_peers_find_each_other_through_the_bootstrap_and_outlive_it(tmp_pa
             await opened.__aexit__(None, None, None)
 
 
+async def test_a_swarm_of_ones_own_dials_nobody_from_an_earlier_one(identity, tmp_path):
+    store = tmp_path / "peers.json"
+    with Identity.temporary() as second:
+        async with Network.open(second) as earlier:
+            place = earlier.addresses()[0].rpartition("/p2p/")[0]
+            save_peers(store, {earlier.peer: (place,)})
+            async with Network.open(identity, NetworkOptions(peerstore=store)) as network:
+                assert network.directory.neighbours() == 0
+                assert network.known_addresses(earlier.peer) == ()
+
+
 async def test_no_bootstrap_names_every_address_and_its_cause(identity):
     with socket.create_server(("127.0.0.1", 0)) as server:
         free = server.getsockname()[1]
