@@ -28,7 +28,7 @@ import uvloop
 
 from p2ptrain.compute.executor import TorchCompute
 from p2ptrain.data import corpus_from_bytes, load_corpus
-from p2ptrain.data.store import DiskStore, sole_owner
+from p2ptrain.data.store import DiskStore
 from p2ptrain.engine.discovery import agreed_run
 from p2ptrain.engine.lifecycle import Node
 from p2ptrain.engine.terms import NodeOptions, World
@@ -40,8 +40,9 @@ from p2ptrain.observe import events as ev
 from p2ptrain.observe.sinks import JsonlSink, LogSink, fan_out, formatter, stamp
 from p2ptrain.observe.voice import Voice
 from peers.failpoint import Failpoint
+from peers.folder import owned, refuse_to_replace, refuse_to_wait
 from peers.outcome import outcome_of, tell_result
-from peers.retention import check_frames_fit, spilling
+from peers.retention import check_frames_fit, check_seat_fits, spilling
 from peers.vitals import watched
 
 if TYPE_CHECKING:
@@ -160,26 +161,27 @@ async def _until_told(options: PeerOptions, voice: Voice) -> int:
 
 async def serve(options: PeerOptions, leaving: Leaving, *, say: Callable[[str], None]) -> None:
     """Join, train, leave. Cancelled, it closes everything and leaves no process behind."""
-    path = options.identity_path
+    path, kept = options.identity_path, options.checkpoints
     async with AsyncExitStack() as stack:
         identity = Identity.temporary() if path is None else Identity.open(path)
         stack.enter_context(identity)
+        stack.enter_context(owned(kept))
         network = await stack.enter_async_context(Network.open(identity, options.network))
         check_reachable(network.addresses(), options.network.initial_peers, machine=own_ips())
         found = (network.directory, options.run, options.spec)
         run_id, spec = await agreed_run(*found, new_swarm=options.new_swarm)
-        if options.checkpoints is not None and not options.resume:
-            refuse_to_replace(options.checkpoints, run_id)
-        store = None
-        if options.checkpoints is not None:
-            stack.enter_context(sole_owner(options.checkpoints))
-            store = DiskStore(options.checkpoints)
+        if kept is not None and not options.resume:
+            refuse_to_replace(kept, run_id)
+        elif kept is not None and options.new_swarm and not options.network.initial_peers:
+            refuse_to_wait(kept, run_id)
+        store = None if kept is None else DiskStore(kept)
         spill = stack.enter_context(spilling(options.spill_folder, options.spill_bytes))
         check_frames_fit(spec, options.stage, spill)
-        for line in welcome(network.addresses(), run_id, spec, options.checkpoints):
-            say(line)
         compute = compute_of(spec, options)
         stack.enter_context(closing(compute))
+        check_seat_fits(compute, spec, options.stage)
+        for line in welcome(network.addresses(), run_id, spec, kept):
+            say(line)
         failpoint = Failpoint(options.halt)
         world = World(
             transport=failpoint.tapped(network.transport),
@@ -228,20 +230,6 @@ def welcome(
     if checkpoints is not None:
         often = f"every {every} steps" if every else "none: the run has checkpoint.every_steps = 0"
         yield f"checkpoints in {checkpoints}: {often}"
-
-
-def refuse_to_replace(checkpoints: Path, run_id: RunId) -> None:
-    """A run whose peers have all stopped would begin again, over what they had reached.
-
-    Raises:
-        UserError: the folder holds checkpoints of this run.
-    """
-    if any(checkpoints.glob(f"{run_id}.stage-*.safetensors")):
-        raise UserError(
-            f"{checkpoints} holds checkpoints of this run, which a run that begins again would "
-            "replace: add --resume to go on from them (or to join those who do), or name "
-            "another folder"
-        )
 
 
 def events_file(path: Path) -> JsonlSink:

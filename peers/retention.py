@@ -1,11 +1,12 @@
-"""Where a peer's retained frames go when memory is short, and whether they fit at all.
+"""Where a peer's retained frames go when memory is short; whether they, and a seat, fit at all.
 
     base folder -> a folder of this process alone, locked, gone when it ends
                    (after a kill -9: when the next peer of the same base starts)
 
 Invariants: a peer that cannot keep the frames of a whole step of its stage is refused before
-it takes a seat: it would say BUSY for ever if its stage-mates died; a folder that cannot be
-written is told once, and refused only where memory alone does not suffice.
+it takes a seat: it would say BUSY for ever if its stage-mates died; so is one whose memory holds
+no seat; a folder that cannot be written is told once, and refused only where memory alone does
+not suffice.
 
 Refused: the system's folder for temporary files. It is often memory.
 """
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from p2ptrain.ports import Spill
+    from p2ptrain.ports import Compute, Spill
     from p2ptrain.run import RunSpec
     from p2ptrain.units import Bytes
 
@@ -71,4 +72,20 @@ def check_frames_fit(spec: RunSpec, stage: Stage | None, spill: Spill | None) ->
             f"a step leaves {needed / MEGABYTE:,.1f} MB of frames at stage {most}; in memory the "
             f"run keeps {memory / MEGABYTE:,.1f} MB (limits.retained_bytes), on disk this peer "
             f"{disk / MEGABYTE:,.1f} MB: give --max-spill {missing}MB or more"
+        )
+
+
+def check_seat_fits(compute: Compute, spec: RunSpec, stage: Stage | None) -> None:
+    """Whether this peer's memory holds a seat of its stage, or of any that it may take.
+
+    Raises:
+        UserError: it does not.
+    """
+    stages = range(spec.cut.stages) if stage is None else (stage,)
+    needed, least = min((compute.seat_bytes(Stage(each)), each) for each in stages)
+    if needed > compute.memory_bytes:
+        raise UserError(
+            f"a seat of stage {least} takes {needed / MEGABYTE:,.1f} MB"
+            f"{', and none takes less' if stage is None else ''}; this peer gives "
+            f"{compute.memory_bytes / MEGABYTE:,.3f} MB: raise --max-memory"
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from p2ptrain.data import pin
+from p2ptrain.data.store import sole_owner
 from p2ptrain.errors import DataError, InternalError, RefusedError, UserError
 from p2ptrain.net.node import NetworkOptions
 from p2ptrain.run import Data, RunSpec, digest
@@ -17,7 +18,7 @@ from peers.peer import (
     events_file,
     find_corpus,
     first_cause,
-    refuse_to_replace,
+    serve,
     welcome,
 )
 
@@ -135,12 +136,35 @@ def test_an_events_file_that_cannot_be_written_is_refused(tmp_path: Path) -> Non
         assert (tmp_path / "events.jsonl").exists()
 
 
-def test_who_forgets_to_resume_does_not_replace_old_checkpoints(tmp_path: Path) -> None:
-    """Without ``--resume`` a stopped run would begin again, over what lies there."""
-    run = digest(LIBRARY)
-    refuse_to_replace(tmp_path, run)
-    (tmp_path / f"{'0' * 32}.stage-0.epoch-0.step-5.safetensors").touch()  # of another run
-    refuse_to_replace(tmp_path, run)
-    (tmp_path / f"{run}.stage-0.epoch-0.step-5.safetensors").touch()
-    with pytest.raises(UserError, match="add --resume"):
-        refuse_to_replace(tmp_path, run)
+@pytest.mark.asyncio
+async def test_a_folder_in_use_is_said_before_anything_else(tmp_path: Path) -> None:
+    """Who is told to add ``--resume`` first would obey in vain."""
+    spec = pin(LIBRARY)
+    (tmp_path / f"{digest(spec)}.stage-0.epoch-0.step-5.safetensors").touch()
+    with sole_owner(tmp_path):
+        reason = await refusal(options(spec=spec, new_swarm=True, checkpoints=tmp_path))
+    assert "in use by another running peer" in reason
+
+
+@pytest.mark.net
+@pytest.mark.asyncio
+async def test_who_resumes_alone_without_a_checkpoint_is_told(tmp_path: Path) -> None:
+    alone = options(spec=pin(LIBRARY), new_swarm=True, checkpoints=tmp_path, resume=True)
+    assert "holds no checkpoint of run" in await refusal(alone)
+
+
+@pytest.mark.net
+@pytest.mark.asyncio
+async def test_memory_that_holds_no_seat_is_refused_before_the_run_is_joined() -> None:
+    reason = await refusal(options(spec=pin(LIBRARY), new_swarm=True, memory_bytes=1000))
+    assert "this peer gives 0.001 MB: raise --max-memory" in reason
+
+
+async def refusal(given: PeerOptions) -> str:
+    """Why such a peer is refused; it has not said a word before."""
+    said: list[str] = []
+    with pytest.raises(UserError) as caught:
+        async with asyncio.timeout(60):
+            await serve(given, Leaving(said.append), say=said.append)
+    assert said == []
+    return str(caught.value)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from p2ptrain.compute.executor import TorchCompute
 from p2ptrain.engine.surroundings import frames_of_a_step
 from p2ptrain.errors import UserError
 from p2ptrain.sim.spill import MemorySpill
 from p2ptrain.sim.toy import toy_spec
 from p2ptrain.units import Stage
-from peers.retention import check_frames_fit, spilling
+from peers.retention import check_frames_fit, check_seat_fits, spilling
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,3 +100,18 @@ def test_frames_that_have_no_place_are_refused_in_one_line() -> None:
 def test_a_stage_that_the_run_does_not_have_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(UserError, match="--stage 9: this run has the stages 0 to 2"):
         check_frames_fit(SPEC, Stage(9), None)
+
+
+@pytest.mark.parametrize("stage", [None, Stage(1)])
+def test_memory_that_holds_no_seat_is_refused_and_the_least_that_does_is_not(
+    stage: Stage | None,
+) -> None:
+    stages = range(SPEC.cut.stages) if stage is None else (stage,)
+    least = min(room(0).seat_bytes(Stage(each)) for each in stages)
+    check_seat_fits(room(least), SPEC, stage)
+    with pytest.raises(UserError, match=r"a seat of stage 1 takes .* MB.*: raise --max-memory"):
+        check_seat_fits(room(least - 1), SPEC, stage)
+
+
+def room(size: int) -> TorchCompute:
+    return TorchCompute(SPEC, device="cpu", inline=True, memory_bytes=size)
