@@ -165,7 +165,8 @@ class Identity:
 
     @classmethod
     def _open(cls, path: Path, folder: ExitStack | None) -> Identity:
-        _refuse_devices(path)
+        if _is_there(path):
+            _read(path)  # what is no key is refused before a lock is laid beside it
         lock = _lock(path)
         try:
             _create_if_missing(path)
@@ -196,17 +197,18 @@ class Identity:
         self.close()
 
 
-def _refuse_devices(path: Path) -> None:
+def _is_there(path: Path) -> bool:
     """Look before anything is locked, opened or advised: a pipe would wait for ever."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        return
+        return False
     except OSError as error:
         raise _unusable(path, error) from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
         raise UserError(f"identity {path} is {kind}; give a file with --identity-path")
+    return True
 
 
 def _unusable(path: Path, error: OSError) -> UserError:
@@ -232,8 +234,8 @@ def _lock(path: Path) -> int:
     except OSError as error:
         os.close(lock)
         raise UserError(
-            f"identity {path} is in use by another running peer; "
-            "stop that one, or give each peer its own --identity-path"
+            f"identity {path} is in use by another running peer or bootstrap; "
+            "stop that one, or give each its own --identity-path FILE"
         ) from error
     return lock
 
@@ -274,17 +276,22 @@ def _read(path: Path) -> Ed25519PrivateKey:
             blob = file.read(PRIVATE_FILE_BYTES + 1)
     except OSError as error:
         raise _unusable(path, error) from error
+    seed = blob[len(PRIVATE_PREFIX) : len(PRIVATE_PREFIX) + KEY_BYTES]
+    if len(blob) != PRIVATE_FILE_BYTES or not blob.startswith(PRIVATE_PREFIX):
+        raise _foreign(path)
+    private_key = Ed25519PrivateKey.from_private_bytes(seed)
+    if not blob.endswith(private_key.public_key().public_bytes_raw()):
+        raise _foreign(path)
     if stat.S_IMODE(mode) & 0o077:
         raise UserError(
             f"identity {path} can be read by others (mode {stat.S_IMODE(mode):03o}); "
             f"run: chmod 400 {path}"
         )
-    seed = blob[len(PRIVATE_PREFIX) : len(PRIVATE_PREFIX) + KEY_BYTES]
-    if len(blob) == PRIVATE_FILE_BYTES and blob.startswith(PRIVATE_PREFIX):
-        private_key = Ed25519PrivateKey.from_private_bytes(seed)
-        if blob.endswith(private_key.public_key().public_bytes_raw()):
-            return private_key
-    raise UserError(
+    return private_key
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(
         f"identity {path} is not an Ed25519 key of this program (RSA keys of hivemind do not "
         "serve); give another file with --identity-path, a new one is made there"
     )

@@ -82,6 +82,15 @@ def test_a_foreign_key_is_refused_and_kept(tmp_path, content):
     assert path.read_bytes() == content
 
 
+def test_what_is_no_key_is_not_said_to_be_one_that_others_can_read(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("seed = 1")
+    path.chmod(0o644)
+    with pytest.raises(UserError, match=r"run\.toml is not an Ed25519 key"):
+        Identity.open(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.toml"]
+
+
 def test_a_key_that_others_can_read_is_refused_with_the_command_that_mends_it(tmp_path):
     path = tmp_path / "identity"
     Identity.open(path).close()
