@@ -45,6 +45,12 @@ class Size(click.ParamType[int]):
         return int(float(found[1]) * (_UNITS | _BINARY_UNITS)[found[2] or ""])
 
 
+class Integer(click.IntRange):
+    """An integer within bounds; what is none at all is refused without a word of a range."""
+
+    name = "integer"
+
+
 class AnyPath(click.Path):
     """A path, there or not yet; only the empty one, of an unset shell variable, is refused."""
 

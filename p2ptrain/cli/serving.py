@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 import msgspec
 
-from p2ptrain.cli.flags import Command, Size, option, pairs
+from p2ptrain.cli.flags import Command, Integer, Size, option, pairs
 from p2ptrain.cli.leaving import at_once
 from p2ptrain.cli.spec import (
     ANY_PATH,
@@ -57,7 +57,7 @@ relay_option = click.option(
 
 
 @click.command(cls=Command)
-@option("--port", type=click.IntRange(0, 65535), default=31337, show_default=True)
+@option("--port", type=Integer(0, 65535), default=31337, show_default=True)
 @host_option
 @announce_option
 @identity_option
@@ -130,12 +130,12 @@ class PeerFlags:
 @option("--max-memory", type=Size(), help="For seats, like 8GB; default: half of what is free.")
 @option(
     "--threads",
-    type=click.IntRange(1, 1024),
+    type=Integer(1, 1024),
     help="Of this peer; needs sync.agreement = canonical.",
 )
 @option("--max-spill", type=Size(), default=MOST_SPILL, help="Frames on disk; default: 16GB.")
 @identity_option
-@option("--port", type=click.IntRange(0, 65535), default=0, help="To listen on, of all addresses.")
+@option("--port", type=Integer(0, 65535), default=0, help="To listen on, of all addresses.")
 @host_option
 @announce_option
 @relay_option

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2ptrain.cli.flags import AnyPath, Command, Group, option, pairs
+from p2ptrain.cli.flags import AnyPath, Command, Group, Integer, option, pairs
 from p2ptrain.errors import UserError
 from p2ptrain.run import PRESETS, Layered, digest, expected_efficiency, layered, to_toml
 from p2ptrain.run import preset as preset_named
@@ -87,9 +87,7 @@ def config() -> None:
 @preset_option
 @set_option
 @click.option("--origin", is_flag=True, help="Say where each value comes from.")
-@click.option(
-    "--replicas", default=2, type=click.IntRange(1), help="Of each stage, for the estimate."
-)
+@click.option("--replicas", default=2, type=Integer(1), help="Of each stage, for the estimate.")
 def show(
     *, run_file: Path | None, preset: str | None, sets: tuple[str, ...], origin: bool, replicas: int
 ) -> None:

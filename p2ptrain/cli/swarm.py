@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p2ptrain.cli.flags import Command, Size, option, pairs
+from p2ptrain.cli.flags import Command, Integer, Size, option, pairs
 from p2ptrain.cli.spec import (
     ANY_PATH,
     data_option,
@@ -70,14 +70,14 @@ class SimulateFlags:
 
 
 @click.command(cls=Command)
-@option("--peers", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--stages", type=click.IntRange(1), help="Pipeline stages; default: the RunSpec's.")
-@click.option("--steps", type=click.IntRange(1), help="Optimizer steps.")
+@option("--peers", type=Integer(1), default=8, show_default=True)
+@click.option("--stages", type=Integer(1), help="Pipeline stages; default: the RunSpec's.")
+@click.option("--steps", type=Integer(1), help="Optimizer steps.")
 @run_option
 @preset_option
 @set_option
 @click.option("--codec", help=f"Codec of all boundaries: {', '.join(NAMES)}.")
-@click.option("--seed", type=click.IntRange(0), help="Of weights, data order and faults.")
+@click.option("--seed", type=Integer(0), help="Of weights, data order and faults.")
 @data_option
 @option("--link", help="Line of each peer, like 200mbit,50ms.")
 @option("--chaos", default="", help="Faults, like kill=30%/min,freeze=1:10s.")

@@ -62,7 +62,7 @@ def _trouble(event: ev.AnyEvent) -> str | None:  # noqa: C901, PLR0911, PLR0912 
 def _milestone(event: ev.AnyEvent) -> str | None:  # noqa: C901, PLR0911, PLR0912 - one line an event
     match event:
         case ev.PeerStarted():
-            return f"joined run {event.run}"
+            return f"taking part in run {event.run}"
         case ev.PeerStopped():
             return f"leaving: {event.reason}"
         case ev.SeatOpened():

@@ -126,6 +126,7 @@ def test_a_virtual_swarm_runs_at_once(capsys: pytest.CaptureFixture[str]) -> Non
     ("args", "reason"),
     [
         ("--peers 0", "--peers"),
+        ("--steps abc", "'abc' is not a valid integer. "),
         ("--peers 300", "at most 256 real ones; try --virtual"),
         ("--chaos kill=30%", "write kill=30%/min"),
         ("--chaos kill=300%/min", "kill=300%/min: at most 100%/min, each peer once a minute"),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from p2ptrain.observe import events as ev
 from p2ptrain.observe.wording import describe, short
-from p2ptrain.units import Chain, Digest, PeerId, Stage, Step
+from p2ptrain.units import Chain, Digest, PeerId, RunId, Stage, Step
 
 
 @settings(max_examples=100, deadline=None)
@@ -63,6 +63,11 @@ def test_every_event_is_worded(event: ev.AnyEvent) -> None:
             ev.Suspected(peer=PeerId("12D3KooWabcdef"), silent_seconds=5.04),
             logging.WARNING,
             "..abcdef is silent since 5.0 s",
+        ),
+        (
+            ev.PeerStarted(run=RunId("r"), addresses=()),  # it may be the one that begins it
+            logging.INFO,
+            "taking part in run r",
         ),
         (ev.LinkUp(peer=PeerId("ann")), logging.DEBUG, "LinkUp: peer ann"),
     ],
