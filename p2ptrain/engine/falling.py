@@ -1,6 +1,7 @@
 """A stage is lost: whether it can be restored, where the run falls back to, or that it ends.
 
-    every stage is served <--> one is not, for PATIENCE_SECONDS (VANISHED_SECONDS, if those who
+    every stage is served <--> one is not: said after NOTED_SECONDS
+                                 |  for PATIENCE_SECONDS (VANISHED_SECONDS, if those who
                                  |  served it died): ask all what they hold
                                  |- it can be restored: wait for whoever takes it, unless that is
                                  |  a step behind, and has counted nothing for STUCK_SECONDS
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from p2ptrain.engine.lifecycle import Node
     from p2ptrain.units import Seconds, Stage, Step
 
+NOTED_SECONDS = 5.0
+"""Before it is told that training waits: a link that broke is there again by then."""
+
 PATIENCE_SECONDS = 20.0
 """From the first look that misses a stage: longer than the machines of a home sleep over."""
 
@@ -59,6 +63,7 @@ class Falling:
         self._counted: dict[Stage, int] = {}
         self._asking = False
         self._told = ""
+        self._noted = False  # said that training waits
 
     def look(self, version: Step, now: Seconds) -> None:
         """``version``: where the run stands, as far as is known; it has begun."""
@@ -67,10 +72,12 @@ class Falling:
             self._counted, self._still = behind, now
         stuck = now - self._still >= STUCK_SECONDS
         if not (self._lost() or stuck):
-            self._since, self._told = None, ""
+            self._since, self._told, self._noted = None, "", False
             return
         if self._since is None:
             self._since = now
+        if now - self._since >= NOTED_SECONDS and not self._noted:
+            self._note()
         if (stuck or now - self._since >= self._patience()) and not self._asking:
             self._asking = True
             over = now - self._since >= GIVE_UP_SECONDS
@@ -78,7 +85,7 @@ class Falling:
 
     def begin_anew(self) -> None:
         """The run has fallen back: whoever serves what is to be seen again."""
-        self._since, self._told, self._counted = None, "", {}
+        self._since, self._told, self._counted, self._noted = None, "", {}, False
 
     def _behind(self, version: Step) -> dict[Stage, int]:
         """Our stages of which nobody is as far as the others, and what we have counted of them."""
@@ -93,6 +100,12 @@ class Falling:
         node = self._node
         died = bool(node.links.peers()) and all(map(node.roster.vanished, self._lost()))
         return VANISHED_SECONDS if died else PATIENCE_SECONDS
+
+    def _note(self) -> None:
+        lost = ", ".join(map(str, self._lost()))
+        if lost:
+            self._noted = True
+            self._node.emit(ev.Alarm(reason=f"nobody serves stage {lost}: training waits"))
 
     def _lost(self) -> list[Stage]:
         return unserved(self._node.roster.views(), self._node.spec.cut.stages)

@@ -161,7 +161,7 @@ class Node:
         self.statuses_changed()  # whoever takes a seat over may begin
         if all(self.admission.untouched(seat) for seat in self.seats.values()):
             self.ended.set()
-        asyncio.get_running_loop().call_later(self.options.drain_seconds, self.ended.set)
+        asyncio.get_running_loop().call_later(self.options.drain_seconds, self.parting.leave_anyway)
 
     def come_to_end(self) -> None:
         """Somebody has completed the run: who has no seat, or none that counted, may go."""

@@ -91,6 +91,20 @@ class Parting:
                 )
                 node.emit(ev.Alarm(reason=reason))
 
+    def leave_anyway(self) -> None:
+        """The time to drain is over: go, and say what nobody serves from now on."""
+        node = self._node
+        if node.ended.is_set():
+            return
+        alone = [str(stage) for stage in sorted(node.seats) if not self._served(stage)]
+        if alone and self.heirs():
+            reason = (
+                f"nobody has taken stage {', '.join(alone)} over: leaving; once it is served "
+                "again, the run goes on from its last checkpoint"
+            )
+            node.emit(ev.Alarm(reason=reason))
+        node.ended.set()
+
     def _ends(self, seat: SeatRuntime) -> bool:
         """Whether its step ends without anybody else: those who are gone may have taken it."""
         machine = seat.stepper.machine

@@ -15,6 +15,7 @@ from p2ptrain.core.chain import genesis_chain
 from p2ptrain.core.resuming import Holding
 from p2ptrain.engine.falling import (
     GIVE_UP_SECONDS,
+    NOTED_SECONDS,
     PATIENCE_SECONDS,
     STUCK_SECONDS,
     VANISHED_SECONDS,
@@ -37,6 +38,7 @@ SPEC = msgspec.structs.replace(
 )
 RUN = digest(SPEC)
 ME, ANN, BOB = PeerId("me"), PeerId("ann"), PeerId("bob")
+WAITS = ev.Alarm(reason="nobody serves stage 1: training waits")
 LATE = Step(9)  # too late to begin again from the seed
 
 
@@ -119,7 +121,17 @@ def test_a_stage_that_comes_back_is_nobodys_matter() -> None:
         await node.looks(5)
         node.roster.lost(ANN)
         await node.looks(PATIENCE_SECONDS)
-        assert (node.asked, node.events) == (0, [])
+        assert (node.asked, node.events) == (0, [WAITS, WAITS])
+
+    play(story)
+
+
+def test_that_training_waits_is_said_once_when_it_is_no_moment() -> None:
+    async def story(node: Node) -> None:
+        await node.looks(NOTED_SECONDS)
+        assert node.events == []
+        await node.looks(PATIENCE_SECONDS - NOTED_SECONDS)
+        assert node.events == [WAITS]
 
     play(story)
 
@@ -162,7 +174,7 @@ def test_what_can_be_restored_is_waited_for() -> None:
     async def story(node: Node) -> None:
         node.others = {ANN: (holding(1, 9),)}
         await node.looks(GIVE_UP_SECONDS + 10)
-        assert (node.declared, node.given_up, node.events) == ([], [], [])
+        assert (node.declared, node.given_up, node.events) == ([], [], [WAITS])
 
     play(story)
 
@@ -189,7 +201,7 @@ def test_a_run_of_which_nothing_is_left_is_given_up_after_a_while_and_told_once_
     async def story(node: Node) -> None:
         await node.looks(GIVE_UP_SECONDS)
         why = "stage 1 is lost: nobody here holds a checkpoint"
-        assert node.events == [ev.Alarm(reason=f"{why}; waiting for somebody who holds it")]
+        assert node.events == [WAITS, ev.Alarm(reason=f"{why}; waiting for somebody who holds it")]
         assert node.given_up == []
         await node.looks(2)
         assert node.given_up[0] == why

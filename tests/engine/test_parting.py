@@ -35,7 +35,9 @@ class Node:
         self.holdings = SimpleNamespace(leave=lambda seat: self.did.append(f"saves {seat.stage}"))
         self.spec = SimpleNamespace(cut=SimpleNamespace(stages=2))
         self.options = SimpleNamespace(drain_seconds=60.0)
-        self.ended = SimpleNamespace(set=lambda: self.did.append("ended"))
+        self.ended = SimpleNamespace(
+            set=lambda: self.did.append("ended"), is_set=lambda: "ended" in self.did
+        )
         self.did: list[str] = []
         self.said: list[ev.AnyEvent] = []
         self.emit = self.said.append
@@ -115,6 +117,24 @@ def test_it_says_once_that_it_must_stay(node: Any, parting: Parting) -> None:
     parting.leave_in_vain()
     (said,) = node.said
     assert "only this peer serves stage 1" in said.reason
+
+
+def test_when_its_time_is_over_it_says_what_nobody_has_taken(node: Any, parting: Parting) -> None:
+    node.hears(0, "serving")
+    parting.leave_anyway()
+    parting.leave_anyway()
+    (said,) = node.said
+    assert "nobody has taken stage 1 over: leaving" in said.reason
+    assert node.did == ["ended"]
+
+
+@pytest.mark.parametrize(("stage", "state"), [(1, "serving"), (0, "draining")])
+def test_whose_stage_is_served_or_who_is_alone_leaves_without_a_word(
+    node: Any, parting: Parting, stage: int, state: str
+) -> None:
+    node.hears(stage, state)
+    parting.leave_anyway()
+    assert (node.did, node.said) == (["ended"], [])
 
 
 @pytest.mark.parametrize(("sums", "did"), [(1, ["saves 1", "ended"]), (2, [])])

@@ -78,3 +78,23 @@ def test_words(event: ev.AnyEvent, level: int, words: str) -> None:
 
 def test_short_names_stay() -> None:
     assert short("ann") == "ann"
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        (9, "the run begins again at step 4, epoch 1; discarded: step 9 of epoch 0, chain 0a; why"),
+        (0, "the run begins again at step 4, epoch 1; why"),  # a newcomer had nothing
+    ],
+)
+def test_a_rollback_names_what_is_discarded_if_anything_is(left: int, words: str) -> None:
+    event = ev.RolledBack(
+        epoch=1,
+        version=Step(4),
+        chain=Chain(b"\x0b"),
+        discarded_epoch=0,
+        discarded_version=Step(left),
+        discarded_chain=Chain(b"\x0a"),
+        reason="why",
+    )
+    assert describe(event) == (logging.WARNING, words)
