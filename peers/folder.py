@@ -12,7 +12,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from p2ptrain.core.checkpoint import STATE_SUFFIX, listed
+from p2ptrain.core.checkpoint import listed
 from p2ptrain.data.store import sole_owner
 from p2ptrain.errors import UserError
 
@@ -38,7 +38,7 @@ def refuse_to_replace(folder: Path, run: RunId) -> None:
     Raises:
         UserError: the folder holds checkpoints of this run.
     """
-    if any(folder.glob(f"{run}.stage-*{STATE_SUFFIX}")):
+    if _holds(folder, run):
         raise UserError(
             f"{folder} holds checkpoints of this run, which a run that begins again would "
             "replace: add --resume to go on from them (or to join those who do), or name "
@@ -52,9 +52,14 @@ def refuse_to_wait(folder: Path, run: RunId) -> None:
     Raises:
         UserError: the folder holds no checkpoint of this run.
     """
-    if not listed((path.name for path in folder.iterdir()), run):
+    if not _holds(folder, run):
         raise UserError(
             f"--resume: {folder} holds no checkpoint of run {run}, and with --new-swarm alone "
             "there is nobody to get one from: name the folder that has one, give "
             "--initial-peers ADDRESS of a peer that resumes, or leave out --resume to begin"
         )
+
+
+def _holds(folder: Path, run: RunId) -> bool:
+    """A state without its header is nothing: whoever wrote it did not come to the end."""
+    return bool(listed((path.name for path in folder.iterdir()), run))

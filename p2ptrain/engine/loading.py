@@ -169,7 +169,7 @@ class Loader:
         views = [view for view in roster.views() if view.state != "joining"]
         heard = [view for view in views if roster.counts(view.peer)] or views
         versions = [view.version for view in heard]
-        left = max(root.step, roster.furthest())
+        left = max(root.step, roster.departed.middle)
         return Step(statistics.median_low(versions)) if versions else left
 
     def foremost(self) -> Step:

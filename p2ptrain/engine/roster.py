@@ -6,8 +6,8 @@ and send no heartbeats. A peer is live while membership has heard from it lately
 
 Invariants: versions only grow within an incarnation and an epoch; a new incarnation starts
 afresh; who is of another epoch than we serves nothing here until it is of ours; of who
-is gone nothing stays for longer than the directory lists it, but its last incarnation (an
-old process of a peer that was started again must not be taken for it).
+is gone nothing stays for longer than the directory lists it, but how far it had come (departed)
+and its last incarnation (an old process of a restarted peer must not be taken for it).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from p2ptrain.core.assignment import SeatView
+from p2ptrain.engine.departed import Departed
 from p2ptrain.engine.listing import at_listed_rates
 from p2ptrain.units import Stage, Step
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from p2ptrain.core.agreement import Position
     from p2ptrain.units import PeerId
     from p2ptrain.wire.messages import SeatStatus
-
 
 INCARNATIONS_MOST = 4096  # as many as there can be links; who was met longest ago goes first
 
@@ -41,7 +41,7 @@ class Roster:
     def __init__(self, me: PeerId) -> None:
         self.begun = False
         self._me = me
-        self._epoch, self._most = 0, Step(0)  # the latter: of those no longer in _heard
+        self._epoch, self.departed = 0, Departed()
         self._heard: dict[PeerId, dict[Stage, SeatView]] = {}
         self._listed: tuple[SeatView, ...] = ()
         self._dead: dict[PeerId, bool] = {}  # and whether it has vanished
@@ -81,6 +81,8 @@ class Roster:
         was_dead = peer in self._dead  # who speaks is alive, whatever was thought of it
         if after == before and not was_dead:
             return "nothing"
+        closed = before.values() if before.keys() - after.keys() else ()
+        self.departed.note(peer, filter(self._ours, closed))
         self._heard[peer] = after
         self._dead.pop(peer, None)
         for stage in (*before, *after):
@@ -99,7 +101,7 @@ class Roster:
 
     def begin_anew(self, epoch: int) -> None:
         """We are of another lineage now: whoever is not yet serves nothing."""
-        self._epoch, self._most = epoch, Step(0)
+        self._epoch, self.departed = epoch, Departed()
         self._beyond.clear()
         self._forget()
 
@@ -111,7 +113,7 @@ class Roster:
             del self._incarnations[next(iter(self._incarnations))]
         if known is None or known == incarnation:
             return False
-        self._heard.pop(peer, None)
+        self.departed.note(peer, filter(self._ours, self._heard.pop(peer, {}).values()))
         self._forget()
         return True
 
@@ -142,8 +144,7 @@ class Roster:
 
     def forget(self, peer: PeerId) -> None:
         """``peer`` would come back as a stranger; how far it had come stays known."""
-        self._most = self.furthest()
-        self._heard.pop(peer, None)
+        self.departed.note(peer, filter(self._ours, self._heard.pop(peer, {}).values()))
         self._prune()
         self._forget()
 
@@ -165,15 +166,14 @@ class Roster:
 
     def left(self, peer: PeerId) -> None:
         """``peer`` went in an orderly way; how far it had come stays known."""
-        self._most, self._dead[peer] = self.furthest(), False
-        self._heard.pop(peer, None)
+        self._dead[peer] = False
+        self.departed.note(peer, filter(self._ours, self._heard.pop(peer, {}).values()))
         self._forget()
         self._listed = tuple(seat for seat in self._listed if seat.peer != peer)
 
     def list(self, seats: Iterable[SeatView]) -> None:
         """What the directory lists, whole."""
-        listed = tuple(seats)
-        if listed != self._listed:
+        if (listed := tuple(seats)) != self._listed:
             self._listed = listed
             self._prune()
             self._forget()
@@ -245,7 +245,7 @@ class Roster:
     def furthest(self) -> Step:
         """The highest version that a peer has told us itself; the directory's word is a hint."""
         told = (view for views in self._heard.values() for view in views.values())
-        return max((self._most, *(view.version for view in told if self._ours(view))))
+        return max((self.departed.furthest, *(view.version for view in told if self._ours(view))))
 
     def callable_seats(self) -> tuple[SeatView, ...]:
         """Whom to open links to: also who could not be reached, or was lost, while it is listed.

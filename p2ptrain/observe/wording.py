@@ -105,7 +105,7 @@ def _committed(event: ev.StepCommitted) -> str:
 
 def _fallen(event: ev.RolledBack) -> str:
     to = f"step {event.version}, epoch {event.epoch}"
-    if event.discarded_version <= event.version:  # a newcomer hears what was before it
+    if not event.discarded_version:  # a newcomer hears what was before it
         return f"the run begins again at {to}; {event.reason}"
     left = f"step {event.discarded_version} of epoch {event.discarded_epoch}"
     chain = event.discarded_chain.hex()[:12]

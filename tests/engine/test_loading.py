@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -11,7 +12,7 @@ from p2ptrain.core.assignment import SeatView
 from p2ptrain.engine.committing import Committer
 from p2ptrain.engine.loading import Loader
 from p2ptrain.engine.roster import Roster
-from p2ptrain.errors import MisbehaviourError
+from p2ptrain.errors import LinkError, MisbehaviourError
 from p2ptrain.observe import events as ev
 from p2ptrain.sim.compute import CostModel, ToyCompute, ToyStage
 from p2ptrain.sim.scenario import PeerPlan, Scenario, SwarmResult, crowd
@@ -21,6 +22,8 @@ from p2ptrain.units import PeerId, Stage, Step
 from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from p2ptrain.core.agreement import Position, Sum
     from p2ptrain.engine.committing import Done
     from p2ptrain.run import RunSpec
@@ -133,17 +136,65 @@ def test_where_the_run_stands_is_heard_from_peers_not_read_in_old_records() -> N
     assert Loader(node).foremost() == 4
 
 
-@pytest.mark.parametrize("way", [["lost", "forget"], ["left"], ["out_of_sight"]])
-def test_where_the_run_stood_is_not_forgotten_when_nobody_is_left_to_say_it(way: list[str]) -> None:
-    roster = Roster(PeerId("me"))
-    root = SimpleNamespace(step=Step(2))
-    node: Any = SimpleNamespace(roster=roster, seats={}, lineage=SimpleNamespace(root=root))
-    assert Loader(node).foremost() == 2
-    status = m.SeatStatus(
-        stage=Stage(0), state="serving", version=Step(4), rate=1.0, queue=0, parked=0
+def at(version: int, state: Any = "serving") -> m.SeatStatus:
+    return m.SeatStatus(
+        stage=Stage(0), state=state, version=Step(version), rate=1.0, queue=0, parked=0
     )
-    roster.hear(PeerId("last"), [status])
-    for word in way:
-        getattr(roster, word)(PeerId("last"))
-        assert roster.views() == ()
-        assert Loader(node).foremost() == 4
+
+
+def loader_of(roster: Roster, root: int = 0) -> Loader:
+    """Of a newcomer without a seat."""
+
+    async def restore(stage: Stage, _version: Step) -> None:
+        raise LinkError(f"nobody holds stage {stage}")
+
+    node: Any = SimpleNamespace(
+        me=PeerId("me"),
+        roster=roster,
+        seats={},
+        emit=lambda _event: None,
+        lineage=SimpleNamespace(root=SimpleNamespace(step=Step(root))),
+        holdings=SimpleNamespace(restore=restore),
+        resumption=SimpleNamespace(origin=None, anew=False),
+        spec=SimpleNamespace(cut=SimpleNamespace(stages=3)),
+    )
+    return Loader(node)
+
+
+LAST = PeerId("last")
+WAYS: dict[str, Callable[[Roster], object]] = {
+    "lost for good": lambda roster: (roster.lost(LAST), roster.forget(LAST)),
+    "out of sight": lambda roster: roster.out_of_sight(LAST),
+    "gone with its seats": lambda roster: roster.left(LAST),
+    "drained": lambda roster: (roster.hear(LAST, []), roster.left(LAST)),
+    "restarted": lambda roster: roster.incarnated(LAST, 2),
+    "loading again": lambda roster: (
+        roster.hear(LAST, []),
+        roster.hear(LAST, [at(0, "joining")]),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_where_the_run_stood_is_not_forgotten_when_nobody_is_left_to_say_it(way: str) -> None:
+    roster = Roster(PeerId("me"))
+    assert loader_of(roster, root=2).foremost() == 2
+    roster.incarnated(LAST, 1)
+    roster.hear(LAST, [at(42)])
+    WAYS[way](roster)
+    assert [view for view in roster.views() if view.state != "joining"] == []
+    loader = loader_of(roster)
+    assert loader.foremost() == 42
+    assert asyncio.run(loader.state(Stage(1), cast("Any", None), fresh=False)) is None
+
+
+def test_one_who_lies_does_not_say_where_the_run_stood() -> None:
+    roster = Roster(PeerId("me"))
+    honest = [PeerId(f"p{number}") for number in range(5)]
+    for peer in honest:
+        roster.hear(peer, [at(1)])
+    roster.hear(PeerId("liar"), [at(10**6)])
+    assert loader_of(roster).foremost() == 1
+    for peer in (PeerId("liar"), *honest):
+        roster.left(peer)
+    assert loader_of(roster).foremost() == 1

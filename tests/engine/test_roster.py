@@ -298,6 +298,14 @@ def test_whom_it_has_met_is_known_also_when_it_is_gone() -> None:
     assert roster.has_met(strangers[0])
 
 
+def test_who_was_of_another_epoch_does_not_say_where_ours_stood() -> None:
+    roster = Roster(ME)
+    roster.begin_anew(1)
+    roster.hear(A, [status(0, version=7)])
+    roster.hear(A, [])
+    assert (roster.departed.middle, roster.furthest()) == (0, 0)
+
+
 def test_how_far_somebody_had_come_stays_known_when_he_has_left() -> None:
     roster = Roster(ME)
     roster.hear(A, [status(0, version=7)])

@@ -84,6 +84,7 @@ def test_short_names_stay() -> None:
     ("left", "words"),
     [
         (9, "the run begins again at step 4, epoch 1; discarded: step 9 of epoch 0, chain 0a; why"),
+        (3, "the run begins again at step 4, epoch 1; discarded: step 3 of epoch 0, chain 0a; why"),
         (0, "the run begins again at step 4, epoch 1; why"),  # a newcomer had nothing
     ],
 )

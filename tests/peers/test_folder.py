@@ -18,6 +18,8 @@ def test_who_forgets_to_resume_does_not_replace_old_checkpoints(tmp_path: Path) 
     (tmp_path / f"{OTHER_RUN}.stage-0.epoch-0.step-5.safetensors").touch()
     refuse_to_replace(tmp_path, RUN)
     (tmp_path / f"{RUN}.stage-0.epoch-0.step-5.safetensors").touch()
+    refuse_to_replace(tmp_path, RUN)  # whoever wrote it did not come to the header
+    (tmp_path / f"{RUN}.stage-0.epoch-0.step-5.header").touch()
     with pytest.raises(UserError, match="add --resume"):
         refuse_to_replace(tmp_path, RUN)
 

@@ -97,7 +97,14 @@ PLANS = {
     # a stage is lost: it is restored alone, or the run begins again, at step 3 or at the first
     "restored": plan(13, blow("stage-loss", "counting", 40), steps=5, kept=1),
     "fallen": plan(14, blow("stage-loss", "counting", 90), steps=7, kept=3),
-    "fallen, from another seed": plan(15, blow("stage-loss", "counting", 90), steps=6, kept=3),
+    "fallen, one asleep": plan(
+        824,
+        blow("freeze", "counting", 60, 30.0),
+        blow("stage-loss", "counting", 90),
+        steps=7,
+        kept=3,
+    ),
+    "fallen, of three": plan(46, blow("stage-loss", "counting", 60), steps=7, kept=6, replicas=3),
     "anew": plan(15, blow("stage-loss", "counting", 40), steps=4, kept=4),
     # found among random ones: overlaps come up and are taken out; a forger says bitmaps again
     **msgspec.json.decode(FOUND.read_bytes(), type=dict[str, SwarmPlan]),

@@ -189,6 +189,29 @@ def test_who_came_as_all_others_died_in_the_first_steps_begins_the_run_again(
     assert trained(result, run)
 
 
+@pytest.mark.parametrize("after", [0.0, 0.85])
+def test_who_came_as_the_last_peer_left_does_not_begin_a_run_again_that_had_come_far(
+    play: Play, cue: MakeCue, after: float
+) -> None:
+    """It left as it should, and nothing of it is to be had: the run is given up."""
+
+    def leaving(world: SimWorld, entry: ev.Entry) -> PeerId:
+        node = world.hosts[PeerId("p0")].node
+        assert node is not None
+        node.drain()
+        return entry.peer
+
+    alone = [PeerPlan(peer=PeerId("p0"), speed=3.0)]
+    result = play(
+        Scenario(spec=spec(every=1, steps=60), peers=alone, stall_seconds=400.0),
+        cue("comes", counted(40, 1), joining, after=after),
+        cue("leaves", linked, leaving, after=0.1 if after else 0.0),
+        holds=False,
+    )
+    assert 0 not in [each.version for each in all_of(result, ev.SeatOpened, "peer-new-0001")]
+    assert all_of(result, ev.RunLost, "peer-new-0001")
+
+
 LONG = spec(steps=150)
 
 
