@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from p2ptrain.core.membership import FORGET_SECONDS
+from p2ptrain.engine.departed import DEPARTED_MOST
 from p2ptrain.observe import events as ev
 from p2ptrain.sim.scenario import Scenario, crowd
 from p2ptrain.sim.toy import ToyCorpus, reference, toy_spec
@@ -86,12 +87,13 @@ class Churned(SimWorld):
 
 @pytest.mark.timeout(90)
 def test_nothing_is_kept_of_peers_that_are_gone() -> None:
-    """But the number of their last start, for a while: see the roster."""
+    """But the number of their last start, for a while (roster), and how far the last few came."""
     spec = toy_spec(stages=2, microbatches=8, steps=STEPS)
     world = Churned(Scenario(spec=spec, peers=crowd(8, speeds=(SLOW,)), seed=5))
     result = world.run()
     assert result.holds
     assert result.weights_digest == reference(spec, ToyCorpus(spec)).weights_digest
     assert len(world.gone) >= 10
-    assert set(world.left) == {"Roster"}
+    assert set(world.left) == {"Roster", "Departed"}
     assert world.left["Roster"] == STAYING * len(world.gone)
+    assert world.left["Departed"] <= STAYING * DEPARTED_MOST < world.left["Roster"]
