@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MOST_ROWS = 4096
-"""Of a message, drawn: a mean over so many tokens is sure to 2%. All 65,536 rows of a GPU's
-microbatch took a core some 20 ms a boundary (by hand), in which the GPU stood still."""
+"""Of a message, drawn: a mean over so many tokens is sure to 2%. While a core reads
+all 65,536 rows of a GPU's microbatch, the GPU stands still."""
 
 LIMIT_SHARE = 0.02
 """Of a channel's range: what is that near to an end is told apart from it by no codec of 4 bits."""

@@ -82,11 +82,11 @@ class Parting:
                     node.holdings.leave(seat)
                 node.ended.set()
         elif not self._told:
-            alone = [str(stage) for stage in sorted(node.seats) if not self._served(stage)]
+            alone = self._held_alone()
             self._told = bool(alone)
             if alone:
                 reason = (
-                    f"only this peer serves stage {', '.join(alone)}: staying until another does, "
+                    f"only this peer serves stage {alone}: staying until another does, "
                     f"{node.options.drain_seconds:.0f} s at most"
                 )
                 node.emit(ev.Alarm(reason=reason))
@@ -96,14 +96,19 @@ class Parting:
         node = self._node
         if node.ended.is_set():
             return
-        alone = [str(stage) for stage in sorted(node.seats) if not self._served(stage)]
+        alone = self._held_alone()
         if alone and self.heirs():
             reason = (
-                f"nobody has taken stage {', '.join(alone)} over: leaving; once it is served "
+                f"nobody has taken stage {alone} over: leaving; once it is served "
                 "again, the run goes on from its last checkpoint"
             )
             node.emit(ev.Alarm(reason=reason))
         node.ended.set()
+
+    def _held_alone(self) -> str:
+        """Our stages that nobody else serves to stay, in words; empty if there are none."""
+        stages = (stage for stage in sorted(self._node.seats) if not self._served(stage))
+        return ", ".join(map(str, stages))
 
     def _ends(self, seat: SeatRuntime) -> bool:
         """Whether its step ends without anybody else: those who are gone may have taken it."""

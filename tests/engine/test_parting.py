@@ -13,6 +13,8 @@ from p2ptrain.units import PeerId, Stage, Step
 from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from p2ptrain.observe import events as ev
 
 ME, HEIR = PeerId("me"), PeerId("heir")
@@ -111,21 +113,29 @@ def test_nobody_is_waited_for_when_all_leave(node: Any, parting: Parting) -> Non
     assert node.did == ["closed: drained", "ended"]
 
 
-def test_it_says_once_that_it_must_stay(node: Any, parting: Parting) -> None:
+@pytest.mark.parametrize(
+    ("leave", "words", "did"),
+    [
+        pytest.param(
+            Parting.leave_in_vain, "only this peer serves stage 1: staying", [], id="stays"
+        ),
+        pytest.param(
+            Parting.leave_anyway,
+            "nobody has taken stage 1 over: leaving",
+            ["ended"],
+            id="time over",
+        ),
+    ],
+)
+def test_it_says_once_what_nobody_takes_over(
+    node: Any, parting: Parting, leave: Callable[[Parting], None], words: str, did: list[str]
+) -> None:
     node.hears(0, "serving")
-    parting.leave_in_vain()
-    parting.leave_in_vain()
+    leave(parting)
+    leave(parting)
     (said,) = node.said
-    assert "only this peer serves stage 1" in said.reason
-
-
-def test_when_its_time_is_over_it_says_what_nobody_has_taken(node: Any, parting: Parting) -> None:
-    node.hears(0, "serving")
-    parting.leave_anyway()
-    parting.leave_anyway()
-    (said,) = node.said
-    assert "nobody has taken stage 1 over: leaving" in said.reason
-    assert node.did == ["ended"]
+    assert words in said.reason
+    assert node.did == did
 
 
 @pytest.mark.parametrize(("stage", "state"), [(1, "serving"), (0, "draining")])
